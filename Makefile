@@ -1,0 +1,36 @@
+# Set-up, demo and tests. Everything is installed into .venv inside this folder, nothing outside it.
+# PYTHON=... chooses the interpreter (3.11 or newer), CORES=... how many cores a workflow may use.
+
+SHELL := /bin/sh
+CORES ?= 2
+VENV := .venv/bin/python
+SOURCES := fairseq_prefix workflow tests setup.py
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-test demo test lint clean
+
+help:  ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*##/\1#/p' Makefile | while IFS='#' read -r name text; do printf '  make %-8s%s\n' "$$name" "$$text"; done
+
+setup:  ## Create .venv with the locked versions (done by the other targets too)
+	@PYTHON="$(PYTHON)" workflow/setup.sh run
+
+setup-test:
+	@PYTHON="$(PYTHON)" workflow/setup.sh test
+
+demo: setup  ## Train a prefix over a small frozen BART, from nothing to a table of scores, offline
+	@$(VENV) workflow/scripts/unlock.py
+	@$(VENV) -m snakemake --cores $(CORES) --configfile configs/demo.yaml
+	@cat results/demo_summary/rouge.txt results/demo_table/bleu.txt
+
+test: lint  ## Linters, then all tests
+	@$(VENV) -m pytest -n 2
+
+lint: setup-test  ## ruff, snakefmt and Snakemake's own linter
+	@$(VENV) -m ruff check $(SOURCES)
+	@$(VENV) -m ruff format --check $(SOURCES)
+	@$(VENV) -m snakefmt --check Snakefile workflow
+	@$(VENV) tests/lint_workflow.py
+
+clean:  ## Remove what the workflow made (data, bases, runs, results, logs); fetched files and .venv stay
+	@rm -rf data bases runs results logs .snakemake

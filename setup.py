@@ -1,0 +1,42 @@
+"""Packaging of the fairseq plugin. The workflow beside it runs from the clone and is not installed."""
+
+from setuptools import setup
+
+setup(
+    name="fairseq-prefix",
+    version="0.1.0",
+    description="Prefix-tuning of pretrained BART in fairseq, with a workflow from raw data to score",
+    long_description="Prefix-tuning (Li and Liang, 2021) as a fairseq plugin, and a Snakemake workflow around it.",
+    packages=["fairseq_prefix"],
+    python_requires=">=3.11",
+    install_requires=[
+        "fairseq-fixed>=0.12.3.1,<0.13",  # fairseq's main branch, mended for Python 3.11; provides the module `fairseq`
+        "numpy>=1.26,<3",
+        "safetensors>=0.4,<1",
+        "torch>=2.6",  # the first to load checkpoints without unpickling arbitrary objects
+    ],
+    extras_require={
+        "workflow": [
+            "jsonschema>=4.20,<5",
+            "psutil>=5.9",
+            "pyyaml>=6,<7",
+            "regex>=2023.1",
+            "rouge-score>=0.1.2,<0.2",
+            "sacrebleu>=2.4,<3",
+            "sentencepiece>=0.2,<0.3",
+            "snakemake>=9.11,<10",
+            "tqdm>=4.66,<5",
+        ],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "ruff>=0.9",
+            "snakefmt>=1,<3",
+            "transformers>=4.50,<6",
+        ],
+    },
+    classifiers=[
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+    ],
+)

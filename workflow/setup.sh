@@ -1,0 +1,98 @@
+#!/bin/sh
+# Create or update the virtual environment .venv: `workflow/setup.sh run`, or `test` for the test tools as well.
+# Does nothing when the lock files have not changed since it last finished. PYTHON chooses the interpreter.
+set -eu
+cd "$(dirname "$0")/.."
+venv=.venv
+unfinished=$venv/unfinished  # present from the start of an environment to its end: an interrupted one is begun again
+
+fail() {
+    echo "error: $*" >&2
+    exit 1
+}
+
+# An interpreter that works and is at least 3.11; the two versions that were tested come first.
+find_python() {
+    if [ -n "${PYTHON:-}" ]; then
+        command -v "$PYTHON" >/dev/null 2>&1 || fail "PYTHON=$PYTHON: no such interpreter."
+        "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+            fail "PYTHON=$PYTHON is older than Python 3.11, which this project needs."
+        command -v "$PYTHON"
+        return
+    fi
+    for allowed in '(3, 11) <= version < (3, 13)' '(3, 11) <= version'; do
+        for candidate in python3 python3.12 python3.11 python3.13 python3.14; do
+            if "$candidate" -c "import sys; version = sys.version_info; sys.exit(not $allowed)" 2>/dev/null; then
+                command -v "$candidate"
+                return
+            fi
+        done
+    done
+    fail "No Python 3.11 or newer was found; install one, or name it: make ${target:-setup} PYTHON=/path/to/python3.11."
+}
+
+# fairseq is compiled here, so its prerequisites are checked before gigabytes are fetched.
+check_prerequisites() {
+    "$1" -c 'import venv, ensurepip' 2>/dev/null ||
+        fail "$1 has no venv module; install it (on Debian and Ubuntu the package python3-venv or python3.11-venv)."
+    compiler=${CXX:-c++}
+    # shellcheck disable=SC2086 -- CXX may carry options
+    echo 'int main() { return 0; }' | $compiler -x c++ -fsyntax-only - 2>/dev/null ||
+        fail "No working C++ compiler ($compiler) was found, and fairseq is compiled during set-up; install g++, or name one: CXX=/path/to/c++."
+    include=$("$1" -c 'import sysconfig; print(sysconfig.get_path("include"))')
+    [ -f "$include/Python.h" ] ||
+        fail "Python's headers are missing ($include/Python.h); install them (on Debian and Ubuntu the package python3-dev or python3.11-dev)."
+}
+
+create_venv() {
+    python=$(find_python)
+    check_prerequisites "$python"
+    echo "Creating $venv with $python ($("$python" -c 'import platform; print(platform.python_version())'))"
+    rm -rf "$venv"
+    mkdir "$venv"
+    : >"$unfinished"
+    "$python" -m venv "$venv"
+}
+
+pip_install() {
+    "$venv/bin/python" -m pip install --quiet --progress-bar off --disable-pip-version-check "$@" ||
+        fail "pip could not install the locked versions (its own message is above). Run make again once that is mended."
+}
+
+install_run() {
+    # What fairseq's build imports comes first, and without build isolation: isolated, it would fetch a second torch.
+    echo "Installing torch and build tools (1/3)"
+    pip_install --constraint requirements.lock torch numpy cython setuptools wheel
+    echo "Installing the locked versions, compiling fairseq once: this takes some minutes (2/3)"
+    pip_install --constraint requirements.lock --no-deps torchaudio
+    pip_install --no-build-isolation --requirement requirements.lock
+    echo "Installing the project itself (3/3)"
+    pip_install --no-build-isolation --no-deps --editable .
+}
+
+install_test() {
+    echo "Installing the test tools"
+    pip_install --no-deps --force-reinstall --requirement requirements-test.lock
+}
+
+# One install step, skipped when this folder and the files the step depends on ($2 ...) are those it last finished with.
+ensure() {
+    step=$1
+    shift
+    stamp=$venv/$step-$( (pwd && cat "$@") | cksum | tr ' ' '-')
+    [ -f "$stamp" ] && return
+    "install_$step"
+    rm -f "$venv/$step"-*
+    : >"$stamp"
+}
+
+kind=${1:-run}
+target=$([ "$kind" = test ] && echo test || echo setup)
+if [ -f "$unfinished" ] || ! "$venv/bin/python" -c 'import pip' 2>/dev/null; then
+    create_venv
+fi
+ensure run requirements.lock setup.py
+rm -f "$unfinished"
+if [ "$kind" = test ]; then
+    ensure test requirements.lock requirements-test.lock
+fi
