@@ -1,19 +1,29 @@
-"""What every stage's script shares: errors a user can act on, files that are whole or absent, JSON lines, progress bars."""
+"""What every stage's script shares: errors a user can act on, files that are whole or absent, readers, progress."""
 
 from __future__ import annotations
 
+import bz2
 import contextlib
+import gzip
 import hashlib
 import json
+import lzma
 import os
+import re
 import sys
+import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
 SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+# What a truncated or damaged compressed file raises while it is read, whatever its format.
+DAMAGED = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, tarfile.TarError)
+# Everything that some tool takes for the end of a line, and the tab, which separates columns in the output of fairseq.
+_LINE_BREAKS = re.compile("[\t\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]+")
 
 
 class UserError(Exception):
@@ -75,18 +85,30 @@ def write_jsonl(path: str | os.PathLike, rows: Iterable[dict]) -> int:
     return count
 
 
-def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
-    """(line number, line without its end) of a UTF-8 text file; a byte-order mark and CRLF are taken off.
+def single_line(text: str) -> str:
+    """The text on one line: each run of line breaks and tabs becomes one space, the ends are stripped."""
+    return _LINE_BREAKS.sub(" ", text).strip()
 
-    Raises:
-        UserError: the file is missing, is not UTF-8, or holds a NUL byte (named with its line).
-    """
+
+def _raw_lines(path: str | os.PathLike) -> Iterator[bytes]:
+    """Lines of a file, decompressed where its name ends in .gz."""
     try:
-        file = open(path, "rb")
+        with gzip.open(path, "rb") if str(path).endswith(".gz") else open(path, "rb") as file:
+            yield from file
+    except DAMAGED as error:
+        raise UserError(f"{path}: truncated or damaged ({error}); fetch it again") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    with file:
-        for number, raw in enumerate(file, 1):
+
+
+def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
+    """(line number, line without its end) of a UTF-8 text file, plain or .gz; a byte-order mark and CRLF are taken off.
+
+    Raises:
+        UserError: the file is missing, truncated, not UTF-8, or holds a NUL byte (named with its line).
+    """
+    with contextlib.closing(_raw_lines(path)) as lines:
+        for number, raw in enumerate(lines, 1):
             if b"\0" in raw:
                 raise UserError(f"{path}, line {number}: holds a NUL byte; the file is damaged or not text")
             try:
@@ -115,6 +137,44 @@ def read_json(path: str | os.PathLike):
         return json.loads(text)
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error})") from None
+
+
+@contextlib.contextmanager
+def open_tar(path: str | os.PathLike) -> Iterator[Iterator[tuple[str, tarfile.TarInfo, tarfile.ExFileObject]]]:
+    """Stream the regular files of a tar archive (plain, .gz, .bz2, .xz) in order; nothing is ever extracted by name.
+
+    Yields an iterator of (member name, member, readable file); each file is to be read before the next is asked for.
+
+    Raises:
+        UserError: the archive is missing, truncated or damaged, or holds a member that is a link, a device, or lies
+            outside the archive's folder.
+    """
+    try:
+        with open(path, "rb") as raw:
+            magic = raw.read(6)
+        opener = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}.get(magic[:2], open)
+        # tarfile's own stream mode checks no checksum and takes a cut-off .gz for a complete one, hence our own opener.
+        with opener(path, "rb") as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+            yield _safe_members(path, archive, stream)
+    except DAMAGED as error:
+        raise UserError(f"{path}: truncated or damaged archive ({error}); fetch it again") from None
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        if error.filename != os.fspath(path):
+            raise
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _safe_members(path, archive: tarfile.TarFile, stream):
+    for member in archive:
+        name = PurePosixPath(member.name)
+        if name.is_absolute() or ".." in name.parts:
+            raise UserError(f"{path}: member {member.name!r} lies outside the archive's folder; the archive is refused")
+        if not (member.isreg() or member.isdir()):
+            raise UserError(f"{path}: member {member.name!r} is a link or a device; the archive is refused")
+        if member.isreg():
+            yield member.name, member, archive.extractfile(member)
+    while stream.read(1 << 20):  # to the end, where the checksum is
+        pass
 
 
 def sha256_file(path: str | os.PathLike) -> str:

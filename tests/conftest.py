@@ -1,0 +1,70 @@
+"""What every test shares: the scripts on the path, the real data where it is present, a made-up byte BPE."""
+
+import io
+import json
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SCRIPTS = REPOSITORY / "workflow" / "scripts"
+sys.path[:0] = [str(SCRIPTS), str(REPOSITORY)]
+
+
+@pytest.fixture
+def shared_data():
+    """A function from a name below ../shared/data to its path; the test is skipped where the file is absent."""
+
+    def find(name: str) -> Path:
+        path = REPOSITORY.parent / "shared" / "data" / name
+        if not path.exists():
+            pytest.skip(f"the real data {path.name} is not beside this repository")
+        return path
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def byte_bpe(tmp_path_factory):
+    """(encoder.json, vocab.bpe) of a made-up byte BPE in GPT-2's format: all 256 bytes and a few merges."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    alphabet = [chr(byte) for byte in printable] + [chr(256 + index) for index in range(len(others))]
+    merges = [("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("Ġ", "c"), ("a", "t"), ("Ġc", "at"), ("u", "n"), ("un", "k")]
+    folder = tmp_path_factory.mktemp("byte_bpe")
+    encoder = {symbol: index for index, symbol in enumerate(alphabet + ["".join(pair) for pair in merges])}
+    (folder / "encoder.json").write_text(json.dumps(encoder))
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    (folder / "vocab.bpe").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder / "encoder.json", folder / "vocab.bpe"
+
+
+@pytest.fixture
+def write_jsonl(tmp_path):
+    """A function (name, rows) that writes JSON lines below tmp_path and returns the path."""
+
+    def write(name: str, rows: list[dict]) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        return path
+
+    return write
+
+
+def example(number: int, source: str, *references: str, group: str | None = None) -> dict:
+    """A prepared example as data/{task}/{split}.jsonl has it."""
+    return {"id": str(number), "source": source, "references": list(references), "group": group}
+
+
+def archive(path: Path, members: list, mode: str = "w:gz") -> Path:
+    """Write a tar archive; a member is (TarInfo or name, bytes)."""
+    with tarfile.open(path, mode) as tar:
+        for member, data in members:
+            info = member if isinstance(member, tarfile.TarInfo) else tarfile.TarInfo(member)
+            if info.isreg():
+                info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
