@@ -1,0 +1,96 @@
+"""`python -m fairseq_prefix`: fold and export a prefix, bring one back as a checkpoint, describe a file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from fairseq.data import Dictionary
+
+from . import checkpoint as files
+from .bart import PrefixBARTModel
+from .errors import UsageError
+from .task import ConditionalGenerationConfig, ConditionalGenerationTask
+
+
+def export(args: argparse.Namespace) -> None:
+    """Checkpoint -> prefix.safetensors."""
+    prefix = files.read_prefix(args.checkpoint)
+    files.write_export(prefix, args.output)
+    print(f"{args.output}: {prefix.prefix.folded_size:,} parameters, {Path(args.output).stat().st_size:,} bytes")
+
+
+def import_(args: argparse.Namespace) -> None:
+    """prefix.safetensors -> a checkpoint that fairseq-generate and fairseq-interactive read."""
+    file = files.read_prefix(args.prefix)
+    lengths = {site: shape["length"] for site, shape in file.metadata["geometry"].items()}
+    model_args = {
+        **file.model_args,
+        "prefix_reparam": "flat",
+        "prefix_sites": ",".join(lengths),
+        **{f"prefix_{site}_length": length for site, length in lengths.items()},
+    }
+    state = {f"prefix.sites.{site}.key_value": tensor for site, tensor in file.prefix.folded().items()}
+    metadata = {**file.metadata, "reparam": "flat", "mid_dim": None}
+    state[files.METADATA_KEY] = files.pack_metadata(metadata)
+    files.write_checkpoint(args.output, files.configuration(model_args, file.task, args.base_model), state)
+
+
+def base(args: argparse.Namespace) -> None:
+    """The untouched base as a checkpoint: a prefix of length 0, to compare with."""
+    dictionary_path = Path(args.base_model) / "dict.txt"
+    if not dictionary_path.exists():
+        raise UsageError(f"{dictionary_path}: no such file; the base's dictionary has to lie beside it")
+    dictionary = Dictionary.load(str(dictionary_path))
+    model_args = {"arch": args.arch, "prefix_length": 0, "prefix_reparam": "flat"}
+    cfg = files.configuration(model_args, {"max_source_tokens": 1}, args.base_model)
+    task = ConditionalGenerationTask(ConditionalGenerationConfig(max_source_tokens=1), dictionary, dictionary)
+    files.write_checkpoint(args.output, cfg, PrefixBARTModel.build_model(cfg.model, task).state_dict())
+
+
+def inspect(args: argparse.Namespace) -> None:
+    """Describe a prefix checkpoint, an export, or a whole model's checkpoint."""
+    description = files.describe(args.file)
+    if args.json:
+        print(json.dumps(description, indent=2, sort_keys=True))
+        return
+    for key, value in description.items():
+        if key == "geometry":
+            value = files.describe_geometry(value)
+        print(f"{key.replace('_', ' '):<24}{f'{value:,}' if isinstance(value, int) else value}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point; see `--help`."""
+    parser = argparse.ArgumentParser(prog="python -m fairseq_prefix", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("export", help="fold a checkpoint's prefix and write prefix.safetensors")
+    command.add_argument("checkpoint", help="a checkpoint that fairseq-train wrote")
+    command.add_argument("output", help="the .safetensors file to write")
+    command.set_defaults(run=export)
+
+    command = commands.add_parser("import", help="turn prefix.safetensors into a checkpoint for fairseq-generate")
+    command.add_argument("prefix", help="an exported prefix")
+    command.add_argument("output", help="the .pt file to write")
+    command.add_argument("--base-model", required=True, help="the base, as recorded in the checkpoint (relocatable later)")
+    command.set_defaults(run=import_)
+
+    command = commands.add_parser("base", help="write the base without any prefix as a checkpoint for fairseq-generate")
+    command.add_argument("output", help="the .pt file to write")
+    command.add_argument("--arch", required=True, help="the base's architecture, such as prefix_bart_large")
+    command.add_argument("--base-model", required=True, help="folder of the base, with its dict.txt")
+    command.set_defaults(run=base)
+
+    command = commands.add_parser("inspect", help="describe a checkpoint or an exported prefix")
+    command.add_argument("file")
+    command.add_argument("--json", action="store_true", help="for programs")
+    command.set_defaults(run=inspect)
+
+    args = parser.parse_args(argv)
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()

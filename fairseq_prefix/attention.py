@@ -1,0 +1,173 @@
+"""The one place where a prefix meets attention: encoder self, decoder self and cross, teacher-forced and incremental.
+
+`PrefixAttention` replaces fairseq's `MultiheadAttention` (same parameters, same names). It attends with one softmax to
+[prefix | keys], fused, and records no attention weights. The prefix is *pulled* from the model's `Prefix` at every call, so
+that no path through the model can leave it out, and it never enters the incremental state: it is neither cached per row nor
+reordered there.
+
+Cross-attention tells beams from the shapes: encoder output stays at one row per sentence while the queries have one row per
+hypothesis. fairseq's own mechanism for this, `set_beam_size`, leaves the beam size behind on the module, where it corrupts
+later teacher-forced passes; it is not used.
+
+Letters at line ends: B sentences, N rows of queries (hypotheses), T queries per row, S keys, P prefix, H heads, d head width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from fairseq.modules import MultiheadAttention
+from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
+from torch import Tensor
+
+from .prefix import Prefix
+
+
+class PrefixAttention(MultiheadAttention):
+    """Multi-head attention whose keys and values are preceded by a prefix's (paper, section 4.2)."""
+
+    def attach(self, prefix: Prefix, site: str, layer: int) -> None:
+        """Say which prefix feeds this module. (A tuple holds it: as an attribute it would be registered as a child.)"""
+        self._attached = (prefix, site, layer)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None,
+        value: Tensor | None,
+        key_padding_mask: Tensor | None = None,
+        incremental_state: dict | None = None,
+        need_weights: bool = True,
+        static_kv: bool = False,
+        attn_mask: Tensor | None = None,
+        before_softmax: bool = False,
+        need_head_weights: bool = False,
+    ) -> tuple[Tensor, None]:
+        """As fairseq's, except that the second value, the attention weights, is always None.
+
+        Args:
+            query: T x N x D; key and value: S x B x D, with B = N or, in cross-attention, N a multiple of B.
+            key_padding_mask: B x S, true at padding.
+            attn_mask: T x S, added to the scores.
+        """
+        length, rows, width = query.shape
+        q = self._split_heads(self.q_proj(query))  # N x H x T x d
+        if self.encoder_decoder_attention:
+            k, v, padding = self._source_keys(key, key_padding_mask, incremental_state, rows)
+            q = self._group_beams(q, k.size(0))  # B x H x (N/B*T) x d
+        else:
+            k, v, padding = self._own_keys(query, key_padding_mask, incremental_state)
+
+        prefix, site, layer = self._attached
+        prefix_key_value = prefix.key_value(site, layer)
+        prefix_length = 0
+        if prefix_key_value is not None:
+            prefix_length = prefix_key_value[0].size(2)
+            k, v = (
+                torch.cat([p.to(x.dtype).expand(x.size(0), -1, -1, -1), x], dim=2)  # B x H x (P+S) x d
+                for p, x in zip(prefix_key_value, (k, v), strict=True)
+            )
+
+        dropout = self.dropout_module
+        drop = dropout.p if self.training or dropout.apply_during_inference else 0.0
+        mask = _additive_mask(attn_mask, padding, prefix_length, q.dtype)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop)
+        if y.size(0) != rows:
+            y = y.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)  # N x H x T x d
+        y = y.permute(2, 0, 1, 3).reshape(length, rows, width)
+        return self.out_proj(y), None
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        length, rows, _ = x.shape
+        return x.view(length, rows, self.num_heads, self.head_dim).permute(1, 2, 0, 3)  # N x H x T x d
+
+    @staticmethod
+    def _group_beams(q: Tensor, sentences: int) -> Tensor:
+        if q.size(0) == sentences:
+            return q
+        return q.unflatten(0, (sentences, -1)).transpose(1, 2).flatten(2, 3)  # B x H x (N/B*T) x d
+
+    def _own_keys(self, query: Tensor, padding: Tensor | None, incremental_state: dict | None):
+        """Self-attention: keys and values of this call, after those of the earlier steps when decoding."""
+        k, v = self._split_heads(self.k_proj(query)), self._split_heads(self.v_proj(query))  # N x H x T x d
+        if incremental_state is None:
+            return k, v, padding
+        cache = self._get_input_buffer(incremental_state)
+        if "prev_key" in cache:
+            previous = cache["prev_key"].size(2)
+            k = torch.cat([cache["prev_key"], k], dim=2)
+            v = torch.cat([cache["prev_value"], v], dim=2)
+            earlier = cache["prev_key_padding_mask"]
+            if padding is not None or earlier is not None:
+                rows, now = k.size(0), k.size(2) - previous
+                earlier = torch.zeros(rows, previous, dtype=torch.bool, device=k.device) if earlier is None else earlier
+                padding = torch.zeros(rows, now, dtype=torch.bool, device=k.device) if padding is None else padding
+                padding = torch.cat([earlier, padding], dim=1)
+        cache.update(prev_key=k, prev_value=v, prev_key_padding_mask=padding)
+        self._set_input_buffer(incremental_state, cache)
+        return k, v, padding
+
+    def _source_keys(self, source: Tensor | None, padding: Tensor | None, incremental_state: dict | None, rows: int):
+        """Cross-attention: keys and values of the source, computed once per sentence."""
+        cache = self._get_input_buffer(incremental_state) if incremental_state is not None else {}
+        if "prev_key" in cache:
+            return cache["prev_key"], cache["prev_value"], cache["prev_key_padding_mask"]
+        k, v = self._split_heads(self.k_proj(source)), self._split_heads(self.v_proj(source))  # B x H x S x d
+        if incremental_state is not None:
+            cache = {"prev_key": k, "prev_value": v, "prev_key_padding_mask": padding, "beams": rows // k.size(0)}
+            self._set_input_buffer(incremental_state, cache)
+        return k, v, padding
+
+    def reorder_incremental_state(self, incremental_state: dict, new_order: Tensor) -> dict:
+        """Follow the beam search: own keys go with the hypotheses, the source's only with the sentences."""
+        if not self.encoder_decoder_attention:
+            return super().reorder_incremental_state(incremental_state, new_order)
+        cache = self._get_input_buffer(incremental_state)
+        if cache and cache["prev_key"].size(0) * cache["beams"] != new_order.numel():  # finished sentences leave
+            beams = cache["beams"]
+            sentences = new_order.view(-1, beams)[:, 0] // beams
+            for name in ("prev_key", "prev_value", "prev_key_padding_mask"):
+                if cache[name] is not None:
+                    cache[name] = cache[name].index_select(0, sentences)
+            self._set_input_buffer(incremental_state, cache)
+        return incremental_state
+
+
+def _additive_mask(causal: Tensor | None, padding: Tensor | None, prefix_length: int, dtype: torch.dtype) -> Tensor | None:
+    """The mask of [prefix | keys]: the prefix is visible to every query of every row."""
+    mask = None
+    if causal is not None:
+        mask = causal.to(dtype)  # T x S
+    if padding is not None:
+        hidden = torch.zeros(padding.shape, dtype=dtype, device=padding.device)
+        hidden = hidden.masked_fill_(padding.bool(), float("-inf"))[:, None, None]  # B x 1 x 1 x S
+        mask = hidden if mask is None else mask + hidden
+    return mask if mask is None else F.pad(mask, (prefix_length, 0))
+
+
+class PrefixEncoderLayer(TransformerEncoderLayerBase):
+    """fairseq's encoder layer with `PrefixAttention`."""
+
+    def build_self_attention(self, embed_dim, cfg):
+        return PrefixAttention(
+            embed_dim, cfg.encoder.attention_heads, dropout=cfg.attention_dropout, self_attention=True
+        )
+
+
+class PrefixDecoderLayer(TransformerDecoderLayerBase):
+    """fairseq's decoder layer with `PrefixAttention` in both places."""
+
+    def build_self_attention(self, embed_dim, cfg, add_bias_kv=False, add_zero_attn=False):
+        return PrefixAttention(
+            embed_dim, cfg.decoder.attention_heads, dropout=cfg.attention_dropout, self_attention=True
+        )
+
+    def build_encoder_attention(self, embed_dim, cfg):
+        return PrefixAttention(
+            embed_dim,
+            cfg.decoder.attention_heads,
+            kdim=cfg.encoder.embed_dim,
+            vdim=cfg.encoder.embed_dim,
+            dropout=cfg.attention_dropout,
+            encoder_decoder_attention=True,
+        )

@@ -1,0 +1,509 @@
+"""Files: bases (fairseq archives, Hugging Face folders), prefix checkpoints, and the exported prefix.
+
+A prefix checkpoint holds the prefix and says what it was trained for: fingerprints of base and dictionary, geometry and
+conventions. Nothing here unpickles anything but tensors and plain containers (`torch.load` with `weights_only`, safetensors).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from fairseq import options
+from fairseq.data import Dictionary
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.file_io import PathManager
+from omegaconf import OmegaConf
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .errors import UsageError
+from .prefix import Prefix, SiteGeometry
+
+FORMAT = 1
+METADATA_KEY = "prefix.metadata"
+EMBEDDING = "encoder.embed_tokens.weight"
+TIED = ("decoder.embed_tokens.weight", "decoder.output_projection.weight", "encoder.output_projection.weight")
+
+
+# Reading files -------------------------------------------------------------------------------------------------------
+
+
+def trust_plain_types() -> None:
+    """Let `torch.load` restore the one class that fairseq's checkpoints hold beside tensors, and inert stand-ins for the
+    meters that very old ones carry."""
+    stand_ins = [
+        (_Discarded, f"fairseq.{module}.{name}")
+        for module in ("meters", "logging.meters")
+        for name in ("AverageMeter", "TimeMeter", "StopwatchMeter")
+    ]
+    torch.serialization.add_safe_globals([argparse.Namespace, *stand_ins])
+
+
+class _Discarded:
+    """Takes the place of an object of an old checkpoint that nobody needs."""
+
+
+def load_tensors(path: Path) -> dict:
+    """A `.pt`/`.bin` file as plain containers of tensors; refuses anything else in one sentence.
+
+    Raises:
+        UsageError: missing, truncated, not a checkpoint, or holding objects other than tensors and plain types.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file") from None
+    except Exception as error:  # torch raises a dozen kinds for damaged files
+        reason = str(error)
+        if "Unsupported global" in reason or "weights_only" in reason.lower() and "global" in reason.lower():
+            reason = "it holds objects other than tensors, which are never loaded"
+        else:
+            reason = "it is truncated or not a checkpoint"
+        raise UsageError(f"{path} cannot be loaded: {reason}") from None
+    if not isinstance(state, dict):
+        raise UsageError(f"{path} cannot be loaded: it holds a {type(state).__name__}, not a checkpoint")
+    return state
+
+
+def atomically(path: str | os.PathLike, write: Callable[[str], None]) -> None:
+    """Call `write(temporary)` and give the file its final name only if that succeeds."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    try:
+        write(temporary)
+        os.chmod(temporary, 0o666 & ~_umask())
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def make_copies_atomic() -> None:
+    """fairseq writes the first of a round of checkpoints atomically and copies it, in place, to the others: a run killed
+    during that copy would leave half a `checkpoint_last.pt` and could not be resumed."""
+
+    def copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
+        if not overwrite and PathManager.exists(dst_path):
+            return False
+        atomically(dst_path, lambda temporary: shutil.copyfile(src_path, temporary))
+        return True
+
+    if not PathManager.path_requires_pathmanager(""):
+        PathManager.copy = staticmethod(copy)
+
+
+# The base ------------------------------------------------------------------------------------------------------------
+
+
+class Base(NamedTuple):
+    """A base's weights under fairseq's names, and its dictionary's symbols if they came with it."""
+
+    path: Path
+    state: dict[str, Tensor]
+    symbols: list[str] | None
+
+
+def read_base(path: str) -> Base:
+    """Read `--base-model`: a folder with model.pt and dict.txt, a .pt file, or a Hugging Face folder.
+
+    Raises:
+        UsageError: nothing there, or not a BART.
+    """
+    base = Path(path)
+    if base.is_dir():
+        if (base / "config.json").exists():
+            return _read_hugging_face(base)
+        if not (base / "model.pt").exists():
+            raise UsageError(f"--base-model {path}: the folder holds neither model.pt nor config.json")
+        base = base / "model.pt"
+    elif not base.exists():
+        raise UsageError(
+            f"--base-model {path}: no such file or folder (when generating, say where it is with "
+            f"--model-overrides \"{{'base_model': 'PATH'}}\")"
+        )
+    state = load_tensors(base)
+    if not isinstance(state.get("model"), dict) or EMBEDDING not in state["model"]:
+        raise UsageError(f"--base-model {base} is not a fairseq BART checkpoint (it has no {EMBEDDING})")
+    dictionary = base.parent / "dict.txt"
+    symbols = Dictionary.load(str(dictionary)).symbols if dictionary.exists() else None
+    return Base(base, dict(state["model"]), symbols)
+
+
+HUGGING_FACE_NAMES = {
+    "shared.": "encoder.embed_tokens.",
+    "encoder.": "encoder.",
+    "decoder.": "decoder.",
+}
+
+
+def _read_hugging_face(folder: Path) -> Base:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    expected = {"model_type": "bart", "activation_function": "gelu", "scale_embedding": False, "normalize_before": False}
+    for key, value in expected.items():
+        if config.get(key, value) != value:
+            raise UsageError(f"{folder}/config.json: {key} is {config[key]!r}, but only {value!r} is supported")
+    if (folder / "model.safetensors").exists():
+        try:
+            raw = load_file(folder / "model.safetensors")
+        except SafetensorError as error:
+            raise UsageError(f"{folder}/model.safetensors cannot be loaded: {error}") from None
+    elif (folder / "pytorch_model.bin").exists():
+        raw = load_tensors(folder / "pytorch_model.bin")
+    else:
+        raise UsageError(f"--base-model {folder}: neither model.safetensors nor pytorch_model.bin is there")
+    raw = {name.removeprefix("model."): tensor for name, tensor in raw.items()}
+    if raw.pop("final_logits_bias", torch.zeros(1)).any():
+        raise UsageError(f"{folder}: final_logits_bias is not zero; fairseq's BART has no place for it")
+    state = {}
+    for name, tensor in raw.items():
+        for theirs, ours in HUGGING_FACE_NAMES.items():
+            if name.startswith(theirs):
+                state[ours + name.removeprefix(theirs)] = tensor
+    if EMBEDDING not in state:
+        raise UsageError(f"{folder}: the weights hold no embedding; this is not a BART")
+    return Base(folder, state, _hugging_face_symbols(folder))
+
+
+def _hugging_face_symbols(folder: Path) -> list[str] | None:
+    """fairseq's symbols (GPT-2 BPE ids as text) of a Hugging Face BART vocabulary, whose ids are fairseq's.
+
+    Only a dict.txt laid beside the weights can say them: vocab.json names the subwords, not their GPT-2 ids.
+    """
+    dictionary = folder / "dict.txt"
+    return Dictionary.load(str(dictionary)).symbols if dictionary.exists() else None
+
+
+def load_into(model: nn.Module, base: Base, dictionary: Dictionary, arch: str) -> None:
+    """Load a base's weights into `model.encoder` and `model.decoder`.
+
+    Raises:
+        UsageError: the dictionary or the architecture is not the base's.
+    """
+    _check_dictionary(base, dictionary)
+    state = {name: tensor for name, tensor in base.state.items() if name.startswith(("encoder.", "decoder."))}
+    rows = _fit_rows(state[EMBEDDING], base, dictionary)
+    for name in (EMBEDDING, *TIED):
+        if name == EMBEDDING or name in state or name.startswith("decoder."):
+            state[name] = rows
+    model.upgrade_state_dict_named(state, "")
+    wanted = {
+        name: tensor
+        for part in ("encoder", "decoder")
+        for name, tensor in getattr(model, part).state_dict(prefix=f"{part}.").items()
+    }
+    state = {name: tensor for name, tensor in state.items() if not name.endswith((".version", "._float_tensor"))}
+    state.pop("encoder.output_projection.weight", None)
+    missing = [name for name in wanted if name not in state and not name.endswith((".version", "._float_tensor"))]
+    surplus = [name for name in state if name not in wanted]
+    if missing or surplus:
+        what = f"lacks {missing[0]}" if missing else f"holds {surplus[0]}, which --arch {arch} has no place for"
+        raise UsageError(f"{base.path} {what}; choose the architecture of this base")
+    for name, tensor in state.items():
+        if tensor.shape != wanted[name].shape:
+            raise UsageError(
+                f"{base.path}: {name} is {_shape(tensor)}, but --arch {arch} expects {_shape(wanted[name])}; "
+                "choose the architecture of this base"
+            )
+    for part in ("encoder", "decoder"):
+        own = {name.removeprefix(f"{part}."): t.float() for name, t in state.items() if name.startswith(f"{part}.")}
+        getattr(model, part).load_state_dict(own, strict=False)  # completeness was checked above
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape))
+
+
+def _check_dictionary(base: Base, dictionary: Dictionary) -> None:
+    if base.symbols is None:
+        return
+    ours, theirs = _plain_symbols(dictionary.symbols), _plain_symbols(base.symbols)
+    for index, (our, their) in enumerate(zip(ours, theirs, strict=False)):
+        if our != their:
+            raise UsageError(
+                f"the dictionary of the data is not the base's ({base.path.parent}/dict.txt): symbol {index} is {our!r} "
+                f"instead of {their!r}; binarise the data with the base's dict.txt"
+            )
+    if len(ours) > len(theirs):
+        raise UsageError(
+            f"the dictionary of the data has {len(ours)} symbols, the base's {len(theirs)}; "
+            "binarise the data with the base's dict.txt"
+        )
+
+
+def _fit_rows(rows: Tensor, base: Base, dictionary: Dictionary) -> Tensor:
+    """The embedding's rows for this dictionary.
+
+    A pretrained BART has one more row, `<mask>`, at the end; bart.base has rows of padding before it besides. Anything else is
+    another dictionary.
+    """
+    size, has_mask = len(dictionary), dictionary.symbols[-1] == "<mask>"
+    surplus = rows.size(0) - size
+    if surplus < 0 or surplus > 1 and base.symbols is None:
+        raise UsageError(
+            f"{base.path} has {rows.size(0)} embeddings, but the dictionary of the data has {size} symbols; "
+            "binarise the data with the base's dict.txt (and lay it beside the base)"
+        )
+    if has_mask and surplus:
+        return torch.cat([rows[: size - 1], rows[-1:]])
+    return rows[:size]
+
+
+def _plain_symbols(symbols: list[str]) -> list[str]:
+    """Without the trailing `<mask>`, which some dictionaries name and others leave to the task."""
+    return symbols[:-1] if symbols[-1] == "<mask>" else symbols
+
+
+def dictionary_fingerprint(symbols: list[str]) -> str:
+    """Hex SHA-256 of the symbols in order, `<mask>` aside."""
+    return hashlib.sha256("\n".join(_plain_symbols(symbols)).encode()).hexdigest()
+
+
+@torch.no_grad()
+def fingerprint(model: nn.Module, dictionary: Dictionary) -> str:
+    """Hex SHA-256 of a base's weights (names, shapes, fp32 values), the same whichever file form they came in.
+
+    The `<mask>` row is left out: whether it is loaded depends on the task's dictionary.
+    """
+    digest = hashlib.sha256()
+    rows = len(_plain_symbols(dictionary.symbols))
+    for part in ("encoder", "decoder"):
+        for name, tensor in sorted(getattr(model, part).state_dict(prefix=f"{part}.").items()):
+            if name in TIED or name.endswith((".version", "._float_tensor")):
+                continue
+            tensor = tensor[:rows] if name == EMBEDDING else tensor
+            digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+# The prefix ----------------------------------------------------------------------------------------------------------
+
+
+def prefix_metadata(model) -> dict:
+    """What a prefix file says of the prefix; everything in it is verified when the file is loaded."""
+    return {
+        "format": FORMAT,
+        "arch": model.args.arch,
+        "base_fingerprint": model.base_fingerprint,
+        "base_parameters": model.base_parameters,
+        "dictionary_fingerprint": model.dictionary_fingerprint,
+        "geometry": {site: vars(shape).copy() for site, shape in model.prefix.geometry.items()},
+        "reparam": model.prefix.reparam,
+        "mid_dim": model.prefix.mid_dim if model.prefix.reparam == "mlp" else None,
+        "conventions": model.conventions,
+    }
+
+
+def pack_metadata(metadata: dict) -> Tensor:
+    """JSON as bytes: a checkpoint's model part may hold tensors only. (Averaging checkpoints garbles it, on purpose: averages
+    of an MLP's weights are not averages of prefixes.)"""
+    return torch.frombuffer(bytearray(json.dumps(metadata, sort_keys=True).encode()), dtype=torch.uint8).clone()
+
+
+def unpack_metadata(state: dict[str, Tensor]) -> dict:
+    """The metadata of a prefix checkpoint's model part.
+
+    Raises:
+        UsageError: there is none, or it is damaged, or of a later format.
+    """
+    if METADATA_KEY not in state:
+        kind = "a whole model, which belongs to --base-model" if EMBEDDING in state else "something else"
+        raise UsageError(f"this checkpoint is not a prefix's but {kind}")
+    try:
+        metadata = json.loads(bytes(state[METADATA_KEY].tolist()).decode())
+        version = metadata["format"]
+    except (ValueError, TypeError, KeyError):
+        raise UsageError("the prefix's metadata is damaged (checkpoints of a prefix cannot be averaged)") from None
+    if version != FORMAT:
+        raise UsageError(f"the prefix file is of format {version}, this version reads {FORMAT}; update the plugin")
+    return metadata
+
+
+def verify(state: dict[str, Tensor], model) -> None:
+    """Refuse a prefix that was trained for another base, dictionary, geometry or convention than `model` has.
+
+    Raises:
+        UsageError: in one sentence.
+    """
+    theirs, ours = unpack_metadata(state), prefix_metadata(model)
+    if theirs["geometry"] != ours["geometry"]:
+        raise UsageError(
+            f"the prefix in the checkpoint has the geometry {describe_geometry(theirs['geometry'])}, "
+            f"the model {describe_geometry(ours['geometry'])}"
+        )
+    for key in ("reparam", "mid_dim"):
+        if theirs[key] != ours[key]:
+            option = "--prefix-" + key.replace("_", "-")
+            raise UsageError(f"the prefix in the checkpoint has {option} {theirs[key]}, the model {ours[key]}")
+    if theirs["dictionary_fingerprint"] != ours["dictionary_fingerprint"]:
+        raise UsageError("the prefix was trained with another dictionary than that of the data")
+    if theirs["base_fingerprint"] != ours["base_fingerprint"]:
+        raise UsageError(
+            f"the prefix was trained over another base (fingerprint {theirs['base_fingerprint'][:12]}) than "
+            f"{model.args.base_model} ({ours['base_fingerprint'][:12]}); a prefix works with its own base only"
+        )
+    if theirs["conventions"]["bos"] != ours["conventions"]["bos"]:
+        with_bos = "with" if theirs["conventions"]["bos"] else "without"
+        task = "conditional_generation" if theirs["conventions"]["bos"] else "translation"
+        raise UsageError(f"the prefix was trained {with_bos} <s> around the text; pass --task {task}")
+
+
+def describe_geometry(geometry: dict[str, dict]) -> str:
+    """ "encoder 200 x 12 layers x 1024, ..." """
+    if not geometry:
+        return "of no prefix"
+    sizes = ((site, SiteGeometry(**shape)) for site, shape in geometry.items())
+    return ", ".join(f"{site} {s.length} x {s.layers} layers x {s.heads}*{s.head_dim}" for site, s in sizes)
+
+
+class PrefixFile(NamedTuple):
+    """A prefix read from a checkpoint or an export: ready to evaluate, no base needed."""
+
+    metadata: dict
+    model_args: dict
+    task: dict
+    prefix: Prefix
+
+
+def read_prefix(path: str) -> PrefixFile:
+    """Read a prefix from a training checkpoint (.pt) or an export (.safetensors).
+
+    Raises:
+        UsageError: it is neither, or damaged.
+    """
+    if not Path(path).is_file():
+        raise UsageError(f"{path}: no such file")
+    if str(path).endswith(".safetensors"):
+        metadata, model_args, task, state = _read_export(path)
+    else:
+        loaded = load_tensors(Path(path))
+        if not isinstance(loaded.get("model"), dict) or not isinstance(loaded.get("cfg"), dict):
+            raise UsageError(f"{path} is not a fairseq checkpoint")
+        metadata = unpack_metadata(loaded["model"])
+        model_args, task = _plain(loaded["cfg"]["model"]), _plain(loaded["cfg"]["task"])
+        state = {k.removeprefix("prefix."): v for k, v in loaded["model"].items() if k != METADATA_KEY}
+    try:
+        geometry = {site: SiteGeometry(**shape) for site, shape in metadata["geometry"].items()}
+        prefix = Prefix(geometry, metadata["reparam"], metadata["mid_dim"] or 1)
+        prefix.load_state_dict(state)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"{path}: the prefix does not fit its metadata ({str(error).splitlines()[0]})") from None
+    return PrefixFile(metadata, model_args, task, prefix.float().eval())
+
+
+def _read_export(path: str) -> tuple[dict, dict, dict, dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            state = {f"sites.{site}.key_value": file.get_tensor(site) for site in file.keys()}  # noqa: SIM118
+        metadata, model_args, task = (json.loads(header[key]) for key in ("prefix", "model_args", "task"))
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise UsageError(f"{path} is not an exported prefix, or is damaged ({error})") from None
+    return metadata, model_args, task, state
+
+
+def _plain(namespace) -> dict:
+    """The options of a checkpoint that are plain values."""
+    items = vars(namespace) if isinstance(namespace, argparse.Namespace) else dict(namespace)
+    return {k: v for k, v in items.items() if isinstance(v, str | int | float | bool | list | dict | None.__class__)}
+
+
+def describe(path: str) -> dict:
+    """What a checkpoint or an export is, for people and for tables.
+
+    Keys: kind, arch, trained_parameters, stored_parameters, base_parameters, base_fingerprint, dictionary_fingerprint,
+    geometry, reparam, conventions, bytes; where a whole model was trained, only those that it has.
+    """
+    size = Path(path).stat().st_size if Path(path).is_file() else 0
+    if not str(path).endswith(".safetensors") and size:
+        loaded = load_tensors(Path(path))
+        if isinstance(loaded.get("model"), dict) and EMBEDDING in loaded["model"]:
+            return {**_describe_whole(loaded), "bytes": size}
+    file = read_prefix(path)
+    return {
+        "kind": "exported prefix" if str(path).endswith(".safetensors") else "prefix checkpoint",
+        **{key: value for key, value in file.metadata.items() if key != "format"},
+        "trained_parameters": sum(p.numel() for p in file.prefix.parameters()),
+        "stored_parameters": file.prefix.folded_size,
+        "task": file.task.get("_name"),
+        "bytes": size,
+    }
+
+
+def _describe_whole(loaded: dict) -> dict:
+    tied = {name for name in TIED if name in loaded["model"]}
+    tensors = {n: t for n, t in loaded["model"].items() if n not in tied and not n.endswith(("version", "_float_tensor"))}
+    count = sum(tensor.numel() for tensor in tensors.values())
+    cfg = loaded.get("cfg") or {}
+    model_args = _plain(cfg["model"]) if "model" in cfg else _plain(loaded.get("args") or argparse.Namespace())
+    return {
+        "kind": "whole model",
+        "arch": model_args.get("arch"),
+        "trained_parameters": count,
+        "stored_parameters": count,
+        "base_parameters": count,
+        "base_fingerprint": model_args.get("base_fingerprint"),
+        "finetuned_from": model_args.get("finetuned_from"),
+    }
+
+
+MODEL_ARGS_KEPT = ("arch", "activation_fn", "max_source_positions", "max_target_positions")
+TASK_ARGS_KEPT = ("_name", "source_lang", "target_lang", "max_source_tokens", "max_target_tokens")
+
+
+def write_export(file: PrefixFile, path: str) -> None:
+    """Fold and write `prefix.safetensors`: one tensor per site, P x (L*2*D), and the metadata as JSON in the header."""
+    metadata = {**file.metadata, "reparam": "flat", "mid_dim": None}
+    sizes = {k: v for k, v in file.model_args.items() if k.startswith(("encoder_", "decoder_"))}
+    model_args = {**sizes, **{k: file.model_args[k] for k in MODEL_ARGS_KEPT if k in file.model_args}}
+    task = {k: file.task[k] for k in TASK_ARGS_KEPT if k in file.task}
+    header = {
+        key: json.dumps(value, sort_keys=True)
+        for key, value in (("prefix", metadata), ("model_args", model_args), ("task", task))
+    }
+    tensors = {site: tensor.contiguous() for site, tensor in file.prefix.folded().items()}
+    atomically(path, lambda temporary: save_file(tensors, temporary, header))
+
+
+def write_checkpoint(path: str, cfg, model_state: dict[str, Tensor]) -> None:
+    """Write a checkpoint that `fairseq-generate` and `fairseq-interactive` read, of a model that was not trained here."""
+    state = {
+        "args": None,
+        "cfg": OmegaConf.to_container(cfg, resolve=True, enum_to_str=True),
+        "model": model_state,
+        "criterion": None,
+        "optimizer_history": [{"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 0}],
+        "task_state": {},
+        "extra_state": {"train_iterator": {"epoch": 0, "iterations_in_epoch": 0}},
+    }
+    atomically(path, lambda temporary: torch.save(state, temporary))
+
+
+def configuration(model_args: dict, task: dict, base_model: str):
+    """The configuration that fairseq-train would record for this model, for a checkpoint written without training."""
+    task_name = task.get("_name", "conditional_generation")
+    command = [".", "--task", task_name, "--arch", model_args["arch"], "--base-model", base_model]
+    args = options.parse_args_and_arch(options.get_training_parser(), command)
+    vars(args).update(model_args)
+    vars(args).update({key: value for key, value in task.items() if key != "_name"})
+    return convert_namespace_to_omegaconf(args)

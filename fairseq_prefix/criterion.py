@@ -1,0 +1,68 @@
+"""`prefix_cross_entropy`: token cross-entropy that verifies what is being trained.
+
+The model freezes its base when it is built; this criterion refuses to compute a loss unless exactly the parameters that the
+model declares are trainable. fairseq builds the optimizer before the first forward pass, so freezing here would be too late
+(with fp16 the flat buffer would write gradients of the prefix into the base).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+from fairseq.criterions import register_criterion
+from fairseq.criterions.label_smoothed_cross_entropy import (
+    LabelSmoothedCrossEntropyCriterion,
+    LabelSmoothedCrossEntropyCriterionConfig,
+)
+
+from .errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class PrefixCrossEntropyConfig(LabelSmoothedCrossEntropyCriterionConfig):
+    """As fairseq's label-smoothed cross-entropy, without smoothing unless asked for (paper: none)."""
+
+    label_smoothing: float = field(
+        default=0.0, metadata={"help": "epsilon for label smoothing (fairseq's: spread over V-1 labels)"}
+    )
+
+
+@register_criterion("prefix_cross_entropy", dataclass=PrefixCrossEntropyConfig)
+class PrefixCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
+    """Mean negative log-likelihood of the target tokens, `<s>` and `</s>` among them, in base 2 as fairseq logs it."""
+
+    _verified: object = None
+
+    def forward(self, model, sample, reduce=True):
+        """As fairseq's; the first call verifies and logs what is trained."""
+        if self._verified is not model:
+            verify_trainable(model)
+            self._verified = model
+        return super().forward(model, sample, reduce)
+
+
+def verify_trainable(model) -> None:
+    """Check that exactly `model.declared_parameters` require gradients, and log how many that are.
+
+    Raises:
+        UsageError: naming a parameter that should be frozen, or should not.
+    """
+    if not hasattr(model, "declared_parameters"):
+        raise UsageError(
+            "--criterion prefix_cross_entropy needs a model that declares what it trains, such as --arch prefix_bart_large"
+        )
+    declared = model.declared_parameters
+    trainable = {n.removeprefix("module."): p.numel() for n, p in model.named_parameters() if p.requires_grad}
+    for name in sorted(trainable.keys() - declared):
+        raise UsageError(f"{name} would be trained although the method declares it frozen; nothing was updated")
+    for name in sorted(declared - trainable.keys()):
+        raise UsageError(f"{name} is frozen although the method declares it trained; nothing was updated")
+    total = model.base_parameters
+    logger.info(
+        "trained parameters: %s | folded (stored per task): %s = %.2f %% of the base | base: %s",
+        *(f"{sum(trainable.values()):,}", f"{model.folded_parameters:,}"),
+        *(100 * model.folded_parameters / total, f"{total:,}"),
+    )

@@ -1,0 +1,190 @@
+"""Conditional generation: source text in, target text out, with the conventions that BART was pretrained with.
+
+fairseq's translation task marks the beginning of a text nowhere; BART has seen `<s> text </s>` only, on both sides. A frozen
+base cannot adapt to the difference, so this task adds `<s>` to source and target, and forces it when generating:
+
+    encoder   <s> source </s>
+    decoder   </s> <s> target        (predicts <s> target </s>)
+
+Lengths in tokens count what stands between `<s>` and `</s>`.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from fairseq import utils
+from fairseq.data import (
+    AppendTokenDataset,
+    Dictionary,
+    LanguagePairDataset,
+    PrependTokenDataset,
+    StripTokenDataset,
+    TruncateDataset,
+    data_utils,
+)
+from fairseq.dataclass import FairseqDataclass
+from fairseq.tasks import FairseqTask, register_task
+from omegaconf import II
+
+from .errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class ConditionalGenerationConfig(FairseqDataclass):
+    """Options of `--task conditional_generation`."""
+
+    data: str | None = field(default=None, metadata={"help": "folder that fairseq-preprocess wrote"})
+    source_lang: str = field(
+        default="source", metadata={"help": "suffix of the source files", "argparse_alias": "-s"}
+    )
+    target_lang: str = field(
+        default="target", metadata={"help": "suffix of the target files", "argparse_alias": "-t"}
+    )
+    max_source_tokens: int = field(
+        default=512, metadata={"help": "longer sources are cut to this many tokens, in every split"}
+    )
+    max_target_tokens: int = field(
+        default=0, metadata={"help": "longer training targets are cut to this many tokens (0: not cut)"}
+    )
+    num_batch_buckets: int = field(
+        default=0, metadata={"help": "round lengths to this many values (for compilers that dislike changing shapes)"}
+    )
+    train_subset: str = II("dataset.train_subset")
+    dataset_impl: str | None = II("dataset.dataset_impl")
+    required_seq_len_multiple: int = II("dataset.required_seq_len_multiple")
+
+
+@register_task("conditional_generation", dataclass=ConditionalGenerationConfig)
+class ConditionalGenerationTask(FairseqTask):
+    """See the module's docstring."""
+
+    cfg: ConditionalGenerationConfig
+
+    def __init__(self, cfg: ConditionalGenerationConfig, source_dictionary: Dictionary, target_dictionary: Dictionary):
+        super().__init__(cfg)
+        self._source_dictionary = source_dictionary
+        self._target_dictionary = target_dictionary
+        self._max_positions: tuple[int, int] | None = None
+
+    @classmethod
+    def setup_task(cls, cfg: ConditionalGenerationConfig, **kwargs):
+        """Load the dictionaries of a folder that fairseq-preprocess wrote.
+
+        Raises:
+            UsageError: the folder or a dictionary is missing.
+        """
+        dictionaries = []
+        for side in (cfg.source_lang, cfg.target_lang):
+            path = Path(utils.split_paths(cfg.data)[0]) / f"dict.{side}.txt"
+            if not path.exists():
+                raise UsageError(f"{path}: no such file; is {cfg.data} a folder that fairseq-preprocess wrote?")
+            dictionaries.append(Dictionary.load(str(path)))
+        return cls(cfg, *dictionaries)
+
+    @property
+    def source_dictionary(self) -> Dictionary:
+        return self._source_dictionary
+
+    @property
+    def target_dictionary(self) -> Dictionary:
+        return self._target_dictionary
+
+    def conventions(self) -> dict:
+        """What a prefix gets used to, and must find again when it generates."""
+        return {"bos": True, "max_source_tokens": self.cfg.max_source_tokens}
+
+    def build_model(self, cfg, from_checkpoint=False):
+        model = super().build_model(cfg, from_checkpoint)
+        self._max_positions = model.max_positions()
+        room = self._max_positions[0] - 2
+        if self.cfg.max_source_tokens > room:
+            raise UsageError(
+                f"--max-source-tokens {self.cfg.max_source_tokens} exceeds the model's {room} "
+                f"({room + 2} positions less <s> and </s>)"
+            )
+        return model
+
+    def max_positions(self) -> tuple[int, int] | None:
+        """The model's, so that an example that does not fit is an error and not a dropped one."""
+        return self._max_positions
+
+    def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs) -> None:
+        """Load one split; sources are truncated always, targets in training.
+
+        Raises:
+            UsageError: the split is not there, or source and target differ in number.
+        """
+        folder = Path(utils.split_paths(self.cfg.data)[0])
+        stem = folder / f"{split}.{self.cfg.source_lang}-{self.cfg.target_lang}"
+        sides = {}
+        for side, dictionary in (
+            (self.cfg.source_lang, self.source_dictionary),
+            (self.cfg.target_lang, self.target_dictionary),
+        ):
+            sides[side] = data_utils.load_indexed_dataset(f"{stem}.{side}", dictionary, self.cfg.dataset_impl)
+        source, target = sides.values()
+        if source is None:
+            raise UsageError(f"{stem}.{self.cfg.source_lang}.idx: no such file; the data has no split {split!r}")
+        if target is not None and len(source) != len(target):
+            raise UsageError(f"{stem}: {len(source)} sources but {len(target)} targets")
+
+        max_target = self.cfg.max_target_tokens if split == self.cfg.train_subset else 0
+        source = self._mark(source, self.source_dictionary, self.cfg.max_source_tokens)
+        target = self._mark(target, self.target_dictionary, max_target) if target is not None else None
+        self.datasets[split] = LanguagePairDataset(
+            source,
+            source.sizes,
+            self.source_dictionary,
+            target,
+            target.sizes if target is not None else None,
+            self.target_dictionary,
+            left_pad_source=False,
+            left_pad_target=False,
+            shuffle=split == self.cfg.train_subset,
+            num_buckets=self.cfg.num_batch_buckets,
+            pad_to_multiple=self.cfg.required_seq_len_multiple,
+        )
+        logger.info("%s %s: %d examples", folder, split, len(source))
+
+    @staticmethod
+    def _mark(dataset, dictionary: Dictionary, max_tokens: int):
+        """tokens </s>  ->  <s> tokens </s>, cut to `max_tokens` if that is not 0."""
+        if max_tokens:
+            bare = TruncateDataset(StripTokenDataset(dataset, dictionary.eos()), max_tokens)
+            dataset = AppendTokenDataset(bare, dictionary.eos())
+        return PrependTokenDataset(dataset, dictionary.bos())
+
+    def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None, **kwargs):
+        """For fairseq-interactive: token tensors that end with `</s>`."""
+        if constraints is not None:
+            raise UsageError("--constraints is not supported by --task conditional_generation")
+        bos, limit = self.source_dictionary.bos(), self.cfg.max_source_tokens
+        marked = [torch.cat([t.new_tensor([bos]), t[:-1][:limit], t[-1:]]) for t in src_tokens]
+        lengths = [len(tokens) for tokens in marked]
+        return LanguagePairDataset(
+            marked,
+            lengths,
+            self.source_dictionary,
+            tgt_dict=self.target_dictionary,
+            left_pad_source=False,
+        )
+
+    def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, **kwargs):
+        """fairseq's generator, with `<s>` kept out of the printed text."""
+        special = {self.target_dictionary.bos(), self.target_dictionary.pad()}
+        extra = {"symbols_to_strip_from_output": special, **(extra_gen_cls_kwargs or {})}
+        return super().build_generator(models, args, seq_gen_cls, extra, **kwargs)
+
+    def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
+        """Generate, with `<s>` as the first token of every hypothesis (and before any `--prefix-size` tokens)."""
+        if prefix_tokens is None:
+            rows = sample["net_input"]["src_tokens"].size(0)
+            prefix_tokens = sample["net_input"]["src_tokens"].new_full((rows, 1), self.target_dictionary.bos())
+        with torch.no_grad():
+            return generator.generate(models, sample, prefix_tokens=prefix_tokens, constraints=constraints)
