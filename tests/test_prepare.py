@@ -207,6 +207,7 @@ def test_xsum_extract_form_and_boilerplate(xsum, tmp_path):
         ("http://www.bbc.co.uk/news/10138849", "news"),
         ("http://www.bbc.co.uk/newsround/38711418", "newsround"),
         ("http://news.bbc.co.uk/2/hi/8.stm", None),
+        ("news", None),
         ("", None),
     ],
 )

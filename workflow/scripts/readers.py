@@ -238,9 +238,9 @@ def xsum_topic(url: str) -> str | None:
 
     News articles say their topic before the first hyphen of the last part, the others in the second part of the path.
     """
-    path = urlsplit("".join(url.strip().rpartition("http")[1:])).path  # the last one, inside the Wayback Machine's
-    section, *rest = [part for part in path.split("/") if part] or [""]
-    if not section.isalpha():
+    address = urlsplit("".join(url.strip().rpartition("http")[1:]))  # the last one, inside the Wayback Machine's
+    section, *rest = [part for part in address.path.split("/") if part] or [""]
+    if not (address.netloc and section.isalpha()):
         return None
     topic = rest[0].partition("-")[0] if section == "news" and rest else rest[0] if len(rest) > 1 else ""
     return f"{section}/{topic}" if topic and not topic.isdigit() else section
