@@ -3,9 +3,9 @@
 Importing the package registers the models (bart.py), the task (task.py) and the criterion (criterion.py).
 """
 
-__version__ = "0.1.0"
-
 from . import bart, checkpoint, criterion, task  # noqa: F401  (registration)
+
+__version__ = "0.1.0"
 
 checkpoint.trust_plain_types()
 checkpoint.make_copies_atomic()

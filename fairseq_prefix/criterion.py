@@ -5,8 +5,6 @@ model declares are trainable. fairseq builds the optimizer before the first forw
 (with fp16 the flat buffer would write gradients of the prefix into the base).
 """
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass, field
 
@@ -34,18 +32,24 @@ class PrefixCrossEntropyConfig(LabelSmoothedCrossEntropyCriterionConfig):
 class PrefixCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
     """Mean negative log-likelihood of the target tokens, `<s>` and `</s>` among them, in base 2 as fairseq logs it."""
 
-    _verified: object = None
+    _logged = False
 
     def forward(self, model, sample, reduce=True):
-        """As fairseq's; the first call verifies and logs what is trained."""
-        if self._verified is not model:
-            verify_trainable(model)
-            self._verified = model
+        """As fairseq's; every call verifies, and the first one logs, what is trained."""
+        trained = verify_trainable(model)
+        if not self._logged:
+            self._logged = True
+            logger.info(
+                "trained parameters: %s | folded (stored per task): %s = %.2f %% of the base | base: %s | total: %s",
+                *(f"{trained:,}", f"{model.folded_parameters:,}"),
+                *(100 * model.folded_parameters / model.base_parameters, f"{model.base_parameters:,}"),
+                f"{sum(p.numel() for p in model.parameters()):,}",
+            )
         return super().forward(model, sample, reduce)
 
 
-def verify_trainable(model) -> None:
-    """Check that exactly `model.declared_parameters` require gradients, and log how many that are.
+def verify_trainable(model) -> int:
+    """Check that exactly `model.declared_parameters` require gradients; returns how many numbers these are.
 
     Raises:
         UsageError: naming a parameter that should be frozen, or should not.
@@ -60,9 +64,4 @@ def verify_trainable(model) -> None:
         raise UsageError(f"{name} would be trained although the method declares it frozen; nothing was updated")
     for name in sorted(declared - trainable.keys()):
         raise UsageError(f"{name} is frozen although the method declares it trained; nothing was updated")
-    total = model.base_parameters
-    logger.info(
-        "trained parameters: %s | folded (stored per task): %s = %.2f %% of the base | base: %s",
-        *(f"{sum(trainable.values()):,}", f"{model.folded_parameters:,}"),
-        *(100 * model.folded_parameters / total, f"{total:,}"),
-    )
+    return sum(trainable.values())

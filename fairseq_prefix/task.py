@@ -9,11 +9,10 @@ base cannot adapt to the difference, so this task adds `<s>` to source and targe
 Lengths in tokens count what stands between `<s>` and `</s>`.
 """
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Optional  # fairseq reads the annotations and does not know `X | None`
 
 import torch
 from fairseq import utils
@@ -39,7 +38,7 @@ logger = logging.getLogger(__name__)
 class ConditionalGenerationConfig(FairseqDataclass):
     """Options of `--task conditional_generation`."""
 
-    data: str | None = field(default=None, metadata={"help": "folder that fairseq-preprocess wrote"})
+    data: Optional[str] = field(default=None, metadata={"help": "folder that fairseq-preprocess wrote"})
     source_lang: str = field(
         default="source", metadata={"help": "suffix of the source files", "argparse_alias": "-s"}
     )
@@ -56,8 +55,22 @@ class ConditionalGenerationConfig(FairseqDataclass):
         default=0, metadata={"help": "round lengths to this many values (for compilers that dislike changing shapes)"}
     )
     train_subset: str = II("dataset.train_subset")
-    dataset_impl: str | None = II("dataset.dataset_impl")
+    dataset_impl: Optional[str] = II("dataset.dataset_impl")
     required_seq_len_multiple: int = II("dataset.required_seq_len_multiple")
+
+
+class CompletePairDataset(LanguagePairDataset):
+    """Pairs of which none is dropped.
+
+    fairseq leaves the last batch of a pass out unless its size is a multiple of `--required-batch-size-multiple` (8): in
+    training some examples would never be seen, and of a test set up to a batch would be missing.
+    """
+
+    def batch_by_size(self, indices, max_tokens=None, max_sentences=None, required_batch_size_multiple=1):
+        """As fairseq's, with the remainder as a last, smaller batch."""
+        batches = super().batch_by_size(indices, max_tokens, max_sentences, required_batch_size_multiple)
+        rest = indices[sum(len(batch) for batch in batches) :]
+        return [*batches, rest] if len(rest) else batches
 
 
 @register_task("conditional_generation", dataclass=ConditionalGenerationConfig)
@@ -137,7 +150,7 @@ class ConditionalGenerationTask(FairseqTask):
         max_target = self.cfg.max_target_tokens if split == self.cfg.train_subset else 0
         source = self._mark(source, self.source_dictionary, self.cfg.max_source_tokens)
         target = self._mark(target, self.target_dictionary, max_target) if target is not None else None
-        self.datasets[split] = LanguagePairDataset(
+        self.datasets[split] = CompletePairDataset(
             source,
             source.sizes,
             self.source_dictionary,
@@ -167,7 +180,7 @@ class ConditionalGenerationTask(FairseqTask):
         bos, limit = self.source_dictionary.bos(), self.cfg.max_source_tokens
         marked = [torch.cat([t.new_tensor([bos]), t[:-1][:limit], t[-1:]]) for t in src_tokens]
         lengths = [len(tokens) for tokens in marked]
-        return LanguagePairDataset(
+        return CompletePairDataset(
             marked,
             lengths,
             self.source_dictionary,
