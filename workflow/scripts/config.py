@@ -1,0 +1,405 @@
+"""The configuration: presets and the user's overlay, checked, and turned into command lines of fairseq.
+
+`configs/config.yaml` (and what `--configfile` lays over it) says what to run; a preset in `configs/{tasks,models,methods}`
+says what a name means, one file each. Flags of fairseq come in layers, a later one wins:
+
+    methods/{method}.yaml < models/{model}.yaml < tasks/{task}.yaml < `overrides` of the configuration
+
+and inside each layer its own flags < its sections methods: {method} < models: {architecture or model} < tasks: {task},
+whose own sections refine them further. Pure Python; whatever is wrong is a `UserError` that names file and key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError, best_match
+
+from common import UserError
+from readers import READERS
+
+KINDS = ("tasks", "models", "methods")
+SCHEMAS = Path(__file__).resolve().parents[1] / "schemas"
+# Given by the rules: a preset that set them would take files from elsewhere than where the rules put and expect them.
+RESERVED = frozenset(
+    "arch base-model continue-once finetune-from-model gen-subset log-file log-format model-overrides path results-path "
+    "restore-file save-dir seed source-lang target-lang test-subset train-subset user-dir valid-subset".split()
+)
+ARCHITECTURES = ("bart_large", "bart_base", "bart_tiny")  # the plugin's, without prefix_ and full_
+GPT2_BPE_URL = "https://dl.fbaipublicfiles.com/fairseq/gpt2_bpe/"
+GPT2_BPE = {  # file -> sha256; BART and GPT-2 share them
+    "dict.txt": "2c31c5b236661067fe8626775eb995ef5fe808ac87d2ad4a6ddbef68550f5cc6",
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A checked YAML file of configs/; `file` is how error messages call it."""
+
+    file: str
+    values: dict
+
+
+class Configuration:
+    """The whole configuration, checked as far as the names it lists reach; other presets are checked when asked for.
+
+    Args:
+        values: the merged configuration, as Snakemake hands it over.
+        file: how error messages call it.
+        folders: where the folders tasks, models and methods are looked for; the first that has a preset wins.
+    """
+
+    def __init__(self, values: dict, file: str, folders: Iterable[Path]) -> None:
+        check(values, "config", file)
+        self.file = file
+        self.tasks, self.models, self.methods, self.seeds = (values[key] for key in (*KINDS, "seeds"))
+        self.mirror = values.get("mirror", [])
+        self._overrides = values.get("overrides", {})
+        self._presets: dict[tuple[str, str], Preset] = {}
+        self._paths = {kind: _preset_paths(kind, folders) for kind in KINDS}
+        self._check_sections(self._overrides, file, "overrides")
+        for kind in KINDS:
+            for name in values[kind]:
+                if name not in self._paths[kind]:
+                    raise UserError(f"{file}: {kind}: {self._unknown(kind, name)}")
+        for task in self.tasks:
+            self.task(task)
+            for model in self.models:
+                for method in self.methods:
+                    for command in ("train", "generate"):
+                        self.flags(command, task, model, method)
+
+    # Presets ----------------------------------------------------------------------------------------------------------
+
+    def known(self, kind: str) -> list[str]:
+        """Names of all presets of a kind."""
+        return sorted(self._paths[kind])
+
+    def task(self, name: str) -> dict:
+        """The task's preset with the overlay's changes; `dataset` is always there."""
+        preset = self._preset("tasks", name)
+        change = self._overrides.get("tasks", {}).get(name, {})
+        values = {"dataset": name, **preset.values}
+        # Where examples come from is one thing: a changed reader or source takes nothing over from the old one.
+        if "inputs" in change or "demo" in change:
+            values = {key: value for key, value in values.items() if key not in ("inputs", "demo", "options")}
+        values |= {key: value for key, value in change.items() if key not in _LAYER_KEYS}
+        _check_task(values, self.file if change else preset.file)
+        return values
+
+    def model(self, name: str) -> dict:
+        return self._preset("models", name).values
+
+    def method(self, name: str) -> dict:
+        return self._preset("methods", name).values
+
+    def runs(self) -> Iterator[tuple[str, str, int]]:
+        """(model, method, seed) of every row of a table; an untrained model has no randomness, hence one run, seed 0."""
+        for model in self.models:
+            for method in self.methods:
+                for seed in self.seeds if self.method(method)["trained"] else [0]:
+                    yield model, method, seed
+
+    # Flags ------------------------------------------------------------------------------------------------------------
+
+    def flags(self, command: str, task: str, model: str, method: str) -> list[str]:
+        """Arguments for fairseq-train or fairseq-generate (`command`: train or generate), without what the rules add."""
+        names = {"tasks": (task,), "models": (self.model(model)["architecture"], model), "methods": (method,)}
+        merged: dict = {}
+        for preset in (self._preset("methods", method), self._preset("models", model), self._preset("tasks", task)):
+            merged |= _merged(preset.values, command, names)
+        return arguments(merged | _merged(self._overrides, command, names))
+
+    def pretraining_flags(self, model: str) -> list[str]:
+        """Arguments for the fairseq-train that makes the base: the model's own, then those of its pretraining."""
+        preset = self._preset("models", model)
+        own = {**preset.values.get("data", {}), **preset.values.get("train", {})}
+        return arguments(own | preset.values["base"]["pretrained"]["train"])
+
+    # Files ------------------------------------------------------------------------------------------------------------
+
+    def downloads(self) -> dict[str, dict]:
+        """Everything that can be fetched: path below resources/ -> {"url": [...], "sha256": [...]} (lists of 0 or 1)."""
+        files = {
+            f"gpt2_bpe/{name}": {"url": [GPT2_BPE_URL + name], "sha256": [digest]} for name, digest in GPT2_BPE.items()
+        }
+
+        def add(folder: str, entry: dict, owner: str) -> None:
+            if "file" not in entry:
+                return
+            path = f"{folder}/{entry['file']}"
+            value = {key: [entry[key]] if key in entry else [] for key in ("url", "sha256")}
+            if files.setdefault(path, value) != value:
+                raise UserError(f"{owner}: {path} is described elsewhere with another url or sha256; name it differently")
+
+        for name in self.known("tasks"):
+            task = self.task(name)
+            for entry in task.get("inputs", {}).values():
+                add(f"data/{task['dataset']}", entry, name)
+        for name in self.known("models"):
+            base = self.model(name)["base"]
+            for entry in base.get("files", {}).values():
+                add(f"bases/{name}", entry, name)
+            if "archive" in base:
+                add(f"bases/{name}", base["archive"], name)
+            for entry in base.get("pretrained", {}).get("inputs", {}).values():
+                add(f"data/{base['pretrained'].get('dataset', name)}", entry, name)
+        return files
+
+    def task_inputs(self, name: str) -> dict[str, str]:
+        """Raw files of a task: the reader's name for each -> path."""
+        task = self.task(name)
+        if "demo" in task:
+            return {split: f"resources/demo/{name}/{split}.jsonl" for split in ("train", "valid", "test")}
+        return _paths(task["inputs"], f"resources/data/{task['dataset']}")
+
+    def base_inputs(self, name: str) -> dict[str, str]:
+        """Raw files of a model's base: the archive, the Hugging Face files, or the texts to pretrain on -> path."""
+        base = self.model(name)["base"]
+        if "pretrained" in base:
+            pretrained = base["pretrained"]
+            return _paths(pretrained.get("inputs", {}), f"resources/data/{pretrained.get('dataset', name)}")
+        return _paths(base.get("files") or {"archive": base["archive"]}, f"resources/bases/{name}")
+
+    def base_files(self, name: str) -> list[str]:
+        """What makes the model's base ready for the plugin (below bases/{model})."""
+        model = self.model(name)
+        weights = sorted(model["base"]["files"]) if "files" in model["base"] else ["model.pt"]
+        extra = ["spm.model"] if model["vocabulary"] == "sentencepiece" else []
+        return [f"bases/{name}/{file}" for file in (*weights, "dict.txt", *extra)]
+
+    def models_with(self, kind: str) -> list[str]:
+        """Models whose base is of a kind: archive, files or pretrained."""
+        return [name for name in self.known("models") if kind in self.model(name)["base"]]
+
+    def vocabulary(self, model: str) -> str:
+        """Name of the folder that holds a task's subword text for the model."""
+        return "gpt2" if self.model(model)["vocabulary"] == "gpt2" else model
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def _preset(self, kind: str, name: str) -> Preset:
+        if name not in self._paths[kind]:
+            raise UserError(self._unknown(kind, name))
+        if (kind, name) not in self._presets:
+            path = self._paths[kind][name]
+            file = f"configs/{kind}/{path.name}"
+            values = load_yaml(path, file)
+            check(values, kind.removesuffix("s"), file)
+            self._check_sections(values, file)
+            {"tasks": _check_task, "models": _check_model, "methods": _check_method}[kind](values, file)
+            self._presets[kind, name] = Preset(file, values)
+        return self._presets[kind, name]
+
+    def _unknown(self, kind: str, name: str) -> str:
+        return f"no {kind.removesuffix('s')} is called {name!r}{_suggestion(name, self._paths[kind])}"
+
+    def _check_sections(self, layer: dict, file: str, *keys: str) -> None:
+        """Flags of a layer and all of its sections are fairseq's and free to set; sections are called like presets."""
+        for command in ("data", "train", "generate"):
+            for flag, value in layer.get(command, {}).items():
+                check_flag(command, flag, value, ": ".join((file, *keys, command)))
+        for kind in KINDS:
+            for name, section in layer.get(kind, {}).items():
+                if name not in self._paths[kind] and not (kind == "models" and name in ARCHITECTURES):
+                    raise UserError(f"{': '.join((file, *keys, kind))}: {self._unknown(kind, name)}")
+                self._check_sections(section, file, *keys, kind, name)
+
+
+_LAYER_KEYS = frozenset(("data", "train", "generate", *KINDS))
+
+
+def _merged(layer: dict, command: str, names: dict[str, tuple[str, ...]]) -> dict:
+    flags = {**layer.get("data", {}), **layer.get(command, {})}
+    for kind in ("methods", "models", "tasks"):
+        for name in names[kind]:
+            if section := layer.get(kind, {}).get(name):
+                flags |= _merged(section, command, names)
+    return flags
+
+
+def arguments(flags: dict) -> list[str]:
+    """{"lr": 5e-05, "fp16": True, "patience": None} -> ["--fp16", "--lr", "5e-05"], sorted by flag.
+
+    A value that begins with a dash is joined by "=", or argparse would take it for a flag.
+    """
+    result: list[str] = []
+    for flag, value in sorted(flags.items()):
+        if value is True:
+            result.append(f"--{flag}")
+        elif value is not None and value is not False:
+            text = str(value)
+            result += [f"--{flag}={text}"] if text.startswith("-") else [f"--{flag}", text]
+    return result
+
+
+def _paths(files: dict[str, dict], folder: str) -> dict[str, str]:
+    return {key: entry.get("path") or f"{folder}/{entry['file']}" for key, entry in files.items()}
+
+
+# Checks ---------------------------------------------------------------------------------------------------------------
+
+
+def check_flag(command: str, flag: str, value, where: str) -> None:
+    """Refuse a flag that the rules give, that no command of fairseq knows, or whose value cannot be meant."""
+    if flag in RESERVED:
+        raise UserError(f"{where}: {flag} is set by the workflow itself; leave it out")
+    known = known_flags()
+    commands = ("train", "generate") if command == "data" else (command,)
+    for name in commands:
+        if flag not in known[name]:
+            raise UserError(f"{where}: fairseq-{name} has no flag --{flag}{_suggestion(flag, known[name])}")
+    if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+", value):
+        number = f"{float(value):.10e}".split("e")
+        mantissa = number[0].rstrip("0") + ("0" if number[0].rstrip("0").endswith(".") else "")
+        raise UserError(
+            f"{where}: {flag}: YAML reads {value} as text, not as a number; write {mantissa}e{int(number[1]):+d}"
+        )
+    takes_value = known[commands[0]][flag]
+    if takes_value and isinstance(value, bool):
+        raise UserError(
+            f"{where}: {flag} needs a value, not {str(value).lower()} (YAML reads on, off, yes and no as true and false: "
+            f'write "on" or "off" in quotes; null leaves a flag out)'
+        )
+    if not takes_value and not isinstance(value, bool | None):
+        raise UserError(f"{where}: {flag} is a switch: write true or false, not {value!r}")
+
+
+def known_flags() -> dict[str, dict[str, bool]]:
+    """Flags of fairseq-train and fairseq-generate with this plugin: command -> flag -> whether it takes a value.
+
+    Kept in a file (a test compares it with fairseq's own parsers), because asking fairseq takes seconds.
+    """
+    global _flags
+    if _flags is None:
+        values = yaml.safe_load((SCHEMAS / "flags.yaml").read_text(encoding="utf-8"))
+        _flags = {
+            command: {name: takes for kind, takes in (("value", True), ("switch", False)) for name in lists[kind].split()}
+            for command, lists in values.items()
+        }
+    return _flags
+
+
+_flags: dict[str, dict[str, bool]] | None = None
+
+
+def _check_files(files: dict[str, dict], where: str) -> None:
+    for key, entry in files.items():
+        if ("path" in entry) == ("file" in entry) or ("path" in entry and len(entry) > 1):
+            raise UserError(f"{where}: {key}: give either file (with url and sha256 where known), or path alone")
+
+
+def _check_task(values: dict, file: str) -> None:
+    if ("inputs" in values) == ("demo" in values):
+        raise UserError(f"{file}: give either inputs or demo, as the place the examples come from")
+    _check_files(values.get("inputs", {}), f"{file}: inputs")
+    if values["reader"] not in READERS:
+        suggestion = _suggestion(values["reader"], READERS)
+        raise UserError(f"{file}: reader: no reader is called {values['reader']!r}{suggestion}")
+
+
+def _check_model(values: dict, file: str) -> None:
+    base = values["base"]
+    if len(base) != 1:
+        raise UserError(f"{file}: base: give exactly one of archive, files and pretrained")
+    if values["architecture"] not in ARCHITECTURES:
+        suggestion = _suggestion(values["architecture"], ARCHITECTURES)
+        raise UserError(f"{file}: architecture: the plugin has no {values['architecture']!r}{suggestion}")
+    if (values["vocabulary"] == "sentencepiece") != ("pretrained" in base):
+        raise UserError(f"{file}: vocabulary: sentencepiece goes with a base that is pretrained here, gpt2 with the others")
+    _check_files({"archive": base["archive"]} if "archive" in base else {}, f"{file}: base")
+    _check_files(base.get("files", {}), f"{file}: base: files")
+    if pretrained := base.get("pretrained"):
+        if ("inputs" in pretrained) == ("demo" in pretrained):
+            raise UserError(f"{file}: base: pretrained: give either inputs or demo, as the place the texts come from")
+        _check_files(pretrained.get("inputs", {}), f"{file}: base: pretrained: inputs")
+        for flag, value in pretrained["train"].items():
+            check_flag("train", flag, value, f"{file}: base: pretrained: train")
+
+
+def _check_method(values: dict, file: str) -> None:
+    if values["exported"] and not (values["trained"] and values["architecture"] == "prefix"):
+        raise UserError(f"{file}: exported: only a trained prefix can be exported")
+
+
+def check(values, definition: str, file: str) -> None:
+    """Check values against one definition of the schema; the first thing that is wrong is a `UserError`."""
+    schema = yaml.safe_load((SCHEMAS / "config.schema.yaml").read_text(encoding="utf-8"))
+    validator = Draft202012Validator({**schema, "$ref": f"#/$defs/{definition}"})
+    if error := best_match(validator.iter_errors(values)):
+        raise UserError(": ".join((file, *map(str, error.absolute_path), _sentence(error))))
+
+
+def _sentence(error: ValidationError) -> str:
+    """What is wrong at the place that the error's path names."""
+    expected = error.schema.get("description", "something else")
+    if error.validator == "additionalProperties":
+        known = error.schema["properties"]
+        key = next(key for key in error.instance if key not in known)
+        return f"unknown key {key!r}{_suggestion(key, known)}"
+    if error.validator == "required":
+        key = next(key for key in error.validator_value if key not in error.instance)
+        return f"the key {key!r} is missing"
+    if error.validator == "uniqueItems":
+        return f"something stands twice in {error.instance!r}"
+    if error.validator in ("minItems", "minProperties"):
+        return "must not be empty"
+    if error.validator == "enum":
+        return f"expected {expected}, found {error.instance!r}{_suggestion(error.instance, error.validator_value)}"
+    return f"expected {expected}, found {error.instance!r}"
+
+
+def _suggestion(name, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, or the names that there are when none is near and they are few."""
+    known = sorted(known)
+    if near := difflib.get_close_matches(str(name), known, 1):
+        return f"; did you mean {near[0]!r}?"
+    return f"; there are: {', '.join(known)}" if 0 < len(known) <= 20 else ""
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+
+def _preset_paths(kind: str, folders: Iterable[Path]) -> dict[str, Path]:
+    paths: dict[str, Path] = {}
+    for folder in folders:
+        for path in sorted(folder.glob(f"{kind}/*.yaml")):
+            if not re.fullmatch(r"[A-Za-z0-9_]+(-[A-Za-z0-9_]+)*", path.stem):
+                raise UserError(f"configs/{kind}/{path.name}: a preset's name is made of letters, digits, '_' and '-'")
+            paths.setdefault(path.stem, path)
+    return paths
+
+
+class _Loader(yaml.SafeLoader):
+    """A safe YAML loader that refuses a key given twice, where YAML would silently take the last."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def load_yaml(path: Path, file: str | None = None):
+    """The value of a YAML file; `file` is how errors call it."""
+    file = file or str(path)
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 -- a safe loader
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise UserError(f"{file}, line {line}: not valid YAML ({error.problem})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: not valid YAML ({error})") from None
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
