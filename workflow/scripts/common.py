@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import bz2
 import contextlib
 import gzip
@@ -108,14 +109,19 @@ def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
         UserError: the file is missing, truncated, not UTF-8, or holds a NUL byte (named with its line).
     """
     with contextlib.closing(_raw_lines(path)) as lines:
-        for number, raw in enumerate(lines, 1):
-            if b"\0" in raw:
-                raise UserError(f"{path}, line {number}: holds a NUL byte; the file is damaged or not text")
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise UserError(f"{path}, line {number}: not UTF-8 (byte {error.start + 1} of the line)") from None
-            yield number, line.rstrip("\r\n")
+        yield from decode_lines(lines, path)
+
+
+def decode_lines(lines: Iterable[bytes], name: object) -> Iterator[tuple[int, str]]:
+    """What `read_lines` does, for the lines of an open binary file (a member of an archive) that errors call `name`."""
+    for number, raw in enumerate(lines, 1):
+        if b"\0" in raw:
+            raise UserError(f"{name}, line {number}: holds a NUL byte; the file is damaged or not text")
+        try:
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{name}, line {number}: not UTF-8 (byte {error.start + 1} of the line)") from None
+        yield number, line.rstrip("\r\n")
 
 
 def read_jsonl(path: str | os.PathLike) -> Iterator[tuple[int, dict]]:
@@ -194,3 +200,14 @@ def progress(items: Iterable | None, description: str, total: int | None = None,
         dynamic_ncols=interactive,
         **options,
     )
+
+
+def json_object(text: str) -> dict:
+    """The type of an argument that is a JSON object."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not JSON ({error}): {text}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"not a JSON object: {text}")
+    return value
