@@ -68,3 +68,23 @@ def archive(path: Path, members: list, mode: str = "w:gz") -> Path:
                 info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     return path
+
+
+@pytest.fixture(scope="session")
+def spm_model(tmp_path_factory):
+    """Path of a small sentencepiece model with `<mask>` as a control symbol; it knows no character beyond Latin-1."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    path = tmp_path_factory.mktemp("spm") / "spm.model"
+    text = ["the cat sat on the mat", "a café, 12 + 3 < 4 and/or 5 > 4", "under the milk jug we put a box"]
+    with open(path, "wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(text * 20),
+            model_writer=file,
+            model_type="bpe",
+            vocab_size=64,
+            character_coverage=1.0,
+            hard_vocab_limit=False,
+            control_symbols=["<mask>"],
+            minloglevel=2,
+        )
+    return path

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from common import UserError, atomic_path, progress, run_main, sha256_file, single_line, write_json
+from common import UserError, atomic_path, json_object, progress, run_main, sha256_file, single_line, write_json
 from readers import READERS, SPLITS, Example
 
 
@@ -98,16 +98,6 @@ def input_pair(text: str) -> tuple[str, Path]:
     if not (key and separator and path):
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form KEY=PATH")
     return key, Path(path)
-
-
-def json_object(text: str) -> dict:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"not JSON ({error}): {text}") from None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"not a JSON object: {text}")
-    return value
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:

@@ -1,0 +1,151 @@
+"""Binarise subword text with fairseq-preprocess, and check that nothing was lost or changed on the way.
+
+Every line must come back with as many tokens as the text has, and no token may have become `<unk>` that is not `<unk>`
+in the text: a dictionary that does not belong to the vocabulary is found here and not after a training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from common import UserError, progress, read_lines, run_main
+
+SIDES = ("source", "target")
+SPLITS = ("train", "valid", "test")
+UNKNOWN = 3  # index of <unk> in every fairseq dictionary, after <s>, <pad> and </s>
+# Codes of element types in the header of a fairseq index file.
+ELEMENT_TYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16, 9: np.uint32}
+
+
+def main(argv: list[str]) -> None:
+    args = parse_args(argv)
+    texts = {(split, side): args.input_dir / f"{split}.{side}" for split in args.splits for side in SIDES}
+    words = known_words(args.dict)
+    lengths = {key: check_text(path, words) for key, path in texts.items()}
+    for split in args.splits:
+        pair = [len(lengths[split, side]) for side in SIDES]
+        if pair[0] != pair[1]:
+            raise UserError(f"{args.input_dir}: {split}.source has {pair[0]} lines and {split}.target {pair[1]}")
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=args.output_dir, prefix=".preprocess.") as folder:
+        made = Path(folder) / "bin"
+        tokens = sum(int(line_lengths.sum()) for line_lengths in lengths.values())
+        preprocess(args, made, tokens * (2 if len(words) < 65_000 else 4))
+        for (split, side), path in texts.items():
+            check_binary(made / f"{split}.source-target.{side}", path, lengths[split, side])
+        for path in sorted(made.iterdir()):
+            if path.suffix in (".bin", ".idx") or path.name.startswith("dict."):
+                os.replace(path, args.output_dir / path.name)
+    for (split, side), line_lengths in lengths.items():
+        print(f"{split}.{side}: {len(line_lengths)} lines, {int(line_lengths.sum())} tokens with </s>")
+
+
+def known_words(dictionary: Path) -> set[str]:
+    """The words that a text may have: those of the dictionary, and `<unk>`. fairseq adds `</s>` and the like itself."""
+    words = {"<unk>"}
+    for number, line in read_lines(dictionary):
+        word, separator, count = line.removesuffix(" #fairseq:overwrite").rpartition(" ")
+        if not (separator and word and count.isdecimal()):
+            raise UserError(f"{dictionary}, line {number}: not a word and a count, as a fairseq dictionary has them")
+        words.add(word)
+    return words
+
+
+def check_text(path: Path, words: set[str]) -> np.ndarray:
+    """Tokens per line of a subword text, each line's `</s>` included.
+
+    Raises:
+        UserError: a line is empty, or a token is not in the dictionary.
+    """
+    lengths, missing = [], Counter()
+    for number, line in read_lines(path):
+        tokens = line.split()
+        if not tokens:
+            raise UserError(f"{path}, line {number}: the line is empty")
+        lengths.append(len(tokens) + 1)
+        if not words.issuperset(tokens):
+            missing.update(token for token in tokens if token not in words)
+    if not lengths:
+        raise UserError(f"{path}: no lines")
+    if missing:
+        some = ", ".join(repr(token) for token, _ in missing.most_common(3))
+        raise UserError(
+            f"{path}: {missing.total()} tokens ({len(missing)} different, such as {some}) are not in the dictionary; "
+            "encode with the vocabulary that the dictionary belongs to"
+        )
+    return np.array(lengths, dtype=np.int64)
+
+
+def preprocess(args: argparse.Namespace, destination: Path, expected_bytes: int) -> None:
+    """Run fairseq-preprocess with this interpreter; a bar follows the size of what it has written."""
+    command = [sys.executable, "-m", "fairseq_cli.preprocess", "--source-lang", SIDES[0], "--target-lang", SIDES[1]]
+    for split in args.splits:
+        command += [f"--{split}pref", str(args.input_dir / split)]
+    command += ["--srcdict", str(args.dict), "--joined-dictionary", "--workers", str(args.workers)]
+    command += ["--dataset-impl", "mmap", "--destdir", str(destination)]
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            with progress(None, "fairseq-preprocess", total=expected_bytes, unit="B", unit_scale=True) as bar:
+                while process.poll() is None:
+                    try:
+                        process.wait(timeout=1)
+                    except subprocess.TimeoutExpired:
+                        written = sum(path.stat().st_size for path in destination.glob("*.bin"))
+                        bar.update(min(written, expected_bytes) - bar.n)
+        finally:
+            process.kill()
+            process.wait()
+        log.seek(0)
+        output = log.read()
+    print(output, end="")
+    if process.returncode:
+        last = output.strip().rpartition("\n")[2]
+        raise UserError(f"fairseq-preprocess failed on {args.input_dir} ({last}); its output is above")
+
+
+def check_binary(prefix: Path, text: Path, lengths: np.ndarray) -> None:
+    """Compare a binarised file with the lines it was made from: tokens per line, and the number of `<unk>`."""
+    sizes, element_type = read_index(Path(f"{prefix}.idx"))
+    if not np.array_equal(sizes, lengths):
+        raise UserError(
+            f"{text}: fairseq-preprocess made {len(sizes)} examples of {len(lengths)} lines, or changed some"
+        )
+    tokens = np.memmap(f"{prefix}.bin", dtype=element_type, mode="r")
+    in_text = sum(line.split().count("<unk>") for _, line in read_lines(text))
+    unknown = int((tokens == UNKNOWN).sum())
+    if len(tokens) != sizes.sum() or unknown != in_text:
+        raise UserError(f"{text}: {unknown} tokens became <unk> where the text has {in_text}")
+
+
+def read_index(path: Path) -> tuple[np.ndarray, type]:
+    """(tokens per example, element type) of a fairseq mmap index."""
+    data = path.read_bytes()
+    magic, version, code, count = struct.unpack_from("<9sQBQ", data)
+    if magic != b"MMIDIDX\0\0" or version != 1 or code not in ELEMENT_TYPES:
+        raise UserError(f"{path}: not an index of fairseq's mmap format")
+    return np.frombuffer(data, dtype=np.int32, count=count, offset=struct.calcsize("<9sQBQ")), ELEMENT_TYPES[code]
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input-dir", required=True, type=Path, help="holds {split}.source and {split}.target")
+    parser.add_argument("--dict", required=True, type=Path, help="the base's dictionary, for both sides")
+    parser.add_argument("--output-dir", required=True, type=Path, help="where the binarised data is put")
+    parser.add_argument(
+        "--splits", nargs="+", choices=SPLITS, default=list(SPLITS), help="which there are (default: all three)"
+    )
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,128 @@
+"""Encode prepared examples as subword text: {prefix}.source and {prefix}.target, one line per example.
+
+Training and validation have one line per (source, reference) pair, the test set one line per example (its first
+reference stands in the target only because fairseq wants one; scoring uses all).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import multiprocessing
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import bpe
+from common import UserError, atomic_open, progress, read_jsonl, read_lines, run_main
+
+BATCH = 256  # examples per task of a worker
+COUNTS = (
+    "examples",
+    "lines",
+    "source tokens",
+    "target tokens",
+    "truncated sources",
+    "truncated targets",
+    "unknown source pieces",
+    "unknown target pieces",
+)
+
+_vocabulary: bpe.GPT2 | bpe.SentencePiece
+_args: argparse.Namespace
+
+
+def main(argv: list[str]) -> None:
+    args = parse_args(argv)
+    if args.max_target_tokens and args.split != "train":
+        raise UserError(f"--max-target-tokens is for training only: the {args.split} targets stay whole")
+    _start(args)  # here too, so that a bad vocabulary is one error and not one per worker
+    print(f"{args.output_prefix}: {encode(args)}")
+
+
+def encode(args: argparse.Namespace) -> str:
+    """Write both files, or neither; returns a line of counts."""
+    counts: Counter = Counter()
+    total = sum(1 for _ in read_lines(args.input))
+    with (
+        atomic_open(f"{args.output_prefix}.source") as sources,
+        atomic_open(f"{args.output_prefix}.target") as targets,
+        progress(None, args.split, total=total, unit=" examples") as bar,
+    ):
+        for source_lines, target_lines, batch_counts in encoded_batches(args):
+            sources.writelines(source_lines)
+            targets.writelines(target_lines)
+            counts.update(batch_counts)
+            bar.update(batch_counts["examples"])
+        if not counts["examples"]:
+            raise UserError(f"{args.input}: no examples")
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
+def encoded_batches(args: argparse.Namespace) -> Iterator[tuple[list[str], list[str], Counter]]:
+    """Encoded batches in the order of the input, by --workers processes."""
+    rows = read_jsonl(args.input)
+    batches = iter(lambda: list(itertools.islice(rows, BATCH)), [])
+    if args.workers == 1:
+        yield from map(encode_batch, batches)
+        return
+    with multiprocessing.Pool(args.workers, initializer=_start, initargs=(args,)) as pool:
+        yield from pool.imap(encode_batch, batches)
+
+
+def _start(args: argparse.Namespace) -> None:
+    global _vocabulary, _args
+    _vocabulary, _args = bpe.from_arguments(args), args
+
+
+def encode_batch(rows: list[tuple[int, dict]]) -> tuple[list[str], list[str], Counter]:
+    """(source lines, target lines, counts) of numbered rows."""
+    sources, targets = [], []
+    counts: Counter = Counter(dict.fromkeys(COUNTS, 0))
+    for number, row in rows:
+        where = f"{_args.input}, line {number}"
+        try:
+            source, references = row["source"], row["references"]
+        except KeyError as error:
+            raise UserError(f"{where}: no field {error}; is this a prepared file?") from None
+        counts["examples"] += 1
+        source_line = encode_text(source, _args.max_source_tokens, "source", where, counts)
+        for reference in references[:1] if _args.split == "test" else references:
+            sources.append(source_line)
+            targets.append(encode_text(reference, _args.max_target_tokens, "target", where, counts))
+            counts["lines"] += 1
+    return sources, targets, counts
+
+
+def encode_text(text: str, limit: int | None, side: str, where: str, counts: Counter) -> str:
+    pieces = _vocabulary.encode(text)
+    if not pieces:
+        raise UserError(f"{where}: nothing is left of the {side} in this vocabulary")
+    if limit and len(pieces) > limit:
+        pieces = pieces[:limit]
+        counts[f"truncated {side}s"] += 1
+    counts[f"{side} tokens"] += len(pieces)
+    counts[f"unknown {side} pieces"] += pieces.count("<unk>")
+    return " ".join(pieces) + "\n"
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", required=True, type=Path, help="a prepared split (JSON lines)")
+    parser.add_argument("--output-prefix", required=True, type=Path, help="where .source and .target are written")
+    parser.add_argument("--split", required=True, choices=("train", "valid", "test"), help="which split it is")
+    parser.add_argument("--max-source-tokens", type=positive, metavar="N", help="keep the first N tokens of a source")
+    parser.add_argument("--max-target-tokens", type=positive, metavar="N", help="the same for targets, in training")
+    parser.add_argument("--workers", type=positive, default=1, metavar="N", help="processes (default: 1)")
+    bpe.add_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def positive(text: str) -> int:
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+if __name__ == "__main__":
+    run_main(main)
