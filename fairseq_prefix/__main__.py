@@ -74,7 +74,9 @@ def main(argv: list[str] | None = None) -> None:
     command = commands.add_parser("import", help="turn prefix.safetensors into a checkpoint for fairseq-generate")
     command.add_argument("prefix", help="an exported prefix")
     command.add_argument("output", help="the .pt file to write")
-    command.add_argument("--base-model", required=True, help="the base, as recorded in the checkpoint (relocatable later)")
+    command.add_argument(
+        "--base-model", required=True, help="the base, as recorded in the checkpoint (relocatable later)"
+    )
     command.set_defaults(run=import_)
 
     command = commands.add_parser("base", help="write the base without any prefix as a checkpoint for fairseq-generate")

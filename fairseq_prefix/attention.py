@@ -133,7 +133,9 @@ class PrefixAttention(MultiheadAttention):
         return incremental_state
 
 
-def _additive_mask(causal: Tensor | None, padding: Tensor | None, prefix_length: int, dtype: torch.dtype) -> Tensor | None:
+def _additive_mask(
+    causal: Tensor | None, padding: Tensor | None, prefix_length: int, dtype: torch.dtype
+) -> Tensor | None:
     """The mask of [prefix | keys]: the prefix is visible to every query of every row."""
     mask = None
     if causal is not None:

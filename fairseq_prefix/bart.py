@@ -112,7 +112,12 @@ class PrefixBARTModel(BaseBART):
         add("--prefix-length", type=int, metavar="P", help="virtual tokens at each site (default: 200)")
         add("--prefix-sites", metavar="SITES", help="which attentions get a prefix (default: encoder,decoder,cross)")
         for site in SITES:
-            add(f"--prefix-{site}-length", type=int, metavar="P", help=f"virtual tokens at the {site} site, if different")
+            add(
+                f"--prefix-{site}-length",
+                type=int,
+                metavar="P",
+                help=f"virtual tokens at the {site} site, if different",
+            )
         add(
             "--prefix-reparam",
             choices=REPARAMETRISATIONS,
@@ -341,7 +346,9 @@ def _site_lengths(args) -> dict[str, int]:
     for site in SITES:
         own = getattr(args, f"prefix_{site}_length")
         if own is not None and site not in sites:
-            raise UsageError(f"--prefix-{site}-length is given, but --prefix-sites {args.prefix_sites} leaves {site} out")
+            raise UsageError(
+                f"--prefix-{site}-length is given, but --prefix-sites {args.prefix_sites} leaves {site} out"
+            )
         lengths[site] = (args.prefix_length if own is None else own) if site in sites else 0
         if lengths[site] < 0:
             raise UsageError(f"the prefix length of the {site} site is {lengths[site]}; it cannot be negative")

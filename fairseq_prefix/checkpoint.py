@@ -158,7 +158,12 @@ HUGGING_FACE_NAMES = {
 
 def _read_hugging_face(folder: Path) -> Base:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    expected = {"model_type": "bart", "activation_function": "gelu", "scale_embedding": False, "normalize_before": False}
+    expected = {
+        "model_type": "bart",
+        "activation_function": "gelu",
+        "scale_embedding": False,
+        "normalize_before": False,
+    }
     for key, value in expected.items():
         if config.get(key, value) != value:
             raise UsageError(f"{folder}/config.json: {key} is {config[key]!r}, but only {value!r} is supported")
@@ -315,9 +320,12 @@ def prefix_metadata(model) -> dict:
 
 
 def pack_metadata(metadata: dict) -> Tensor:
-    """JSON as bytes: a checkpoint's model part may hold tensors only. (Averaging checkpoints garbles it, on purpose: averages
-    of an MLP's weights are not averages of prefixes.)"""
-    return torch.frombuffer(bytearray(json.dumps(metadata, sort_keys=True).encode()), dtype=torch.uint8).clone()
+    """JSON as bytes, because a checkpoint's model part may hold tensors only.
+
+    The bytes are inverted, so that averaging checkpoints overflows and garbles them: averages of an MLP's weights are not
+    averages of prefixes, and must not be taken for one.
+    """
+    return 255 - torch.frombuffer(bytearray(json.dumps(metadata, sort_keys=True).encode("ascii")), dtype=torch.uint8)
 
 
 def unpack_metadata(state: dict[str, Tensor]) -> dict:
@@ -330,7 +338,7 @@ def unpack_metadata(state: dict[str, Tensor]) -> dict:
         kind = "a whole model, which belongs to --base-model" if EMBEDDING in state else "something else"
         raise UsageError(f"this checkpoint is not a prefix's but {kind}")
     try:
-        metadata = json.loads(bytes(state[METADATA_KEY].tolist()).decode())
+        metadata = json.loads(bytes((255 - state[METADATA_KEY]).tolist()).decode("ascii"))
         version = metadata["format"]
     except (ValueError, TypeError, KeyError):
         raise UsageError("the prefix's metadata is damaged (checkpoints of a prefix cannot be averaged)") from None
@@ -452,7 +460,9 @@ def describe(path: str) -> dict:
 
 def _describe_whole(loaded: dict) -> dict:
     tied = {name for name in TIED if name in loaded["model"]}
-    tensors = {n: t for n, t in loaded["model"].items() if n not in tied and not n.endswith(("version", "_float_tensor"))}
+    tensors = {
+        n: t for n, t in loaded["model"].items() if n not in tied and not n.endswith(("version", "_float_tensor"))
+    }
     count = sum(tensor.numel() for tensor in tensors.values())
     cfg = loaded.get("cfg") or {}
     model_args = _plain(cfg["model"]) if "model" in cfg else _plain(loaded.get("args") or argparse.Namespace())

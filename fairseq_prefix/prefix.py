@@ -103,7 +103,9 @@ class Prefix(nn.Module):
     kept until the parameters may have changed.
     """
 
-    def __init__(self, geometry: dict[str, SiteGeometry], reparam: str = "mlp", mid_dim: int = 800, dropout: float = 0.0):
+    def __init__(
+        self, geometry: dict[str, SiteGeometry], reparam: str = "mlp", mid_dim: int = 800, dropout: float = 0.0
+    ):
         super().__init__()
         if reparam not in REPARAMETRISATIONS:
             raise ValueError(f"reparam must be one of {', '.join(REPARAMETRISATIONS)}, not {reparam!r}")
@@ -179,7 +181,7 @@ class Prefix(nn.Module):
 
 
 def parse_sites(text: str) -> list[str]:
-    """"encoder,cross" -> ["encoder", "cross"]; raises ValueError for a name that is not a site."""
+    """ "encoder,cross" -> ["encoder", "cross"]; raises ValueError for a name that is not a site."""
     sites = [site.strip() for site in text.split(",") if site.strip()]
     for site in sites:
         if site not in SITES:

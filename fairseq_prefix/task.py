@@ -39,12 +39,8 @@ class ConditionalGenerationConfig(FairseqDataclass):
     """Options of `--task conditional_generation`."""
 
     data: Optional[str] = field(default=None, metadata={"help": "folder that fairseq-preprocess wrote"})
-    source_lang: str = field(
-        default="source", metadata={"help": "suffix of the source files", "argparse_alias": "-s"}
-    )
-    target_lang: str = field(
-        default="target", metadata={"help": "suffix of the target files", "argparse_alias": "-t"}
-    )
+    source_lang: str = field(default="source", metadata={"help": "suffix of the source files", "argparse_alias": "-s"})
+    target_lang: str = field(default="target", metadata={"help": "suffix of the target files", "argparse_alias": "-t"})
     max_source_tokens: int = field(
         default=512, metadata={"help": "longer sources are cut to this many tokens, in every split"}
     )

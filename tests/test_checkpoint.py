@@ -1,0 +1,328 @@
+"""Files: bases in every layout, fingerprints, prefix checkpoints and exports, and what is refused."""
+
+import json
+import os
+import pickle
+import shutil
+from argparse import Namespace
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+
+from fairseq_prefix import checkpoint as files
+from fairseq_prefix.__main__ import main
+from fairseq_prefix.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return tiny.save_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def trained(base, tmp_path_factory):
+    """A model and the checkpoint that fairseq would write of it."""
+    args = tiny.make_args("prefix_bart_tiny", base_model=str(base), prefix_length=3, prefix_mid_dim=16)
+    model = tiny.make_task().build_model(args)
+    path = tmp_path_factory.mktemp("trained") / "checkpoint.pt"
+    cfg = files.configuration(vars(args), {"max_source_tokens": 50}, str(base))
+    files.write_checkpoint(str(path), cfg, model.state_dict())
+    return model, path
+
+
+def same_base(model, other):
+    return all(
+        torch.equal(ours, theirs)
+        for part in ("encoder", "decoder")
+        for ours, theirs in zip(getattr(model, part).parameters(), getattr(other, part).parameters(), strict=True)
+    )
+
+
+# Bases ----------------------------------------------------------------------------------------------------------------
+
+
+def rewrite(base, folder, change, lines=None):
+    """A copy of a base with a changed state dict and, where given, another dict.txt."""
+    state = torch.load(base / "model.pt", weights_only=True)
+    change(state["model"])
+    folder.mkdir()
+    torch.save(state, folder / "model.pt")
+    text = (base / "dict.txt").read_text() if lines is None else lines
+    (folder / "dict.txt").write_text(text)
+    return str(folder)
+
+
+def set_rows(state, rows):
+    for name in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "decoder.output_projection.weight"):
+        if name in state:
+            state[name] = rows
+
+
+def test_mask_row_is_dropped_for_a_dictionary_without_it(base):
+    """Official archives have one row more than dict.txt has symbols: `<mask>`, which only some tasks add."""
+    whole = tiny.build("prefix_bart_tiny", base_model=str(base), prefix_length=2)
+    without = tiny.build(
+        "prefix_bart_tiny", tiny.make_task(tiny.dictionary(mask=False)), base_model=str(base), prefix_length=2
+    )
+    assert without.encoder.embed_tokens.weight.size(0) == tiny.WORDS + 4
+    assert torch.equal(without.encoder.embed_tokens.weight, whole.encoder.embed_tokens.weight[:-1])
+    assert without.base_fingerprint == whole.base_fingerprint, "it is the same base"
+
+
+def test_rows_of_padding_before_the_mask_are_passed_over(base, tmp_path):
+    """bart.base has embeddings for symbols that no data contains, and `<mask>` after them."""
+
+    def pad(state):
+        rows = state["encoder.embed_tokens.weight"]
+        set_rows(state, torch.cat([rows[:-1], torch.full((7, 128), 9.0), rows[-1:]]))
+
+    lines = "".join(f"w{n} 1\n" for n in range(tiny.WORDS)) + "".join(f"madeupword{n} 0\n" for n in range(7))
+    padded = rewrite(base, tmp_path / "padded", pad, lines)
+    plain = tiny.build("prefix_bart_tiny", base_model=str(base), prefix_length=2)
+    assert same_base(plain, tiny.build("prefix_bart_tiny", base_model=padded, prefix_length=2))
+
+
+def test_old_archives_with_joint_projections_and_heads_load(base, tmp_path):
+    def age(state):
+        for stem in [name.removesuffix("q_proj.weight") for name in state if name.endswith("self_attn.q_proj.weight")]:
+            for kind in ("weight", "bias"):
+                parts = [state.pop(f"{stem}{letter}_proj.{kind}") for letter in "qkv"]
+                state[f"{stem}in_proj_{kind}"] = torch.cat(parts)
+        state["classification_heads.mnli.dense.weight"] = torch.zeros(128, 128)
+        state["classification_heads.mnli.out_proj.weight"] = torch.zeros(3, 128)
+        state["decoder.version"] = torch.tensor([3.0])
+
+    old = rewrite(base, tmp_path / "old", age)
+    assert same_base(*(tiny.build("prefix_bart_tiny", base_model=str(b), prefix_length=2) for b in (base, old)))
+
+
+def test_a_model_file_alone_and_half_precision_are_the_same_base(base, tmp_path):
+    def halve(state):
+        for name in state:
+            state[name] = state[name].half()
+
+    half = rewrite(base, tmp_path / "half", halve)
+    rounded = tiny.build("prefix_bart_tiny", base_model=half, prefix_length=2)
+    assert rounded.encoder.embed_tokens.weight.dtype == torch.float32
+    alone = tiny.build("prefix_bart_tiny", base_model=str(base / "model.pt"), prefix_length=2)
+    assert alone.base_fingerprint != rounded.base_fingerprint
+
+
+@pytest.mark.parametrize(
+    ("change", "lines", "message"),
+    [
+        (lambda s: None, "x 1\ny 1\n", "symbol 4 is 'w0' instead of 'x'; binarise the data with the base's dict.txt"),
+        (lambda s: set_rows(s, torch.zeros(30, 128)), None, "has 30 embeddings, but the dictionary .* 65 symbols"),
+        (lambda s: s.pop("encoder.layers.1.fc1.weight"), None, "lacks encoder.layers.1.fc1.weight; choose the arch"),
+        (
+            lambda s: s.update({"encoder.layers.1.fc1.weight": torch.zeros(2, 3)}),
+            None,
+            "is 2x3, but .* expects 512x128",
+        ),
+        (lambda s: s.update({"encoder.layers.9.fc1.bias": torch.zeros(3)}), None, "has no place for"),
+        (lambda s: s.pop("encoder.embed_tokens.weight"), None, "is not a fairseq BART checkpoint"),
+    ],
+)
+def test_a_base_that_does_not_fit_is_refused_in_one_sentence(base, tmp_path, change, lines, message):
+    with pytest.raises(UsageError, match=message):
+        tiny.build("prefix_bart_tiny", base_model=rewrite(base, tmp_path / "b", change, lines), prefix_length=2)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("model_type", "t5"), ("activation_function", "relu"), ("scale_embedding", True)]
+)
+def test_a_hugging_face_model_of_another_kind_is_refused(tmp_path, key, value):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bart", key: value}))
+    save_file({"shared.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
+    with pytest.raises(UsageError, match=f"{key} is {value!r}"):
+        files.read_base(str(tmp_path))
+
+
+# Nothing is executed --------------------------------------------------------------------------------------------------
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("where", ["model.pt", "pytorch_model.bin", "checkpoint.pt"])
+def test_a_malicious_pickle_is_refused_and_does_nothing(tmp_path, where):
+    mark = tmp_path / "executed"
+    (tmp_path / "config.json").write_text('{"model_type": "bart"}')
+    for write in (lambda obj, path: torch.save(obj, path), lambda obj, path: path.write_bytes(pickle.dumps(obj))):
+        write({"model": {"encoder.embed_tokens.weight": Payload(mark)}}, tmp_path / where)
+        with pytest.raises(UsageError, match="cannot be loaded"):
+            if where == "checkpoint.pt":
+                main(["inspect", str(tmp_path / where)])
+            else:
+                if where == "model.pt":
+                    (tmp_path / "config.json").unlink(missing_ok=True)
+                files.read_base(str(tmp_path))
+        assert not mark.exists()
+
+
+@pytest.mark.parametrize("size", [0, 10, 5000])
+def test_a_truncated_checkpoint_is_refused(trained, tmp_path, size):
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(trained[1].read_bytes()[:size])
+    with pytest.raises(UsageError, match="cannot be loaded: it is truncated or not a checkpoint"):
+        files.read_prefix(str(path))
+
+
+# The prefix's own files -----------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_holds_the_prefix_and_not_the_base(trained):
+    model, path = trained
+    saved = torch.load(path, weights_only=True)["model"]
+    assert all(name.startswith("prefix.") for name in saved)
+    assert sum(t.numel() for n, t in saved.items() if n != files.METADATA_KEY) == sum(
+        parameter.numel() for parameter in model.prefix.parameters()
+    )
+
+
+def test_export_and_import_keep_every_key_and_value(trained, base, tmp_path):
+    model, path = trained
+    exported, imported = str(tmp_path / "prefix.safetensors"), str(tmp_path / "imported.pt")
+    main(["export", str(path), exported])
+    main(["import", exported, imported, "--base-model", str(base)])
+    folded = model.prefix.folded()
+    assert {site: tuple(tensor.shape) for site, tensor in load_file(exported).items()} == {
+        site: (3, 2 * 2 * 128) for site in ("encoder", "decoder", "cross")
+    }
+    for file in (exported, imported):
+        for site, table in files.read_prefix(file).prefix.folded().items():
+            assert torch.equal(table, folded[site])
+
+
+def test_importing_leaves_generation_unchanged(trained, base, tmp_path):
+    from fairseq.checkpoint_utils import load_model_ensemble
+
+    model, path = trained
+    main(["export", str(path), str(tmp_path / "p.safetensors")])
+    main(["import", str(tmp_path / "p.safetensors"), str(tmp_path / "i.pt"), "--base-model", "/moved/away"])
+    overrides = {"base_model": str(base)}
+    (loaded,), _ = load_model_ensemble([str(tmp_path / "i.pt")], arg_overrides=overrides, task=tiny.make_task())
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(*tiny.batch())[0], model.eval()(*tiny.batch())[0])
+
+
+def test_the_base_alone_as_a_checkpoint(base, tmp_path):
+    from fairseq.checkpoint_utils import load_model_ensemble
+
+    path = str(tmp_path / "base.pt")
+    main(["base", path, "--arch", "prefix_bart_tiny", "--base-model", str(base)])
+    (loaded,), _ = load_model_ensemble([path], task=tiny.make_task())
+    assert loaded.folded_parameters == 0
+    assert same_base(loaded, tiny.build("prefix_bart_tiny", base_model=str(base), prefix_length=2))
+
+
+def test_inspect_describes_every_kind_of_file(trained, base, tmp_path, capsys):
+    model, path = trained
+    exported = tmp_path / "prefix.safetensors"
+    main(["export", str(path), str(exported)])
+    capsys.readouterr()
+    descriptions = []
+    for file in (path, exported, base / "model.pt"):
+        main(["inspect", str(file), "--json"])
+        descriptions.append(json.loads(capsys.readouterr().out))
+    assert [d["kind"] for d in descriptions] == ["prefix checkpoint", "exported prefix", "whole model"]
+    assert [d["stored_parameters"] for d in descriptions] == [4608, 4608, model.base_parameters]
+    assert descriptions[0]["trained_parameters"] == sum(p.numel() for p in model.prefix.parameters())
+    assert descriptions[0]["base_fingerprint"] == descriptions[1]["base_fingerprint"] == model.base_fingerprint
+    main(["inspect", str(exported)])
+    assert "encoder 3 x 2 layers" in capsys.readouterr().out
+
+
+def test_a_damaged_export_is_refused(trained, tmp_path):
+    exported = tmp_path / "prefix.safetensors"
+    main(["export", str(trained[1]), str(exported)])
+    whole = exported.read_bytes()
+    for damaged in (b"", whole[:100], whole[:-10], b"\xff" * 64, json.dumps({}).encode()):
+        exported.write_bytes(damaged)
+        with pytest.raises(UsageError, match="is not an exported prefix, or is damaged"):
+            files.read_prefix(str(exported))
+    save_file({"encoder": torch.zeros(3, 4)}, exported)
+    with pytest.raises(UsageError, match="is not an exported prefix"):
+        files.read_prefix(str(exported))
+
+
+def test_averaged_checkpoints_are_refused(trained, base):
+    state = trained[0].state_dict()
+    state[files.METADATA_KEY] = (state[files.METADATA_KEY] + state[files.METADATA_KEY]) // 2
+    with pytest.raises(UsageError, match="cannot be averaged"):
+        trained[0].load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prefix_length": 4}, "has the geometry .*encoder 3 x .* the model .*encoder 4 x"),
+        ({"prefix_sites": "encoder"}, "has the geometry"),
+        ({"prefix_mid_dim": 8}, "has --prefix-mid-dim 16, the model 8"),
+        ({"prefix_reparam": "flat"}, "has --prefix-reparam mlp, the model flat"),
+    ],
+)
+def test_another_geometry_is_refused(trained, base, options, message):
+    other = tiny.build(
+        "prefix_bart_tiny", **{"base_model": str(base), "prefix_length": 3, "prefix_mid_dim": 16, **options}
+    )
+    with pytest.raises(UsageError, match=message):
+        other.load_state_dict(trained[0].state_dict())
+
+
+def test_another_base_is_refused(trained, tmp_path):
+    other = tiny.build(
+        "prefix_bart_tiny", base_model=str(tiny.save_base(tmp_path, seed=9)), prefix_length=3, prefix_mid_dim=16
+    )
+    with pytest.raises(UsageError, match="trained over another base"):
+        other.load_state_dict(trained[0].state_dict())
+
+
+def test_another_dictionary_is_refused(trained, base, tmp_path):
+    """Without the base's dict.txt only the prefix can tell that the data was binarised with another one."""
+    shutil.copy(base / "model.pt", tmp_path)
+    symbols = tiny.dictionary()
+    symbols.symbols[4], symbols.symbols[5] = symbols.symbols[5], symbols.symbols[4]
+    other = tiny.build(
+        "prefix_bart_tiny", tiny.make_task(symbols), base_model=str(tmp_path), prefix_length=3, prefix_mid_dim=16
+    )
+    with pytest.raises(UsageError, match="trained with another dictionary"):
+        other.load_state_dict(trained[0].state_dict())
+
+
+def test_another_convention_is_refused(trained, base):
+    task = Namespace(source_dictionary=tiny.dictionary(), target_dictionary=tiny.dictionary())  # like translation's
+    other = tiny.build("prefix_bart_tiny", task, base_model=str(base), prefix_length=3, prefix_mid_dim=16)
+    with pytest.raises(UsageError, match="with <s> around the text; pass --task conditional_generation"):
+        other.load_state_dict(trained[0].state_dict())
+
+
+def test_a_whole_model_is_not_taken_for_a_prefix(trained, base):
+    with pytest.raises(UsageError, match="a whole model, which belongs to --base-model"):
+        trained[0].load_state_dict(torch.load(base / "model.pt", weights_only=True)["model"])
+
+
+def test_copies_of_checkpoints_are_atomic(tmp_path, monkeypatch):
+    """A run killed while fairseq copies a checkpoint must not leave half a checkpoint_last.pt."""
+    from fairseq.file_io import PathManager
+
+    source, target = tmp_path / "a.pt", tmp_path / "b.pt"
+    source.write_bytes(b"new")
+    target.write_bytes(b"old")
+
+    def killed(_, temporary):
+        open(temporary, "wb").write(b"n")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files.shutil, "copyfile", killed)
+    with pytest.raises(KeyboardInterrupt):
+        PathManager.copy(str(source), str(target), overwrite=True)
+    assert target.read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt", "b.pt"]
