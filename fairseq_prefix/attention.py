@@ -1,15 +1,16 @@
 """The one place where a prefix meets attention: encoder self, decoder self and cross, teacher-forced and incremental.
 
-`PrefixAttention` replaces fairseq's `MultiheadAttention` (same parameters, same names). It attends with one softmax to
-[prefix | keys], fused, and records no attention weights. The prefix is *pulled* from the model's `Prefix` at every call, so
-that no path through the model can leave it out, and it never enters the incremental state: it is neither cached per row nor
-reordered there.
+`PrefixAttention` replaces fairseq's `MultiheadAttention` (same parameters, same names). It attends with one softmax
+to [prefix | keys], fused, and records no attention weights. The prefix is *pulled* from the model's `Prefix` at every
+call, so that no path through the model can leave it out, and it never enters the incremental state: it is neither
+cached per row nor reordered there.
 
-Cross-attention tells beams from the shapes: encoder output stays at one row per sentence while the queries have one row per
-hypothesis. fairseq's own mechanism for this, `set_beam_size`, leaves the beam size behind on the module, where it corrupts
-later teacher-forced passes; it is not used.
+Cross-attention tells beams from the shapes: encoder output stays at one row per sentence while the queries have one
+row per hypothesis. fairseq's own mechanism for this, `set_beam_size`, leaves the beam size behind on the module,
+where it corrupts later teacher-forced passes; it is not used.
 
-Letters at line ends: B sentences, N rows of queries (hypotheses), T queries per row, S keys, P prefix, H heads, d head width.
+Letters at line ends: B sentences, N rows of queries (hypotheses), T queries per row, S keys, P prefix, H heads, d
+head width.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class BaseBART(BARTModel):
         parser.add_argument(
             "--base-model",
             metavar="PATH",
-            help="the pretrained BART: a fairseq archive's folder (model.pt, dict.txt), its model.pt, or a Hugging Face folder",
+            help="the pretrained BART: folder with model.pt and dict.txt, a model.pt, or a Hugging Face folder",
         )
 
     def forward(self, *args, return_all_hiddens: bool = False, **kwargs):
@@ -75,7 +75,9 @@ class FullBARTModel(BaseBART):
 
     @classmethod
     def build_model(cls, args, task):
-        """fairseq's hook. A base that was loaded is noted in `args.finetuned_from`, and the checkpoint forgets its path."""
+        """fairseq's hook. A base that was loaded is noted in `args.finetuned_from`, and the checkpoint forgets its
+        path.
+        """
         _refuse_unsupported(args)
         model = super().build_model(args, task)
         if args.base_model:
@@ -133,12 +135,12 @@ class PrefixBARTModel(BaseBART):
         add(
             "--prefix-init-text",
             metavar="TEXT",
-            help="the words; encoded by --bpe, or already subwords of the dictionary. Repeated up to the prefix's length",
+            help="the words, encoded by --bpe or already subwords of the dictionary; repeated to the prefix's length",
         )
         add(
             "--base-dropout",
             choices=("on", "off"),
-            help="whether the frozen base's own dropout stays on in training, as in the original BART code (default: on)",
+            help="whether the frozen base's own dropout stays on in training (default: on, as originally for BART)",
         )
 
     @classmethod
@@ -150,7 +152,8 @@ class PrefixBARTModel(BaseBART):
         _refuse_unsupported(args)
         if not args.base_model:
             raise UsageError(
-                f"--arch {args.arch} needs --base-model PATH (when generating: --model-overrides \"{{'base_model': 'PATH'}}\")"
+                f"--arch {args.arch} needs --base-model PATH "
+                "(when generating: --model-overrides \"{'base_model': 'PATH'}\")"
             )
         lengths = _site_lengths(args)
         args.prefix_site_lengths = lengths  # travels to build_encoder and build_decoder
@@ -222,9 +225,9 @@ class PrefixBARTModel(BaseBART):
     def _activations_of(self, words: list[int]) -> dict[str, Tensor]:
         """Keys and values that the frozen base computes for real words, per site P x (L*2*D).
 
-        The words are repeated up to the prefix's length and read by the base as one text (so that every virtual token has an
-        activation of its own), between `<s>` and `</s>` as in pretraining: encoder keys from the encoder, decoder keys from
-        the decoder fed with the same words, cross keys from the encoder's output.
+        The words are repeated up to the prefix's length and read by the base as one text (so that every virtual token
+        has an activation of its own), between `<s>` and `</s>` as in pretraining: encoder keys from the encoder,
+        decoder keys from the decoder fed with the same words, cross keys from the encoder's output.
         """
         dictionary, was_training = self.encoder.dictionary, self.training
         longest = max(site_geometry.length for site_geometry in self.prefix.geometry.values())
@@ -321,8 +324,8 @@ class PrefixDecoder(TransformerDecoderBase):
 def _with_checkpointing(layer: nn.Module, cfg) -> nn.Module:
     """Recompute the layer's activations in the backward pass if `--checkpoint-activations` asks for it.
 
-    fairseq's own wrapper is a re-entrant autograd function: with frozen embeddings its inputs need no gradient, and a prefix
-    reaching it through a closure would get none.
+    fairseq's own wrapper is a re-entrant autograd function: with frozen embeddings its inputs need no gradient, and a
+    prefix reaching it through a closure would get none.
     """
     if cfg.checkpoint_activations:
         plain = layer.forward
@@ -368,7 +371,8 @@ def _encode_words(args, dictionary) -> list[int]:
     if not ids or dictionary.unk() in ids:
         unknown = [word for word in subwords.split() if dictionary.index(word) == dictionary.unk()]
         raise UsageError(
-            f"--prefix-init-text: {' '.join(unknown[:3])!r} is not in the dictionary; pass --bpe with the base's vocabulary"
+            f"--prefix-init-text: {' '.join(unknown[:3])!r} is not in the dictionary; "
+            "pass --bpe with the base's vocabulary"
         )
     return ids
 

@@ -1,7 +1,8 @@
 """Files: bases (fairseq archives, Hugging Face folders), prefix checkpoints, and the exported prefix.
 
-A prefix checkpoint holds the prefix and says what it was trained for: fingerprints of base and dictionary, geometry and
-conventions. Nothing here unpickles anything but tensors and plain containers (`torch.load` with `weights_only`, safetensors).
+A prefix checkpoint holds the prefix and says what it was trained for: fingerprints of base and dictionary, geometry
+and conventions. Nothing here unpickles anything but tensors and plain containers (`torch.load` with `weights_only`,
+safetensors).
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ TIED = ("decoder.embed_tokens.weight", "decoder.output_projection.weight", "enco
 
 
 def trust_plain_types() -> None:
-    """Let `torch.load` restore the one class that fairseq's checkpoints hold beside tensors, and inert stand-ins for the
-    meters that very old ones carry."""
+    """Let `torch.load` restore the one class that fairseq's checkpoints hold beside tensors, and inert stand-ins for
+    the meters that very old ones carry.
+    """
     stand_ins = [
         (_Discarded, f"fairseq.{module}.{name}")
         for module in ("meters", "logging.meters")
@@ -99,8 +101,9 @@ def _umask() -> int:
 
 
 def make_copies_atomic() -> None:
-    """fairseq writes the first of a round of checkpoints atomically and copies it, in place, to the others: a run killed
-    during that copy would leave half a `checkpoint_last.pt` and could not be resumed."""
+    """fairseq writes the first of a round of checkpoints atomically and copies it, in place, to the others: a run
+    killed during that copy would leave half a `checkpoint_last.pt` and could not be resumed.
+    """
 
     def copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
         if not overwrite and PathManager.exists(dst_path):
@@ -245,8 +248,8 @@ def _check_dictionary(base: Base, dictionary: Dictionary) -> None:
     for index, (our, their) in enumerate(zip(ours, theirs, strict=False)):
         if our != their:
             raise UsageError(
-                f"the dictionary of the data is not the base's ({base.path.parent}/dict.txt): symbol {index} is {our!r} "
-                f"instead of {their!r}; binarise the data with the base's dict.txt"
+                f"the dictionary of the data is not the base's ({base.path.parent}/dict.txt): "
+                f"symbol {index} is {our!r} instead of {their!r}; binarise the data with the base's dict.txt"
             )
     if len(ours) > len(theirs):
         raise UsageError(
@@ -258,8 +261,8 @@ def _check_dictionary(base: Base, dictionary: Dictionary) -> None:
 def _fit_rows(rows: Tensor, base: Base, dictionary: Dictionary) -> Tensor:
     """The embedding's rows for this dictionary.
 
-    A pretrained BART has one more row, `<mask>`, at the end; bart.base has rows of padding before it besides. Anything else is
-    another dictionary.
+    A pretrained BART has one more row, `<mask>`, at the end; bart.base has rows of padding before it besides.
+    Anything else is another dictionary.
     """
     size, has_mask = len(dictionary), dictionary.symbols[-1] == "<mask>"
     surplus = rows.size(0) - size
@@ -322,8 +325,8 @@ def prefix_metadata(model) -> dict:
 def pack_metadata(metadata: dict) -> Tensor:
     """JSON as bytes, because a checkpoint's model part may hold tensors only.
 
-    The bytes are inverted, so that averaging checkpoints overflows and garbles them: averages of an MLP's weights are not
-    averages of prefixes, and must not be taken for one.
+    The bytes are inverted, so that averaging checkpoints overflows and garbles them: averages of an MLP's weights are
+    not averages of prefixes, and must not be taken for one.
     """
     return 255 - torch.frombuffer(bytearray(json.dumps(metadata, sort_keys=True).encode("ascii")), dtype=torch.uint8)
 
@@ -496,7 +499,9 @@ def write_export(file: PrefixFile, path: str) -> None:
 
 
 def write_checkpoint(path: str, cfg, model_state: dict[str, Tensor]) -> None:
-    """Write a checkpoint that `fairseq-generate` and `fairseq-interactive` read, of a model that was not trained here."""
+    """Write a checkpoint that `fairseq-generate` and `fairseq-interactive` read, of a model that was not trained
+    here.
+    """
     state = {
         "args": None,
         "cfg": OmegaConf.to_container(cfg, resolve=True, enum_to_str=True),

@@ -1,8 +1,8 @@
 """`prefix_cross_entropy`: token cross-entropy that verifies what is being trained.
 
-The model freezes its base when it is built; this criterion refuses to compute a loss unless exactly the parameters that the
-model declares are trainable. fairseq builds the optimizer before the first forward pass, so freezing here would be too late
-(with fp16 the flat buffer would write gradients of the prefix into the base).
+The model freezes its base when it is built; this criterion refuses to compute a loss unless exactly the parameters
+that the model declares are trainable. fairseq builds the optimizer before the first forward pass, so freezing here
+would be too late (with fp16 the flat buffer would write gradients of the prefix into the base).
 """
 
 import logging
@@ -56,7 +56,8 @@ def verify_trainable(model) -> int:
     """
     if not hasattr(model, "declared_parameters"):
         raise UsageError(
-            "--criterion prefix_cross_entropy needs a model that declares what it trains, such as --arch prefix_bart_large"
+            "--criterion prefix_cross_entropy needs a model that declares what it trains, "
+            "such as --arch prefix_bart_large"
         )
     declared = model.declared_parameters
     trainable = {n.removeprefix("module."): p.numel() for n, p in model.named_parameters() if p.requires_grad}

@@ -4,9 +4,9 @@
 class UsageError(SystemExit):
     """A wrong option or file, in one or two sentences that say what to do.
 
-    It derives from `SystemExit` so that fairseq's own commands end with the sentence alone: they wrap any other error raised
-    while a model is built or a checkpoint loaded in a traceback or two. A program that uses the plugin as a library can
-    catch it like any exception.
+    It derives from `SystemExit` so that fairseq's own commands end with the sentence alone: they wrap any other error
+    raised while a model is built or a checkpoint loaded in a traceback or two. A program that uses the plugin as a
+    library can catch it like any exception.
     """
 
     def __init__(self, message: str):

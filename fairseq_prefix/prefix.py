@@ -1,8 +1,8 @@
 """The prefix itself, in plain torch: how it is parametrised, initialised, evaluated and folded.
 
-A prefix is, for each attention *site* (encoder self-attention, decoder self-attention, cross-attention), one key and one
-value vector per virtual token, layer and head (Li & Liang 2021, section 4). While it is trained it comes out of a small
-network (section 4.3); afterwards only the keys and values are kept ("folding").
+A prefix is, for each attention *site* (encoder self-attention, decoder self-attention, cross-attention), one key and
+one value vector per virtual token, layer and head (Li & Liang 2021, section 4). While it is trained it comes out of a
+small network (section 4.3); afterwards only the keys and values are kept ("folding").
 
 Letters at line ends: P prefix length, L layers, H heads, d width of a head, D = H * d, B rows of a batch.
 """
@@ -20,7 +20,7 @@ REPARAMETRISATIONS = ("mlp", "flat")
 
 @dataclasses.dataclass(frozen=True)
 class SiteGeometry:
-    """The shape of one site's prefix: virtual tokens, and the layers, heads and head width of the attention it feeds."""
+    """The shape of one site's prefix: virtual tokens, and layers, heads and head width of the attention it feeds."""
 
     length: int
     layers: int
@@ -60,8 +60,9 @@ class FlatPrefix(nn.Module):
 class MLPPrefix(nn.Module):
     """Keys and values computed from embeddings of virtual tokens (paper, section 4.3; sizes as in the original code).
 
-    Embedding(P, D) -> Linear(D, mid) -> Tanh -> Linear(mid, L*2*D), with torch's own initialisation as the original has it.
-    It is built after fairseq initialised the base: fairseq's BERT-style initialisation would start all keys near zero.
+    Embedding(P, D) -> Linear(D, mid) -> Tanh -> Linear(mid, L*2*D), with torch's own initialisation as the original
+    has it. It is built after fairseq initialised the base: fairseq's BERT-style initialisation would start all keys
+    near zero.
     """
 
     def __init__(self, geometry: SiteGeometry, mid_dim: int):
@@ -78,7 +79,8 @@ class MLPPrefix(nn.Module):
 
     @torch.no_grad()
     def set_output(self, target: Tensor) -> None:
-        """Choose the last layer so that `forward()` returns `target` (P x L*2*D): exactly if P <= mid, else by least squares.
+        """Choose the last layer so that `forward()` returns `target` (P x L*2*D): exactly if P <= mid, else by least
+        squares.
 
         The bias takes the mean and the weights the minimum-norm solution of what remains, in double precision.
         """
@@ -98,9 +100,9 @@ class Prefix(nn.Module):
         mid_dim: width of the hidden layer of the MLP.
         dropout: probability of dropping a produced key or value element in training (original: `prefix_dropout`, 0).
 
-    The keys and values are evaluated once for a whole batch, never per row, and shared by every attention layer that asks
-    (`key_value`). In training each forward pass of the model starts with `refresh()`; in evaluation the evaluated prefix is
-    kept until the parameters may have changed.
+    The keys and values are evaluated once for a whole batch, never per row, and shared by every attention layer that
+    asks (`key_value`). In training each forward pass of the model starts with `refresh()`; in evaluation the
+    evaluated prefix is kept until the parameters may have changed.
     """
 
     def __init__(
@@ -160,8 +162,8 @@ class Prefix(nn.Module):
     def _state(self) -> tuple:
         """What an evaluation depends on, so that a stale one is never used.
 
-        fairseq's optimizers write through `.data`, which no version counter sees; they do so in training only, where every
-        forward pass refreshes and `train()`/`eval()` forget.
+        fairseq's optimizers write through `.data`, which no version counter sees; they do so in training only, where
+        every forward pass refreshes and `train()`/`eval()` forget.
         """
         return (torch.is_grad_enabled(), *(parameter._version for parameter in self.parameters()))
 

@@ -1,7 +1,8 @@
 """Conditional generation: source text in, target text out, with the conventions that BART was pretrained with.
 
-fairseq's translation task marks the beginning of a text nowhere; BART has seen `<s> text </s>` only, on both sides. A frozen
-base cannot adapt to the difference, so this task adds `<s>` to source and target, and forces it when generating:
+fairseq's translation task marks the beginning of a text nowhere; BART has seen `<s> text </s>` only, on both sides. A
+frozen base cannot adapt to the difference, so this task adds `<s>` to source and target, and forces it when
+generating:
 
     encoder   <s> source </s>
     decoder   </s> <s> target        (predicts <s> target </s>)
@@ -12,7 +13,7 @@ Lengths in tokens count what stands between `<s>` and `</s>`.
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Optional  # fairseq reads the annotations and does not know `X | None`
+from typing import Optional
 
 import torch
 from fairseq import utils
@@ -38,7 +39,10 @@ logger = logging.getLogger(__name__)
 class ConditionalGenerationConfig(FairseqDataclass):
     """Options of `--task conditional_generation`."""
 
-    data: Optional[str] = field(default=None, metadata={"help": "folder that fairseq-preprocess wrote"})
+    # fairseq reads these annotations and does not know `X | None`
+    data: Optional[str] = field(  # noqa: UP045
+        default=None, metadata={"help": "folder that fairseq-preprocess wrote"}
+    )
     source_lang: str = field(default="source", metadata={"help": "suffix of the source files", "argparse_alias": "-s"})
     target_lang: str = field(default="target", metadata={"help": "suffix of the target files", "argparse_alias": "-t"})
     max_source_tokens: int = field(
@@ -51,15 +55,15 @@ class ConditionalGenerationConfig(FairseqDataclass):
         default=0, metadata={"help": "round lengths to this many values (for compilers that dislike changing shapes)"}
     )
     train_subset: str = II("dataset.train_subset")
-    dataset_impl: Optional[str] = II("dataset.dataset_impl")
+    dataset_impl: Optional[str] = II("dataset.dataset_impl")  # noqa: UP045
     required_seq_len_multiple: int = II("dataset.required_seq_len_multiple")
 
 
 class CompletePairDataset(LanguagePairDataset):
     """Pairs of which none is dropped.
 
-    fairseq leaves the last batch of a pass out unless its size is a multiple of `--required-batch-size-multiple` (8): in
-    training some examples would never be seen, and of a test set up to a batch would be missing.
+    fairseq leaves the last batch of a pass out unless its size is a multiple of `--required-batch-size-multiple` (8):
+    in training some examples would never be seen, and of a test set up to a batch would be missing.
     """
 
     def batch_by_size(self, indices, max_tokens=None, max_sentences=None, required_batch_size_multiple=1):

@@ -83,8 +83,9 @@ def test_hugging_face_bin_equals_safetensors(hugging_face, tmp_path):
 
 
 def test_decoder_prefix_equals_transformers_with_the_same_past(hugging_face):
-    """transformers takes keys and values for the decoder's self-attention as a cache. It shifts positions by their number;
-    prefix-tuning of BART does not, so its table of positions is shifted back."""
+    """transformers takes keys and values for the decoder's self-attention as a cache. It shifts positions by their
+    number; prefix-tuning of BART does not, so its table of positions is shifted back.
+    """
     from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
     theirs, folder = hugging_face
@@ -110,7 +111,9 @@ def test_decoder_prefix_equals_transformers_with_the_same_past(hugging_face):
 
 
 class Reference:
-    """BART with keys and values prepended at all three sites, written out from the paper's equations and a state dict."""
+    """BART with keys and values prepended at all three sites, written out from the paper's equations and a state
+    dict.
+    """
 
     def __init__(self, model):
         self.w, self.prefix, self.heads = BARTModel.state_dict(model), model.prefix, 4
@@ -214,7 +217,9 @@ def generate(model, beam, tokens, lengths, task=None, **options):
 @torch.no_grad()
 @pytest.mark.parametrize("beam", [1, 2, 5])
 def test_scores_of_the_beam_search_are_those_of_a_teacher_forced_pass(model, beam):
-    """Incremental decoding with reordered beams and leaving sentences computes what one pass over the result computes."""
+    """Incremental decoding with reordered beams and leaving sentences computes what one pass over the result
+    computes.
+    """
     tokens, lengths, _ = tiny.batch(rows=6, source=11)
     for row, hypotheses in enumerate(generate(model, beam, tokens, lengths)):
         for hypothesis in hypotheses:
