@@ -68,7 +68,7 @@ def test_truncation(byte_bpe, tmp_path, write_jsonl, capsys):
         "uv",
         "uv",
     ]
-    assert "1 truncated sources, 1 truncated targets" in capsys.readouterr().out
+    assert "1 truncated sources, 1 truncated targets" in capsys.readouterr().err
     sources, targets = encode(byte_bpe, tmp_path, path, "test", "--max-source-tokens", "3")
     assert vocabulary.decode(sources[0].split()) == "abc" and vocabulary.decode(targets[0].split()) == "uvwxyz"
     with pytest.raises(UserError, match="--max-target-tokens is for training only"):
@@ -76,7 +76,9 @@ def test_truncation(byte_bpe, tmp_path, write_jsonl, capsys):
 
 
 def test_workers_keep_the_order(byte_bpe, tmp_path, write_jsonl):
-    path = write_jsonl("rows.jsonl", [example(n, f"source {n}", f"target {n}", f"other {n}") for n in range(1500)])
+    slow = " ".join(f"word{n}" for n in range(200))  # the first batch is the last to be ready
+    rows = [example(n, f"{n} {slow}{n}" if n < 256 else f"{n}", f"target {n}", f"other {n}") for n in range(1500)]
+    path = write_jsonl("rows.jsonl", rows)
     alone = encode(byte_bpe, tmp_path, path, "train")
     assert len(alone[0]) == 3000
     assert encode(byte_bpe, tmp_path, path, "train", "--workers", "2") == alone
@@ -116,7 +118,7 @@ def test_unknown_characters_are_explicit_and_counted(spm_model, tmp_path, write_
         ["--spm", str(spm_model), "--input", str(path), "--output-prefix", str(tmp_path / "train"), "--split", "train"]
     )
     assert (tmp_path / "train.source").read_text(encoding="utf-8").split().count("<unk>") == 1
-    assert "1 unknown source pieces, 1 unknown target pieces" in capsys.readouterr().out
+    assert "1 unknown source pieces, 1 unknown target pieces" in capsys.readouterr().err
 
 
 def test_vocabulary_that_makes_a_special_symbol_of_text_is_refused(tmp_path):

@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
             if path.suffix in (".bin", ".idx") or path.name.startswith("dict."):
                 os.replace(path, args.output_dir / path.name)
     for (split, side), line_lengths in lengths.items():
-        print(f"{split}.{side}: {len(line_lengths)} lines, {int(line_lengths.sum())} tokens with </s>")
+        print(f"{split}.{side}: {len(line_lengths)} lines, {int(line_lengths.sum())} tokens with </s>", file=sys.stderr)
 
 
 def known_words(dictionary: Path) -> set[str]:
@@ -106,8 +106,8 @@ def preprocess(args: argparse.Namespace, destination: Path, expected_bytes: int)
             process.wait()
         log.seek(0)
         output = log.read()
-    print(output, end="")
     if process.returncode:
+        print(output, end="", file=sys.stderr)
         last = output.strip().rpartition("\n")[2]
         raise UserError(f"fairseq-preprocess failed on {args.input_dir} ({last}); its output is above")
 

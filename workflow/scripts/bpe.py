@@ -63,7 +63,6 @@ class SentencePiece:
         except (OSError, RuntimeError) as error:
             raise UserError(f"{model}: not a sentencepiece model ({error})") from None
         self._pieces = [self._model.id_to_piece(index) for index in range(len(self._model))]
-        self._pieces[self._model.unk_id()] = "<unk>"
         self._known = set(self._pieces)
         for index, piece in enumerate(self._pieces):
             from_text = not (self._model.is_control(index) or self._model.is_unknown(index))

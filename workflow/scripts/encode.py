@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import multiprocessing
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> None:
     if args.max_target_tokens and args.split != "train":
         raise UserError(f"--max-target-tokens is for training only: the {args.split} targets stay whole")
     _start(args)  # here too, so that a bad vocabulary is one error and not one per worker
-    print(f"{args.output_prefix}: {encode(args)}")
+    print(f"{args.output_prefix}: {encode(args)}", file=sys.stderr)
 
 
 def encode(args: argparse.Namespace) -> str:

@@ -12,6 +12,7 @@ import http.client
 import os
 import re
 import shutil
+import sys
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -32,7 +33,8 @@ def main(argv: list[str]) -> None:
     args = parse_args(argv)
     mirrors = [*args.mirror, *mirrors_from_environment()]
     fetch(args.output, args.url, args.sha256, mirrors, args.mirror_path)
-    print(f"{args.output}: {args.output.stat().st_size} bytes, sha256 {sha256_file(args.output)}")
+    size, digest = args.output.stat().st_size, sha256_file(args.output)
+    print(f"{args.output}: {size} bytes, sha256 {digest}", file=sys.stderr)
 
 
 def mirrors_from_environment() -> list[Path]:
@@ -163,7 +165,9 @@ def content_range(response) -> tuple[int, int | None]:
 def parse_args(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, type=Path, help="where the file is put")
-    parser.add_argument("--url", required=True, nargs="+", action="extend", help="addresses, tried in turn")
+    parser.add_argument(
+        "--url", nargs="*", action="extend", default=[], help="addresses, tried in turn; none: mirrors only"
+    )
     parser.add_argument("--sha256", type=checksum, metavar="HEX", help="the checksum, where it is known")
     parser.add_argument(
         "--mirror",

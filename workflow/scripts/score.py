@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -35,7 +36,8 @@ def main(argv: list[str]) -> None:
         "examples_sha256": sha256_file(args.examples),
     }
     write_json(args.output, report)
-    print(", ".join(f"{name} {value:.2f}" for name, value in result.scores.items()), result.signature)
+    scores = ", ".join(f"{name} {value:.2f}" for name, value in result.scores.items())
+    print(scores, result.signature, file=sys.stderr)
 
 
 def read_pairs(hypotheses_path: Path, examples_path: Path) -> tuple[list[str], list[list[str]]]:
