@@ -23,6 +23,7 @@ from jsonschema.exceptions import ValidationError, best_match
 
 from common import UserError
 from readers import READERS
+from score import METRICS
 
 KINDS = ("tasks", "models", "methods")
 SCHEMAS = Path(__file__).resolve().parents[1] / "schemas"
@@ -116,13 +117,15 @@ class Configuration:
         merged: dict = {}
         for preset in (self._preset("methods", method), self._preset("models", model), self._preset("tasks", task)):
             merged |= _merged(preset.values, command, names)
-        return arguments(merged | _merged(self._overrides, command, names))
+        merged |= _merged(self._overrides, command, names)
+        run = f"{task}, {model}, {method}"
+        return arguments(_with_decay(merged, run) if command == "train" and self.method(method)["trained"] else merged)
 
     def pretraining_flags(self, model: str) -> list[str]:
         """Arguments for the fairseq-train that makes the base: the model's own, then those of its pretraining."""
         preset = self._preset("models", model)
         own = {**preset.values.get("data", {}), **preset.values.get("train", {})}
-        return arguments(own | preset.values["base"]["pretrained"]["train"])
+        return arguments(_with_decay(own | preset.values["base"]["pretrained"]["train"], preset.file))
 
     # Files ------------------------------------------------------------------------------------------------------------
 
@@ -176,9 +179,17 @@ class Configuration:
         extra = ["spm.model"] if model["vocabulary"] == "sentencepiece" else []
         return [f"bases/{name}/{file}" for file in (*weights, "dict.txt", *extra)]
 
+    def methods_where(self, **values: bool) -> list[str]:
+        """Methods whose presets have these values, such as trained=True."""
+        return [name for name in self.known("methods") if values.items() <= self.method(name).items()]
+
     def models_with(self, kind: str) -> list[str]:
         """Models whose base is of a kind: archive, files or pretrained."""
         return [name for name in self.known("models") if kind in self.model(name)["base"]]
+
+    def models_pretrained_on(self, kind: str) -> list[str]:
+        """Models that are pretrained here: on the project's own demo, or on texts (`inputs`)."""
+        return [name for name in self.models_with("pretrained") if kind in self.model(name)["base"]["pretrained"]]
 
     def vocabulary(self, model: str) -> str:
         """Name of the folder that holds a task's subword text for the model."""
@@ -224,6 +235,15 @@ def _merged(layer: dict, command: str, names: dict[str, tuple[str, ...]]) -> dic
             if section := layer.get(kind, {}).get(name):
                 flags |= _merged(section, command, names)
     return flags
+
+
+def _with_decay(flags: dict, run: str) -> dict:
+    """A learning rate that decays to the end of training: one number, max-update, says both (fairseq wants it twice)."""
+    if flags.get("lr-scheduler") != "polynomial_decay" or flags.get("total-num-update") is not None:
+        return flags
+    if flags.get("max-update") is None:
+        raise UserError(f"{run}: lr-scheduler polynomial_decay needs max-update, the number of updates that it decays over")
+    return {**flags, "total-num-update": flags["max-update"]}
 
 
 def arguments(flags: dict) -> list[str]:
@@ -304,6 +324,9 @@ def _check_task(values: dict, file: str) -> None:
     if values["reader"] not in READERS:
         suggestion = _suggestion(values["reader"], READERS)
         raise UserError(f"{file}: reader: no reader is called {values['reader']!r}{suggestion}")
+    for metric in values["metrics"]:
+        if metric not in METRICS:
+            raise UserError(f"{file}: metrics: no metric is called {metric!r}{_suggestion(metric, METRICS)}")
 
 
 def _check_model(values: dict, file: str) -> None:

@@ -1,0 +1,137 @@
+# What the rules share: the checked configuration, wildcards, and input functions. No rules here.
+
+import json
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+PROJECT = Path(workflow.basedir)
+sys.path.append(str(PROJECT / "workflow" / "scripts"))
+
+from common import UserError
+from config import Configuration, arguments
+from score import METRICS
+from snakemake.exceptions import WorkflowError
+
+
+def load_configuration():
+    """The configuration, with its errors shown by Snakemake without a traceback."""
+    files = [os.path.relpath(file) for file in workflow.configfiles] or ["configs/config.yaml"]
+    folders = dict.fromkeys([Path("configs").resolve(), PROJECT / "configs"])
+    try:
+        return Configuration(config, ", ".join(dict.fromkeys(files)), folders)
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+
+
+study = load_configuration()
+
+# Before every command: `python` is the one that runs Snakemake, also where its environment is not activated; the plugin
+# is found from any working directory; and mirrors come by environment, because another mirror does not make files that
+# are there out of date, as another parameter would.
+shell.prefix(
+    (
+        f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
+        f" PYTHONPATH=${{PYTHONPATH:+$PYTHONPATH:}}{shlex.quote(str(PROJECT))}"
+        f" PREFIX_MIRROR={shlex.quote(os.pathsep.join(study.mirror))}${{PREFIX_MIRROR:+{os.pathsep}$PREFIX_MIRROR}}; "
+    )
+    .replace("{", "{{")
+    .replace("}", "}}")
+)
+
+
+def any_of(names):
+    """A regular expression for exactly these names; one that matches nothing if there are none."""
+    return "|".join(map(re.escape, names)) or "(?!)"
+
+
+wildcard_constraints:
+    task=any_of(study.known("tasks")),
+    model=any_of(study.known("models")),
+    method=any_of(study.known("methods")),
+    vocabulary=any_of(["gpt2", *study.known("models")]),
+    split="train|valid|test",
+    side="source|target",
+    seed=r"\d+",
+    metric=any_of(METRICS),
+
+
+def script(name):
+    """A script's path: below the working directory where it is, so that nothing depends on where the project lies."""
+    path = PROJECT / "workflow" / "scripts" / name
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def pairs(files):
+    """{"train": "a.csv"} -> ["train=a.csv"], as the scripts take named files."""
+    return [f"{key}={path}" for key, path in files.items()]
+
+
+def compact_json(value):
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+BINARISED = expand(
+    "{split}.source-target.{side}.{suffix}",
+    split=["train", "valid", "test"],
+    side=["source", "target"],
+    suffix=["bin", "idx"],
+)
+
+
+def folder_of(files):
+    """The folder that some files of a rule lie in."""
+    return os.path.dirname(files[0])
+
+
+def vocabulary_files(vocabulary):
+    """Files that encode and decode text of a vocabulary, by the name of the option that takes them."""
+    if vocabulary == "gpt2":
+        return {"encoder-json": "resources/gpt2_bpe/encoder.json", "vocab-bpe": "resources/gpt2_bpe/vocab.bpe"}
+    return {"spm": f"bases/{vocabulary}/spm.model"}
+
+
+def vocabulary_options(vocabulary):
+    return [part for option, path in vocabulary_files(vocabulary).items() for part in (f"--{option}", path)]
+
+
+def dictionary(vocabulary):
+    return "resources/gpt2_bpe/dict.txt" if vocabulary == "gpt2" else f"bases/{vocabulary}/dict.txt"
+
+
+def binarised(task, model):
+    """The folder of a task's data for a model, and the files in it that a command reads."""
+    folder = f"data/{task}/{study.vocabulary(model)}/bin"
+    return [f"{folder}/{file}" for file in ("dict.source.txt", "dict.target.txt", *BINARISED)]
+
+
+def run_folders(task):
+    """The runs that a task's tables compare."""
+    return [f"runs/{task}/{model}/{method}/{seed}" for model, method, seed in study.runs()]
+
+
+def generated_from(wildcards):
+    """The checkpoint that hypotheses come from: of the exported prefix, where there is one."""
+    name = "imported.pt" if study.method(wildcards.method)["exported"] else "checkpoint.pt"
+    return f"runs/{wildcards.task}/{wildcards.model}/{wildcards.method}/{wildcards.seed}/{name}"
+
+
+def base_option(wildcards):
+    """Where the base is, for a checkpoint that does not hold it."""
+    holds_base = study.method(wildcards.method)["architecture"] == "full"
+    return [] if holds_base else ["--base-model", f"bases/{wildcards.model}"]
+
+
+def architecture(wildcards):
+    return f"{study.method(wildcards.method)['architecture']}_{study.model(wildcards.model)['architecture']}"
+
+
+def pretraining(wildcards):
+    return study.model(wildcards.model)["base"]["pretrained"]
+
+
+def tables():
+    """The tables of the configured tasks."""
+    return [f"results/{task}/{metric}.txt" for task in study.tasks for metric in study.task(task)["metrics"]]

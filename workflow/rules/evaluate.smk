@@ -1,0 +1,99 @@
+# Beam search -> text -> scores -> tables. From hypotheses on nothing needs torch.
+
+
+localrules:
+    table,
+
+
+rule generate:
+    input:
+        data=lambda wildcards: binarised(wildcards.task, wildcards.model),
+        examples="data/{task}/test.jsonl",
+        base=lambda wildcards: study.base_files(wildcards.model),
+        checkpoint=generated_from,
+        script=script("generate.py"),
+    output:
+        "runs/{task}/{model}/{method}/{seed}/generate.txt",
+    log:
+        "logs/runs/{task}/{model}/{method}/{seed}/generate.log",
+    benchmark:
+        "logs/runs/{task}/{model}/{method}/{seed}/generate.benchmark.tsv"
+    threads: 4
+    resources:
+        gpu=1,
+        mem_mb=16000,
+        runtime=720,
+    params:
+        data=lambda wildcards, input: folder_of(input.data),
+        base=base_option,
+        flags=lambda wildcards: study.flags("generate", wildcards.task, wildcards.model, wildcards.method),
+    message:
+        "Generating {wildcards.task} with {wildcards.method} of {wildcards.model}, seed {wildcards.seed}"
+    shell:
+        "python {input.script:q} --data {params.data:q} --examples {input.examples:q} --checkpoint {input.checkpoint:q}"
+        " {params.base:q} --output {output:q} --log {log:q} -- {params.flags:q}"
+
+
+rule hypotheses:
+    input:
+        script=script("hypotheses.py"),
+        bpe=script("bpe.py"),
+        generated="runs/{task}/{model}/{method}/{seed}/generate.txt",
+        examples="data/{task}/test.jsonl",
+        vocabulary=lambda wildcards: list(vocabulary_files(study.vocabulary(wildcards.model)).values()),
+    output:
+        "runs/{task}/{model}/{method}/{seed}/hypotheses.txt",
+    log:
+        "logs/runs/{task}/{model}/{method}/{seed}/hypotheses.log",
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        vocabulary=lambda wildcards: vocabulary_options(study.vocabulary(wildcards.model)),
+    message:
+        "Collecting the hypotheses of {wildcards.method} of {wildcards.model} on {wildcards.task}, seed {wildcards.seed}"
+    shell:
+        "python {input.script:q} --generated {input.generated:q} --examples {input.examples:q} {params.vocabulary:q}"
+        " --output {output:q} 2> >(tee {log:q} >&2)"
+
+
+rule score:
+    input:
+        script=script("score.py"),
+        hypotheses="runs/{task}/{model}/{method}/{seed}/hypotheses.txt",
+        examples="data/{task}/test.jsonl",
+    output:
+        "runs/{task}/{model}/{method}/{seed}/{metric}.json",
+    log:
+        "logs/runs/{task}/{model}/{method}/{seed}/{metric}.log",
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    params:
+        options=lambda wildcards: compact_json(study.task(wildcards.task)["metrics"].get(wildcards.metric, {})),
+    message:
+        "Scoring {wildcards.method} of {wildcards.model} on {wildcards.task}, seed {wildcards.seed}: {wildcards.metric}"
+    shell:
+        "python {input.script:q} --metric {wildcards.metric} --options {params.options:q} --hypotheses {input.hypotheses:q}"
+        " --examples {input.examples:q} --output {output:q} 2> >(tee {log:q} >&2)"
+
+
+rule table:
+    input:
+        script=script("table.py"),
+        examples="data/{task}/test.jsonl",
+        scores=lambda wildcards: [f"{run}/{wildcards.metric}.json" for run in run_folders(wildcards.task)],
+        records=lambda wildcards: [f"{run}/run.json" for run in run_folders(wildcards.task)],
+        hypotheses=lambda wildcards: [f"{run}/hypotheses.txt" for run in run_folders(wildcards.task)],
+    output:
+        text="results/{task}/{metric}.txt",
+        tsv="results/{task}/{metric}.tsv",
+    log:
+        "logs/results/{task}/{metric}.log",
+    params:
+        runs=lambda wildcards: run_folders(wildcards.task),
+    message:
+        "Making the table of {wildcards.task}: {wildcards.metric}"
+    shell:
+        "python {input.script:q} --task {wildcards.task} --metric {wildcards.metric} --run {params.runs:q}"
+        " --examples {input.examples:q} --output {output.text:q} 2> >(tee {log:q} >&2)"

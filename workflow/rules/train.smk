@@ -1,0 +1,97 @@
+# Training, and what is published of it. train.py is ancient(): an edit of the wrapper is no reason to spend days again;
+# run.json records the versions that a training was made with.
+
+
+localrules:
+    export_prefix,
+    import_prefix,
+
+
+rule train:
+    input:
+        data=lambda wildcards: binarised(wildcards.task, wildcards.model),
+        base=lambda wildcards: study.base_files(wildcards.model),
+        script=ancient(script("train.py")),
+    output:
+        checkpoint="runs/{task}/{model}/{method}/{seed}/checkpoint.pt",
+        record="runs/{task}/{model}/{method}/{seed}/run.json",
+    log:
+        "logs/runs/{task}/{model}/{method}/{seed}/train.log",
+    benchmark:
+        "logs/runs/{task}/{model}/{method}/{seed}/train.benchmark.tsv"
+    wildcard_constraints:
+        method=any_of(study.methods_where(trained=True)),
+    threads: 4
+    resources:
+        gpu=1,
+        mem_mb=32000,
+        runtime=2880,
+    params:
+        data=lambda wildcards, input: folder_of(input.data),
+        base=lambda wildcards, input: folder_of(input.base),
+        architecture=architecture,
+        flags=lambda wildcards: study.flags("train", wildcards.task, wildcards.model, wildcards.method),
+    message:
+        "Training {wildcards.method} of {wildcards.model} on {wildcards.task}, seed {wildcards.seed}"
+    shell:
+        "python {input.script:q} --data {params.data:q} --arch {params.architecture} --base-model {params.base:q}"
+        " --seed {wildcards.seed} --output {output.checkpoint:q} --run-json {output.record:q} --log {log:q}"
+        " -- {params.flags:q}"
+
+
+rule leave_untuned:
+    input:
+        base=lambda wildcards: study.base_files(wildcards.model),
+        script=ancient(script("train.py")),
+    output:
+        checkpoint="runs/{task}/{model}/{method}/{seed}/checkpoint.pt",
+        record="runs/{task}/{model}/{method}/{seed}/run.json",
+    log:
+        "logs/runs/{task}/{model}/{method}/{seed}/untuned.log",
+    wildcard_constraints:
+        method=any_of(study.methods_where(trained=False)),
+    resources:
+        mem_mb=16000,
+        runtime=30,
+    params:
+        base=lambda wildcards, input: folder_of(input.base),
+        architecture=architecture,
+    message:
+        "Taking {wildcards.model} as it is for {wildcards.task}"
+    shell:
+        "python {input.script:q} --untuned --arch {params.architecture} --base-model {params.base:q}"
+        " --output {output.checkpoint:q} --run-json {output.record:q} --log {log:q}"
+
+
+rule export_prefix:
+    input:
+        "runs/{task}/{model}/{method}/{seed}/checkpoint.pt",
+    output:
+        "runs/{task}/{model}/{method}/{seed}/prefix.safetensors",
+    log:
+        "logs/runs/{task}/{model}/{method}/{seed}/export.log",
+    wildcard_constraints:
+        method=any_of(study.methods_where(exported=True)),
+    message:
+        "Exporting the prefix: {output}"
+    shell:
+        "python -m fairseq_prefix export {input:q} {output:q} > {log:q} 2>&1"
+
+
+# What is generated from is what is published: the exported prefix, brought back.
+rule import_prefix:
+    input:
+        prefix="runs/{task}/{model}/{method}/{seed}/prefix.safetensors",
+        base=lambda wildcards: study.base_files(wildcards.model),
+    output:
+        temp("runs/{task}/{model}/{method}/{seed}/imported.pt"),
+    log:
+        "logs/runs/{task}/{model}/{method}/{seed}/import.log",
+    wildcard_constraints:
+        method=any_of(study.methods_where(exported=True)),
+    params:
+        base=lambda wildcards, input: folder_of(input.base),
+    message:
+        "Bringing back the exported prefix: {input.prefix}"
+    shell:
+        "python -m fairseq_prefix import {input.prefix:q} {output:q} --base-model {params.base:q} > {log:q} 2>&1"

@@ -1,0 +1,196 @@
+"""Run one of fairseq's commands as a child process: its log to a file, its lines to a progress bar, and nothing left over.
+
+What ends this process ends the child; what the child says on failure becomes one sentence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+from common import UserError
+
+PLUGIN = Path(__file__).resolve().parents[2] / "fairseq_prefix"
+HALF_PRECISION = ("--fp16", "--memory-efficient-fp16", "--amp")
+GRACE_SECONDS = 20
+
+
+def split_arguments(argv: list[str]) -> tuple[list[str], list[str]]:
+    """(own arguments, those after `--`, which are fairseq's)."""
+    if "--" not in argv:
+        return argv, []
+    at = argv.index("--")
+    return argv[:at], argv[at + 1 :]
+
+
+def fit_machine(arguments: list[str]) -> list[str]:
+    """Without the flags for half precision where there is no GPU; says so on stderr."""
+    half = [argument for argument in arguments if argument in HALF_PRECISION]
+    if half:
+        import torch  # takes seconds; only asked for when it matters
+
+        if not torch.cuda.is_available():
+            print(f"notice: no GPU here, {' '.join(half)} is left out: full precision on the CPU", file=sys.stderr)
+            return [argument for argument in arguments if argument not in HALF_PRECISION]
+    return arguments
+
+
+def environment() -> dict[str, str]:
+    """This process's, with the plugin importable from any working directory."""
+    paths = [*filter(None, [os.environ.get("PYTHONPATH")]), str(PLUGIN.parent)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def run(
+    module: str,
+    arguments: list[str],
+    log: Path,
+    on_line: Callable[[str], bool] = lambda line: True,
+    lock: IO[str] | None = None,
+) -> None:
+    """Run `python -m {module}` to its end; every line of its output goes to `on_line`, and to the log if that says True.
+
+    Args:
+        lock: from `exclusive`; the child holds it as well, should this process be killed alone.
+
+    Raises:
+        UserError: the command failed; with the reason it gave, and where its log is.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "w", encoding="utf-8") as log_file:
+        log_file.write(f"{module} {' '.join(arguments)}\n")
+        log_file.flush()
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log_file,  # a pipe of its own or shared would let a warning fall into the middle of a line
+            encoding="utf-8",
+            errors="replace",
+            env=environment(),
+            start_new_session=True,
+            pass_fds=[lock.fileno()] if lock else [],
+        )
+        if lock:
+            note_holder(lock, os.getpid(), process.pid)
+        with _ended_with_us(process):
+            for line in process.stdout:
+                if on_line(line):
+                    log_file.write(line)
+                    log_file.flush()
+            status = process.wait()
+    if status != 0:
+        raise UserError(f"{module} failed: {_reason(log, status)} (its log: {log})")
+
+
+@contextlib.contextmanager
+def _ended_with_us(process: subprocess.Popen) -> Iterator[None]:
+    """While the block runs, signals that would end this process end the child's whole group first."""
+
+    def end(number, _frame):
+        signal.signal(number, signal.SIG_IGN)
+        _end_group(process)
+        sys.exit(128 + number)
+
+    previous = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        _end_group(process)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _end_group(process: subprocess.Popen) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_SECONDS)
+
+
+def _reason(log: Path, status: int) -> str:
+    """The last error that the log tells of, or its end."""
+    if status < 0:
+        return f"it was ended by signal {signal.Signals(-status).name}"
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    for line in reversed(lines):
+        if match := re.match(r"(?:[\w.-]+: )?error: (.+)|(?:[\w]+\.)*\w*(?:Error|Exception): (.+)", line):
+            return (match[1] or line if match[1] else match[2]).rstrip(".")
+    return " / ".join(lines[-3:]) or f"exit status {status}"
+
+
+# One at a time --------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[IO[str]]:
+    """Hold the lock file `path`; a process left behind by a workflow that was killed is ended first.
+
+    Snakemake itself sees to it that two workflows do not write the same file; but when it is killed outright, its jobs
+    live on, and would write into the files of the next attempt. A child that inherits the file holds the lock as well.
+
+    Raises:
+        UserError: the lock is held on another machine.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        file = open(path, "a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _end_holder(file, path)
+            file.close()
+            continue
+        if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+            break
+        file.close()  # the holder before us has removed it: this is no longer the file others look at
+    with file:
+        note_holder(file, os.getpid())
+        try:
+            yield file
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def note_holder(file: IO[str], *pids: int) -> None:
+    """Write down who holds the lock, for whoever finds it held."""
+    file.seek(0)
+    file.truncate()
+    json.dump({"host": socket.gethostname(), "pids": pids}, file)
+    file.flush()
+
+
+def _end_holder(file: IO[str], path: Path) -> None:
+    file.seek(0)
+    try:
+        holder = json.loads(file.read())
+    except ValueError:
+        time.sleep(0.1)  # about to be written
+        return
+    if holder["host"] != socket.gethostname():
+        raise UserError(f"{path}: the same training is under way on {holder['host']}; wait for it or end it there")
+    print(f"notice: ending a process that an earlier attempt left behind ({holder['pids']})", file=sys.stderr)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for pid in holder["pids"]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        deadline = time.monotonic() + GRACE_SECONDS
+        while time.monotonic() < deadline:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            time.sleep(0.1)
+    raise UserError(f"{path}: still held by {holder['pids']} after they were told to end; end them by hand")

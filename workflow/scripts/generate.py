@@ -1,0 +1,67 @@
+"""Generate with fairseq-generate: progress as one bar; the output is complete or absent.
+
+fairseq mixes its log with the hypotheses; only the lines of the examples (S-, T-, H-, D-, P-) are kept, which are the same
+bytes whenever the same checkpoint reads the same data. There has to be exactly one hypothesis per example.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+from pathlib import Path
+
+from common import UserError, atomic_open, progress, run_main
+from fairseq_command import PLUGIN, fit_machine, run, split_arguments
+
+RESULT = re.compile(r"[STHDP]-\d+\t")
+
+
+def main(argv: list[str]) -> None:
+    own, flags = split_arguments(argv)
+    args = parse_args(own)
+    arguments = [str(args.data), "--path", str(args.checkpoint), "--gen-subset", "test"]
+    arguments += ["--source-lang", "source", "--target-lang", "target", *fit_machine(flags)]
+    if args.base_model:
+        arguments += ["--model-overrides", repr({"base_model": str(args.base_model)})]
+    arguments += ["--user-dir", str(PLUGIN), "--log-format", "none"]
+
+    with open(args.examples, "rb") as examples:
+        expected = sum(1 for _ in examples)
+    bar = progress(None, f"generating {args.output.parent}", total=expected)
+    with atomic_open(args.output) as output, contextlib.closing(bar):
+
+        def keep(line: str) -> bool:
+            """Results go to the output, everything else to the log."""
+            if not RESULT.match(line):
+                return True
+            output.write(line)
+            if line.startswith("H-"):
+                bar.update()
+            return False
+
+        run("fairseq_cli.generate", arguments, args.log, keep)
+        if bar.n != expected:
+            raise UserError(
+                f"fairseq-generate wrote {bar.n} hypotheses for {expected} examples; is an example too long for the model, "
+                f"or --nbest above 1? Its log: {args.log}"
+            )
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="What follows -- is given to fairseq-generate as it is.",
+    )
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="what fairseq-preprocess wrote")
+    parser.add_argument("--examples", type=Path, required=True, metavar="FILE", help="test.jsonl: one line per example")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="the model")
+    parser.add_argument("--base-model", type=Path, metavar="DIR", help="the base, if the checkpoint holds a prefix only")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="generate.txt")
+    parser.add_argument("--log", type=Path, required=True, metavar="FILE", help="gets fairseq's own log")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    run_main(main)

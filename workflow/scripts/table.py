@@ -1,0 +1,184 @@
+"""The table of a task and a metric: methods over models, parameters, scores over the seeds, and what was written.
+
+A text table for people and a TSV beside it for programs, both from what the runs recorded ({metric}.json, run.json,
+hypotheses.txt). Nothing that differs from machine to machine or from day to day enters them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import UserError, atomic_open, atomic_path, read_json, read_jsonl, read_lines, run_main
+
+WIDTH = 118
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model and method: the runs of all its seeds."""
+
+    model: str
+    method: str
+    seeds: list[int]
+    trained: int
+    stored: int
+    base: int
+    scores: dict[str, list[float]]
+    signature: str
+    hypotheses: list[str]  # of the first seed
+
+    @property
+    def stored_percent(self) -> float:
+        return 100 * self.stored / self.base
+
+
+def main(argv: list[str]) -> None:
+    args = parse_args(argv)
+    rows = [
+        read_row(model, method, list(runs), args.metric)
+        for (model, method), runs in itertools.groupby(args.run, key=lambda run: (run.parts[-3], run.parts[-2]))
+    ]
+    examples = [row for _, row in read_jsonl(args.examples)]
+    for row in rows:
+        if len(row.hypotheses) != len(examples):
+            raise UserError(f"{row.model}, {row.method}: {len(row.hypotheses)} hypotheses for {len(examples)} examples")
+    if len({(row.signature, *row.scores) for row in rows}) != 1:
+        raise UserError(f"{args.metric}: the runs were not scored alike, and cannot stand in one table; score them again")
+    # Entered first, hence renamed last: where the text table stands, the TSV does.
+    with atomic_open(args.output) as text, atomic_path(args.output.with_suffix(".tsv")) as tsv:
+        tsv.write_text(tab_separated(rows), encoding="utf-8")
+        text.write(report(args.task, args.metric, rows, examples, args.samples))
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", required=True, help="the task's name, for the heading")
+    parser.add_argument("--metric", required=True, help="whose {metric}.json is read from every run")
+    parser.add_argument(
+        "--run",
+        type=Path,
+        action="extend",
+        nargs="+",
+        required=True,
+        metavar="DIR",
+        help="a run's folder, .../{model}/{method}/{seed}, in the order of the rows; seeds one after the other",
+    )
+    parser.add_argument("--examples", type=Path, required=True, metavar="FILE", help="test.jsonl")
+    parser.add_argument("--samples", type=int, default=3, metavar="N", help="examples shown in full [%(default)s]")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the .txt; the .tsv goes beside it")
+    return parser.parse_args(argv)
+
+
+def read_row(model: str, method: str, runs: list[Path], metric: str) -> Row:
+    """What the runs of one model and method recorded."""
+    records = [read_json(run / "run.json") for run in runs]
+    scored = [read_json(run / f"{metric}.json") for run in runs]
+    counts = {tuple(record[f"{kind}_parameters"] for kind in ("trained", "stored", "base")) for record in records}
+    if len(counts) != 1:
+        raise UserError(f"{runs[0].parent}: its seeds differ in their parameters; they were not trained alike")
+    trained, stored, base = counts.pop()
+    return Row(
+        model,
+        method,
+        [int(run.name) for run in runs],
+        trained,
+        stored,
+        base,
+        {name: [score["scores"][name] for score in scored] for name in scored[0]["scores"]},
+        scored[0]["signature"],
+        [line for _, line in read_lines(runs[0] / "hypotheses.txt")],
+    )
+
+
+def tab_separated(rows: list[Row]) -> str:
+    """One line per model, method and score: name, mean, standard deviation (empty for one seed), every seed's value."""
+    lines = [
+        "model\tmethod\tseeds\ttrained_parameters\tstored_parameters\tbase_parameters\tscore\tmean\tstandard_deviation\tvalues"
+    ]
+    for row in rows:
+        for name, values in row.scores.items():
+            deviation = f"{statistics.stdev(values):.4f}" if len(values) > 1 else ""
+            seeds = ",".join(map(str, row.seeds))
+            lines.append(
+                f"{row.model}\t{row.method}\t{seeds}\t{row.trained}\t{row.stored}\t{row.base}\t{name}"
+                f"\t{statistics.fmean(values):.4f}\t{deviation}\t{','.join(f'{value:.4f}' for value in values)}"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def report(task: str, metric: str, rows: list[Row], examples: list[dict], samples: int) -> str:
+    """The text table and the examples below it."""
+    names = list(rows[0].scores)
+    header = ["model", "method", "trained", "stored", "% of base", *names]
+    body = [
+        [row.model, row.method, f"{row.trained:,}", f"{row.stored:,}", f"{row.stored_percent:.2f}"]
+        + [mean_and_deviation(row.scores[name]) for name in names]
+        for row in rows
+    ]
+    seeds = max((row.seeds for row in rows), key=len)
+    of_seeds = f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds, mean ± standard deviation"
+    return "\n".join(
+        [
+            f"{task}: {metric} on {len(examples):,} test examples, {of_seeds}",
+            "",
+            *aligned([header, *body], left=2),
+            "",
+            "trained: parameters that training changed; stored: those that are kept for the task",
+            *textwrap.wrap(f"score: {rows[0].signature}", WIDTH, break_on_hyphens=False),
+            "",
+            *itertools.chain.from_iterable(
+                sample(examples[index], [(label(row, rows), row.hypotheses[index]) for row in rows])
+                for index in spread(len(examples), samples)
+            ),
+        ]
+    )
+
+
+def mean_and_deviation(values: list[float]) -> str:
+    mean = f"{statistics.fmean(values):.2f}"
+    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+
+
+def aligned(table: list[list[str]], left: int) -> list[str]:
+    """Lines of a table whose first `left` columns are flush left and the others flush right; a rule below the header."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if index < left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in table
+    ]
+    return [lines[0], "-" * (sum(widths) + 2 * (len(widths) - 1)), *lines[1:]]
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """Up to `wanted` indexes, evenly over 0 .. count-1."""
+    wanted = min(wanted, count)
+    return [index * count // wanted for index in range(wanted)]
+
+
+def label(row: Row, rows: list[Row]) -> str:
+    """The method, with the model where there are several."""
+    return row.method if len({other.model for other in rows}) == 1 else f"{row.model}, {row.method}"
+
+
+def sample(example: dict, hypotheses: list[tuple[str, str]]) -> list[str]:
+    """One example: source, first reference, and what every method made of it."""
+    texts = [("source", example["source"]), ("reference", example["references"][0]), *hypotheses]
+    width = max(len(name) for name, _ in texts)
+    lines = [f"example {example['id']}"]
+    for name, text in texts:
+        indent = " " * (width + 4)
+        shown = textwrap.shorten(text, 600, placeholder=" ...") or "(empty)"
+        lines += textwrap.wrap(f"  {name.ljust(width)}  {shown}", WIDTH, subsequent_indent=indent)
+    return [*lines, ""]
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,169 @@
+"""Train with fairseq-train: progress as one bar, resumable after a kill, clean after a change; `run.json` says what was done.
+
+Checkpoints go to a folder beside the output whose name carries a digest of the flags, the data and the base. A training
+that was killed finds its own last checkpoint there and goes on; one whose flags or inputs changed finds nothing, instead
+of resuming from weights that were trained otherwise. The best checkpoint becomes the output, and the folder is removed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from common import UserError, atomic_path, progress, run_main, sha256_file, write_json
+from fairseq_command import PLUGIN, environment, exclusive, fit_machine, run, split_arguments
+
+PACKAGES = ("fairseq-fixed", "fairseq-prefix", "numpy", "torch")
+LOGGED = re.compile(r"\| INFO \| (train_inner|train|valid) \| (\{.*\})$")
+
+
+def main(argv: list[str]) -> None:
+    own, flags = split_arguments(argv)
+    args = parse_args(own)
+    begin = time.monotonic()
+    base = args.base_model
+    inputs = digests([*([args.data] if args.data else []), *([base] if base else [])])
+    if args.untuned:
+        write_untuned(args.arch, base, args.output, args.log)
+    else:
+        flags = fit_machine(flags)
+        train(args, flags, inputs)
+    description = inspect(args.output)
+    record = {
+        **{key: description[key] for key in ("base_fingerprint", "base_parameters")},
+        **{key: description[key] for key in ("trained_parameters", "stored_parameters")},
+        "arch": args.arch,
+        "flags": flags,
+        "seed": args.seed,
+        "versions": versions(),
+        "data_sha256": inputs,
+        "seconds": round(time.monotonic() - begin, 1),
+    }
+    write_json(args.run_json, record)
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="What follows -- is given to fairseq-train as it is.",
+    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="what fairseq-preprocess wrote")
+    parser.add_argument("--arch", required=True, help="the plugin's architecture, such as prefix_bart_large")
+    parser.add_argument("--base-model", type=Path, metavar="DIR", help="the pretrained base; without one, from scratch")
+    parser.add_argument("--seed", type=int, default=0, help="of initialisation, order and dropout [%(default)s]")
+    parser.add_argument("--untuned", action="store_true", help="no training: the base itself, as a checkpoint")
+    parser.add_argument("--output", type=Path, required=True, metavar="CHECKPOINT", help="gets the best checkpoint")
+    parser.add_argument("--run-json", type=Path, required=True, metavar="FILE", help="gets what was run, and on what")
+    parser.add_argument("--log", type=Path, required=True, metavar="FILE", help="gets fairseq's own log")
+    args = parser.parse_args(argv)
+    if args.untuned != (args.data is None) or (args.untuned and args.base_model is None):
+        parser.error("a training needs --data, --untuned needs --base-model and no --data")
+    return args
+
+
+def train(args: argparse.Namespace, flags: list[str], inputs: dict[str, str]) -> None:
+    """Train in the folder of exactly these flags and inputs, and move the best checkpoint to the output."""
+    arguments = [str(args.data), "--arch", args.arch, "--seed", str(args.seed)]
+    arguments += ["--source-lang", "source", "--target-lang", "target", *flags]
+    if args.base_model:
+        arguments += ["--base-model", str(args.base_model)]
+    digest = hashlib.sha256(json.dumps([arguments, sorted(inputs.items()), versions()]).encode()).hexdigest()[:16]
+    folder = args.output.parent
+    work = folder / f"work-{digest}"
+    arguments += ["--user-dir", str(PLUGIN), "--save-dir", str(work), "--log-format", "json"]
+    with exclusive(folder / "training.lock") as lock:
+        if resumed := (work / "checkpoint_last.pt").exists():
+            print(f"notice: going on from {work / 'checkpoint_last.pt'}", file=sys.stderr)
+        with contextlib.closing(Progress(f"training {folder}", flags, resumed)) as bar:
+            run("fairseq_cli.train", arguments, args.log, bar.follow, lock)
+        checkpoints = [work / "checkpoint_best.pt", work / "checkpoint_last.pt"]  # no best where nothing was validated
+        best = next(filter(Path.exists, checkpoints), None)
+        if best is None:
+            raise UserError(f"fairseq-train ended without a checkpoint in {work}; its log: {args.log}")
+        with atomic_path(args.output) as temporary:
+            shutil.copyfile(best, temporary)
+        for stale in folder.glob("work-*"):  # those of other flags as well: nothing will go on from them
+            shutil.rmtree(stale, ignore_errors=True)
+
+
+class Progress:
+    """One bar over all updates, from the JSON that fairseq logs."""
+
+    def __init__(self, description: str, flags: list[str], resumed: bool) -> None:
+        total = int(flags[flags.index("--max-update") + 1]) if "--max-update" in flags else None
+        self._bar = progress(None, description, total=total, unit="update")
+        self._resumed = resumed
+        self._losses: dict[str, str] = {}
+
+    def close(self) -> None:
+        self._bar.close()
+
+    def follow(self, line: str) -> bool:
+        """Take what a line of the log says; every line is worth keeping."""
+        if match := LOGGED.search(line):
+            kind, values = match[1], json.loads(match[2])
+            loss = values.get("loss" if kind == "train_inner" else f"{kind}_loss")
+            if loss is not None:
+                self._losses["valid" if kind == "valid" else "loss"] = loss
+                self._bar.set_postfix(self._losses, refresh=False)
+            updates = int(float(values.get("num_updates" if kind == "train_inner" else f"{kind}_num_updates", 0)))
+            if self._resumed and updates:
+                self._bar.initial = self._bar.n = updates  # what was done before says nothing about the speed now
+                self._resumed = False
+            self._bar.update(max(0, updates - self._bar.n))
+        return True
+
+
+def write_untuned(arch: str, base: Path, output: Path, log: Path) -> None:
+    """The base without any prefix, as a checkpoint that fairseq-generate reads."""
+    with atomic_path(output) as temporary:
+        target = temporary.with_suffix(".pt")  # the command decides by the name
+        try:
+            run("fairseq_prefix", ["base", str(target), "--arch", arch, "--base-model", str(base)], log)
+            os.replace(target, temporary)
+        finally:
+            target.unlink(missing_ok=True)
+
+
+def inspect(checkpoint: Path) -> dict:
+    """What the plugin says of a checkpoint.
+
+    Raises:
+        UserError: it is none.
+    """
+    command = [sys.executable, "-m", "fairseq_prefix", "inspect", str(checkpoint), "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment())
+    if result.returncode != 0:
+        raise UserError(f"{checkpoint}: {(result.stderr.strip().splitlines() or ['cannot be read'])[-1]}")
+    return json.loads(result.stdout)
+
+
+def digests(folders: list[Path]) -> dict[str, str]:
+    """SHA-256 of every file directly in the folders that a training reads: binarised data, dictionaries, weights."""
+    files = [path for folder in folders for path in sorted(folder.iterdir()) if path.is_file() and path.suffix != ".log"]
+    return {path.as_posix(): sha256_file(path) for path in progress(files, "checksums", leave=False)}
+
+
+def versions() -> dict[str, str]:
+    """What the outcome may depend on, besides flags and data."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):  # the plugin may be used from a clone
+            found[package] = version(package)
+    return found
+
+
+if __name__ == "__main__":
+    run_main(main)
