@@ -214,14 +214,26 @@ def generate(model, beam, tokens, lengths, task=None, **options):
     return task.inference_step(generator, [model], sample)
 
 
+def ends_early(model):
+    """A copy with another output vector of `</s>`, with which sentences of a batch end at different steps and leave it."""
+    model = copy.deepcopy(model)
+    weight = model.decoder.output_projection.weight.detach().clone()
+    weight[2] = 0.9 * torch.randn(128, generator=torch.Generator().manual_seed(4))
+    model.decoder.output_projection.weight = torch.nn.Parameter(weight)
+    return model
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("beam", [1, 2, 5])
 def test_scores_of_the_beam_search_are_those_of_a_teacher_forced_pass(model, beam):
     """Incremental decoding with reordered beams and leaving sentences computes what one pass over the result
     computes.
     """
+    model = ends_early(model)
     tokens, lengths, _ = tiny.batch(rows=6, source=11)
-    for row, hypotheses in enumerate(generate(model, beam, tokens, lengths)):
+    results = generate(model, beam, tokens, lengths)
+    assert len({max(len(hypothesis["tokens"]) for hypothesis in hypotheses) for hypotheses in results}) > 1
+    for row, hypotheses in enumerate(results):
         for hypothesis in hypotheses:
             target = hypothesis["tokens"]
             previous = torch.cat([target.new_tensor([2]), target[:-1]])[None]
@@ -233,6 +245,7 @@ def test_scores_of_the_beam_search_are_those_of_a_teacher_forced_pass(model, bea
 
 @torch.no_grad()
 def test_batched_decoding_equals_decoding_each_row_alone(model):
+    model = ends_early(model)
     tokens, lengths, _ = tiny.batch(rows=6, source=11)
     together = generate(model, 4, tokens, lengths)
     for row in range(6):
