@@ -1,0 +1,1 @@
+"""Stands in for the plugin's commands in tests of the workflow."""

@@ -1,0 +1,154 @@
+"""Training and generation as the workflow runs them: stubs stand in for fairseq's commands (tests/stubs)."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import SCRIPTS, example
+
+STUBS = Path(__file__).parent / "stubs"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A function (flags, **environment) that trains in tmp_path; returns the completed process."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "train.source-target.source.bin").write_bytes(b"data")
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "model.pt").write_bytes(b"weights")
+
+    def start(*flags: str, **environment: str) -> subprocess.Popen:
+        command = [sys.executable, str(SCRIPTS / "train.py"), "--data", "bin", "--arch", "prefix_bart_tiny"]
+        command += ["--base-model", "base", "--seed", "3", "--output", "run/checkpoint.pt"]
+        command += ["--run-json", "run/run.json", "--log", "train.log", "--", *flags]
+        environment = {**os.environ, "PYTHONPATH": str(STUBS), **environment}
+        return subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+
+    def finish(*flags: str, **environment: str) -> subprocess.CompletedProcess:
+        process = start(*flags, **environment)
+        _, stderr = process.communicate()
+        return subprocess.CompletedProcess(process.args, process.returncode, None, stderr)
+
+    finish.start = start
+    return finish
+
+
+def checkpoint(folder: Path) -> dict:
+    return json.loads((folder / "run" / "checkpoint.pt").read_text())
+
+
+def test_a_training_leaves_its_checkpoint_and_its_record(run, tmp_path):
+    assert run("--lr", "0.1", "--adam-betas", "(0.9, 0.999)").returncode == 0
+    arguments = checkpoint(tmp_path)["arguments"]
+    assert arguments[0] == "bin"
+    for flag, value in (("--arch", "prefix_bart_tiny"), ("--seed", "3"), ("--lr", "0.1"), ("--base-model", "base")):
+        assert arguments[arguments.index(flag) + 1] == value
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["flags"] == ["--lr", "0.1", "--adam-betas", "(0.9, 0.999)"]
+    assert (record["trained_parameters"], record["stored_parameters"], record["base_parameters"]) == (50, 10, 1000)
+    assert record["seed"] == 3 and record["versions"]["torch"] and set(record["data_sha256"]) == {
+        "base/model.pt",
+        "bin/train.source-target.source.bin",
+    }
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint.pt", "run.json"]
+
+
+def test_a_killed_training_goes_on_and_a_changed_one_starts_clean(run, tmp_path):
+    assert run("--lr", "0.1", STUB_TRAIN="fail").returncode == 1
+    assert run("--lr", "0.2").returncode == 0
+    assert not checkpoint(tmp_path)["resumed"]  # other flags: not from the weights of the first
+    assert run("--lr", "0.1", STUB_TRAIN="fail").returncode == 1
+    assert run("--lr", "0.1").returncode == 0
+    assert checkpoint(tmp_path)["resumed"]
+
+    assert run("--lr", "0.1", STUB_TRAIN="fail").returncode == 1
+    (tmp_path / "bin" / "train.source-target.source.bin").write_bytes(b"other data")
+    assert run("--lr", "0.1").returncode == 0
+    assert not checkpoint(tmp_path)["resumed"]
+
+
+def test_a_failure_is_one_sentence_and_leaves_no_output(run, tmp_path):
+    result = run("--lr", "0.1", STUB_TRAIN="fail")
+    assert result.stderr.splitlines()[-1] == (
+        "error: fairseq_cli.train failed: --base-model x: no such folder (its log: train.log)"
+    )
+    assert "Traceback" not in result.stderr and "train_inner" in (tmp_path / "train.log").read_text()
+    assert not (tmp_path / "run" / "checkpoint.pt").exists() and not (tmp_path / "run" / "run.json").exists()
+
+
+def hang(run, tmp_path) -> tuple[subprocess.Popen, int]:
+    """A training that waits inside fairseq-train, and the process id of that."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    process = run.start("--lr", "0.1", STUB_TRAIN="hang", STUB_PIPE=str(pipe))
+    child = int(pipe.read_text())
+    pipe.unlink()
+    return process, child
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_ends_the_script_ends_fairseq(run, tmp_path, number):
+    process, child = hang(run, tmp_path)
+    process.send_signal(number)
+    process.communicate()
+    assert process.returncode == 128 + number
+    assert is_gone(child)
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_a_training_left_behind_by_a_killed_workflow_is_ended_by_the_next(run, tmp_path):
+    process, child = hang(run, tmp_path)
+    process.kill()
+    process.wait()
+    assert not is_gone(child)
+    result = run("--lr", "0.1")
+    assert result.returncode == 0, result.stderr
+    assert is_gone(child)
+    assert checkpoint(tmp_path)["resumed"]
+
+
+def test_half_precision_is_left_out_without_a_gpu(run, tmp_path):
+    if pytest.importorskip("torch").cuda.is_available():
+        pytest.skip("there is a GPU")
+    result = run("--fp16", "--lr", "0.1")
+    assert "--fp16 is left out" in result.stderr
+    assert "--fp16" not in checkpoint(tmp_path)["arguments"]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["flags"] == ["--lr", "0.1"]
+
+
+def generate(tmp_path, write_jsonl, **environment: str) -> subprocess.CompletedProcess:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "test.source-target.source.idx").write_bytes(b"MMIDIDX\0\0" + bytes(9) + (3).to_bytes(8, "little"))
+    (folder / "dict.target.txt").write_text("a 1\nb 1\nc 1\n")
+    examples = write_jsonl("test.jsonl", [example(n, "source", "target") for n in range(3)])
+    command = [sys.executable, str(SCRIPTS / "generate.py"), "--data", "bin", "--examples", str(examples)]
+    command += ["--checkpoint", "model.pt", "--output", "generate.txt", "--log", "generate.log", "--", "--beam", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(STUBS), **environment}
+    return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+
+def test_generation_keeps_the_examples_lines_and_logs_the_rest(tmp_path, write_jsonl):
+    assert generate(tmp_path, write_jsonl).returncode == 0
+    lines = (tmp_path / "generate.txt").read_text().splitlines()
+    assert lines[:5] == ["S-2\ta", "T-2\ta", "H-2\t-0.5\ta", "D-2\t-0.5\ta", "P-2\t-0.5"]
+    assert len(lines) == 15
+    assert "a line of the log" in (tmp_path / "generate.log").read_text()
+
+
+def test_a_dropped_example_is_an_error(tmp_path, write_jsonl):
+    result = generate(tmp_path, write_jsonl, STUB_GENERATE="drop")
+    assert result.returncode == 1
+    assert "error: fairseq-generate wrote 2 hypotheses for 3 examples" in result.stderr
+    assert not (tmp_path / "generate.txt").exists()
