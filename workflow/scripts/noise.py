@@ -7,8 +7,8 @@ Each document is corrupted in one of two ways (the probabilities are options):
 * Text infilling as in BART (Lewis et al. 2020, section 2.2): spans of Poisson(3) tokens, 30 % of all tokens, become one
   `<mask>` each; an empty span inserts one. Now and then the segments are permuted first.
 
-BART itself permutes all sentences and has no sentence infilling. Those defaults suit a base that has to learn quickly to
-write a segment from the others: on the demo's world, two layers do after 1,200 updates of 16 documents.
+BART itself permutes all sentences and has no sentence infilling. Those defaults suit a base that has to learn quickly
+to write a segment from the others: on the demo's world, two layers do after 1,200 updates of 16 documents.
 
 Every document has a random generator of its own, seeded by --seed and its line: the number of workers changes nothing.
 """
