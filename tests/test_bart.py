@@ -229,7 +229,7 @@ def test_scores_of_the_beam_search_are_those_of_a_teacher_forced_pass(model, bea
     """Incremental decoding with reordered beams and leaving sentences computes what one pass over the result
     computes.
     """
-    model = ends_early(model)
+    model = ends_early(model).double()
     tokens, lengths, _ = tiny.batch(rows=6, source=11)
     results = generate(model, beam, tokens, lengths)
     assert len({max(len(hypothesis["tokens"]) for hypothesis in hypotheses) for hypotheses in results}) > 1
@@ -239,7 +239,7 @@ def test_scores_of_the_beam_search_are_those_of_a_teacher_forced_pass(model, bea
             previous = torch.cat([target.new_tensor([2]), target[:-1]])[None]
             logits = model(tokens[row : row + 1, : lengths[row]], lengths[row : row + 1], previous)[0][0]
             expected = logits.log_softmax(-1).gather(1, target[:, None])[:, 0]
-            torch.testing.assert_close(hypothesis["positional_scores"], expected, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(hypothesis["positional_scores"].double(), expected, atol=1e-5, rtol=1e-5)
             assert target[0] == 0, "<s> is forced"
 
 
@@ -251,6 +251,15 @@ def test_batched_decoding_equals_decoding_each_row_alone(model):
     for row in range(6):
         alone = generate(model, 4, tokens[row : row + 1, : lengths[row]], lengths[row : row + 1])[0]
         assert [h["tokens"].tolist() for h in together[row]] == [h["tokens"].tolist() for h in alone]
+
+
+@torch.no_grad()
+def test_cross_attention_projects_each_sentence_once_for_all_beams(model):
+    rows = []
+    hook = model.decoder.layers[0].encoder_attn.k_proj.register_forward_hook(lambda *call: rows.append(call[2].size(1)))
+    generate(model, 5, *tiny.batch(rows=4)[:2])
+    hook.remove()
+    assert rows == [4]
 
 
 @torch.no_grad()
