@@ -7,7 +7,6 @@ import argparse
 import contextlib
 import io
 import textwrap
-from pathlib import Path
 
 from fairseq import options
 from fairseq.registry import REGISTRIES
@@ -33,7 +32,7 @@ def actions(command: str, *extra: str) -> list[argparse.Action]:
 
 
 def collect(command: str) -> dict[str, bool]:
-    """Flag without dashes -> whether it takes a value; all tasks, optimizers, schedulers and subword encoders together."""
+    """Flag without dashes -> whether it takes a value; of all tasks, optimizers, schedulers and subword encoders."""
     lines = [("--task", task) for task in TASKS]
     for choice in CHOICES[command]:
         names = sorted(REGISTRIES[choice]["registry"])

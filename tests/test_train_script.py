@@ -50,10 +50,15 @@ def test_a_training_leaves_its_checkpoint_and_its_record(run, tmp_path):
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["flags"] == ["--lr", "0.1", "--adam-betas", "(0.9, 0.999)"]
     assert (record["trained_parameters"], record["stored_parameters"], record["base_parameters"]) == (50, 10, 1000)
-    assert record["seed"] == 3 and record["versions"]["torch"] and set(record["data_sha256"]) == {
-        "base/model.pt",
-        "bin/train.source-target.source.bin",
-    }
+    assert (
+        record["seed"] == 3
+        and record["versions"]["torch"]
+        and set(record["data_sha256"])
+        == {
+            "base/model.pt",
+            "bin/train.source-target.source.bin",
+        }
+    )
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint.pt", "run.json"]
 
 

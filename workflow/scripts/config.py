@@ -1,7 +1,7 @@
 """The configuration: presets and the user's overlay, checked, and turned into command lines of fairseq.
 
-`configs/config.yaml` (and what `--configfile` lays over it) says what to run; a preset in `configs/{tasks,models,methods}`
-says what a name means, one file each. Flags of fairseq come in layers, a later one wins:
+`configs/config.yaml` (and what `--configfile` lays over it) says what to run; presets in configs/{tasks,models,methods}
+say what a name means, one file each. Flags of fairseq come in layers, a later one wins:
 
     methods/{method}.yaml < models/{model}.yaml < tasks/{task}.yaml < `overrides` of the configuration
 
@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from common import UserError
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
-
-from common import UserError
 from readers import READERS
 from score import METRICS
 
@@ -29,8 +28,8 @@ KINDS = ("tasks", "models", "methods")
 SCHEMAS = Path(__file__).resolve().parents[1] / "schemas"
 # Given by the rules: a preset that set them would take files from elsewhere than where the rules put and expect them.
 RESERVED = frozenset(
-    "arch base-model continue-once finetune-from-model gen-subset log-file log-format model-overrides path results-path "
-    "restore-file save-dir seed source-lang target-lang test-subset train-subset user-dir valid-subset".split()
+    "arch base-model continue-once finetune-from-model gen-subset log-file log-format model-overrides path "
+    "restore-file results-path save-dir seed source-lang target-lang test-subset train-subset user-dir valid-subset".split()
 )
 ARCHITECTURES = ("bart_large", "bart_base", "bart_tiny")  # the plugin's, without prefix_ and full_
 GPT2_BPE_URL = "https://dl.fbaipublicfiles.com/fairseq/gpt2_bpe/"
@@ -103,7 +102,7 @@ class Configuration:
         return self._preset("methods", name).values
 
     def runs(self) -> Iterator[tuple[str, str, int]]:
-        """(model, method, seed) of every row of a table; an untrained model has no randomness, hence one run, seed 0."""
+        """(model, method, seed) of every row of a table; an untrained model has no randomness: one run, seed 0."""
         for model in self.models:
             for method in self.methods:
                 for seed in self.seeds if self.method(method)["trained"] else [0]:
@@ -112,7 +111,7 @@ class Configuration:
     # Flags ------------------------------------------------------------------------------------------------------------
 
     def flags(self, command: str, task: str, model: str, method: str) -> list[str]:
-        """Arguments for fairseq-train or fairseq-generate (`command`: train or generate), without what the rules add."""
+        """Arguments for fairseq-train or fairseq-generate (`command`: train, generate), without what the rules add."""
         names = {"tasks": (task,), "models": (self.model(model)["architecture"], model), "methods": (method,)}
         merged: dict = {}
         for preset in (self._preset("methods", method), self._preset("models", model), self._preset("tasks", task)):
@@ -130,7 +129,7 @@ class Configuration:
     # Files ------------------------------------------------------------------------------------------------------------
 
     def downloads(self) -> dict[str, dict]:
-        """Everything that can be fetched: path below resources/ -> {"url": [...], "sha256": [...]} (lists of 0 or 1)."""
+        """Everything that can be fetched: path below resources/ -> {"url": [...], "sha256": [...]}, 0 or 1 each."""
         files = {
             f"gpt2_bpe/{name}": {"url": [GPT2_BPE_URL + name], "sha256": [digest]} for name, digest in GPT2_BPE.items()
         }
@@ -141,7 +140,9 @@ class Configuration:
             path = f"{folder}/{entry['file']}"
             value = {key: [entry[key]] if key in entry else [] for key in ("url", "sha256")}
             if files.setdefault(path, value) != value:
-                raise UserError(f"{owner}: {path} is described elsewhere with another url or sha256; name it differently")
+                raise UserError(
+                    f"{owner}: {path} is described elsewhere with another url or sha256; name it differently"
+                )
 
         for name in self.known("tasks"):
             task = self.task(name)
@@ -238,11 +239,13 @@ def _merged(layer: dict, command: str, names: dict[str, tuple[str, ...]]) -> dic
 
 
 def _with_decay(flags: dict, run: str) -> dict:
-    """A learning rate that decays to the end of training: one number, max-update, says both (fairseq wants it twice)."""
+    """A learning rate that decays to the end of training: max-update says both (fairseq wants it twice)."""
     if flags.get("lr-scheduler") != "polynomial_decay" or flags.get("total-num-update") is not None:
         return flags
     if flags.get("max-update") is None:
-        raise UserError(f"{run}: lr-scheduler polynomial_decay needs max-update, the number of updates that it decays over")
+        raise UserError(
+            f"{run}: lr-scheduler polynomial_decay needs max-update, the number of updates that it decays over"
+        )
     return {**flags, "total-num-update": flags["max-update"]}
 
 
@@ -286,8 +289,8 @@ def check_flag(command: str, flag: str, value, where: str) -> None:
     takes_value = known[commands[0]][flag]
     if takes_value and isinstance(value, bool):
         raise UserError(
-            f"{where}: {flag} needs a value, not {str(value).lower()} (YAML reads on, off, yes and no as true and false: "
-            f'write "on" or "off" in quotes; null leaves a flag out)'
+            f"{where}: {flag} needs a value, not {str(value).lower()} (YAML reads on, off, yes and no as true and "
+            f'false: write "on" or "off" in quotes; null leaves a flag out)'
         )
     if not takes_value and not isinstance(value, bool | None):
         raise UserError(f"{where}: {flag} is a switch: write true or false, not {value!r}")
@@ -302,7 +305,9 @@ def known_flags() -> dict[str, dict[str, bool]]:
     if _flags is None:
         values = yaml.safe_load((SCHEMAS / "flags.yaml").read_text(encoding="utf-8"))
         _flags = {
-            command: {name: takes for kind, takes in (("value", True), ("switch", False)) for name in lists[kind].split()}
+            command: {
+                name: takes for kind, takes in (("value", True), ("switch", False)) for name in lists[kind].split()
+            }
             for command, lists in values.items()
         }
     return _flags
@@ -337,7 +342,9 @@ def _check_model(values: dict, file: str) -> None:
         suggestion = _suggestion(values["architecture"], ARCHITECTURES)
         raise UserError(f"{file}: architecture: the plugin has no {values['architecture']!r}{suggestion}")
     if (values["vocabulary"] == "sentencepiece") != ("pretrained" in base):
-        raise UserError(f"{file}: vocabulary: sentencepiece goes with a base that is pretrained here, gpt2 with the others")
+        raise UserError(
+            f"{file}: vocabulary: sentencepiece goes with a base that is pretrained here, gpt2 with the others"
+        )
     _check_files({"archive": base["archive"]} if "archive" in base else {}, f"{file}: base")
     _check_files(base.get("files", {}), f"{file}: base: files")
     if pretrained := base.get("pretrained"):
@@ -407,9 +414,13 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                )
             seen.add(key)
         return super().construct_mapping(node, deep)
 

@@ -1,4 +1,4 @@
-"""Run one of fairseq's commands as a child process: its log to a file, its lines to a progress bar, and nothing left over.
+"""Run one of fairseq's commands as a child: its log to a file, its lines to a progress bar, and nothing left over.
 
 What ends this process ends the child; what the child says on failure becomes one sentence.
 """
@@ -59,7 +59,7 @@ def run(
     on_line: Callable[[str], bool] = lambda line: True,
     lock: IO[str] | None = None,
 ) -> None:
-    """Run `python -m {module}` to its end; every line of its output goes to `on_line`, and to the log if that says True.
+    """Run `python -m {module}` to its end; every line that it prints goes to `on_line`, and to the log if that says so.
 
     Args:
         lock: from `exclusive`; the child holds it as well, should this process be killed alone.

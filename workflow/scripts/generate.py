@@ -1,7 +1,7 @@
 """Generate with fairseq-generate: progress as one bar; the output is complete or absent.
 
-fairseq mixes its log with the hypotheses; only the lines of the examples (S-, T-, H-, D-, P-) are kept, which are the same
-bytes whenever the same checkpoint reads the same data. There has to be exactly one hypothesis per example.
+fairseq mixes its log with the hypotheses; only the lines of the examples (S-, T-, H-, D-, P-) are kept, which are the
+same bytes whenever the same checkpoint reads the same data. There has to be exactly one hypothesis per example.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def main(argv: list[str]) -> None:
         run("fairseq_cli.generate", arguments, args.log, keep)
         if bar.n != expected:
             raise UserError(
-                f"fairseq-generate wrote {bar.n} hypotheses for {expected} examples; is an example too long for the model, "
-                f"or --nbest above 1? Its log: {args.log}"
+                f"fairseq-generate wrote {bar.n} hypotheses for {expected} examples; is an example too long "
+                f"for the model, or --nbest above 1? Its log: {args.log}"
             )
 
 
@@ -57,7 +57,9 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="what fairseq-preprocess wrote")
     parser.add_argument("--examples", type=Path, required=True, metavar="FILE", help="test.jsonl: one line per example")
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="the model")
-    parser.add_argument("--base-model", type=Path, metavar="DIR", help="the base, if the checkpoint holds a prefix only")
+    parser.add_argument(
+        "--base-model", type=Path, metavar="DIR", help="the base, if the checkpoint holds a prefix only"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="generate.txt")
     parser.add_argument("--log", type=Path, required=True, metavar="FILE", help="gets fairseq's own log")
     return parser.parse_args(argv)

@@ -29,7 +29,7 @@ class Row:
     stored: int
     base: int
     scores: dict[str, list[float]]
-    signature: str
+    signatures: list[str]
     hypotheses: list[str]  # of the first seed
 
     @property
@@ -47,8 +47,10 @@ def main(argv: list[str]) -> None:
     for row in rows:
         if len(row.hypotheses) != len(examples):
             raise UserError(f"{row.model}, {row.method}: {len(row.hypotheses)} hypotheses for {len(examples)} examples")
-    if len({(row.signature, *row.scores) for row in rows}) != 1:
-        raise UserError(f"{args.metric}: the runs were not scored alike, and cannot stand in one table; score them again")
+    if len({(signature, *row.scores) for row in rows for signature in row.signatures}) != 1:
+        raise UserError(
+            f"{args.metric}: the runs were not scored alike, and cannot stand in one table; score them again"
+        )
     # Entered first, hence renamed last: where the text table stands, the TSV does.
     with atomic_open(args.output) as text, atomic_path(args.output.with_suffix(".tsv")) as tsv:
         tsv.write_text(tab_separated(rows), encoding="utf-8")
@@ -90,7 +92,7 @@ def read_row(model: str, method: str, runs: list[Path], metric: str) -> Row:
         stored,
         base,
         {name: [score["scores"][name] for score in scored] for name in scored[0]["scores"]},
-        scored[0]["signature"],
+        [score["signature"] for score in scored],
         [line for _, line in read_lines(runs[0] / "hypotheses.txt")],
     )
 
@@ -120,7 +122,7 @@ def report(task: str, metric: str, rows: list[Row], examples: list[dict], sample
         + [mean_and_deviation(row.scores[name]) for name in names]
         for row in rows
     ]
-    seeds = max((row.seeds for row in rows), key=len)
+    seeds = max(rows, key=lambda row: (len(row.seeds), row.trained)).seeds  # an untrained model has none of its own
     of_seeds = f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds, mean ± standard deviation"
     return "\n".join(
         [
@@ -129,7 +131,7 @@ def report(task: str, metric: str, rows: list[Row], examples: list[dict], sample
             *aligned([header, *body], left=2),
             "",
             "trained: parameters that training changed; stored: those that are kept for the task",
-            *textwrap.wrap(f"score: {rows[0].signature}", WIDTH, break_on_hyphens=False),
+            *textwrap.wrap(f"{metric}: {rows[0].signatures[0]}", WIDTH, break_on_hyphens=False),
             "",
             *itertools.chain.from_iterable(
                 sample(examples[index], [(label(row, rows), row.hypotheses[index]) for row in rows])
@@ -145,7 +147,7 @@ def mean_and_deviation(values: list[float]) -> str:
 
 
 def aligned(table: list[list[str]], left: int) -> list[str]:
-    """Lines of a table whose first `left` columns are flush left and the others flush right; a rule below the header."""
+    """Lines of a table whose first `left` columns are flush left, the others flush right; a rule below the header."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = [
         "  ".join(

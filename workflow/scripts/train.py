@@ -1,8 +1,8 @@
-"""Train with fairseq-train: progress as one bar, resumable after a kill, clean after a change; `run.json` says what was done.
+"""Train with fairseq-train: one progress bar, resumable after a kill, clean after a change; `run.json` tells what was done.
 
-Checkpoints go to a folder beside the output whose name carries a digest of the flags, the data and the base. A training
-that was killed finds its own last checkpoint there and goes on; one whose flags or inputs changed finds nothing, instead
-of resuming from weights that were trained otherwise. The best checkpoint becomes the output, and the folder is removed.
+Checkpoints go to a folder beside the output whose name carries a digest of flags, data, base and versions. A training
+that was killed finds its own last checkpoint there and goes on; one where any of these changed finds nothing, instead of
+resuming from weights that were trained otherwise. The best checkpoint becomes the output, and the folder is removed.
 """
 
 from __future__ import annotations
@@ -152,7 +152,9 @@ def inspect(checkpoint: Path) -> dict:
 
 def digests(folders: list[Path]) -> dict[str, str]:
     """SHA-256 of every file directly in the folders that a training reads: binarised data, dictionaries, weights."""
-    files = [path for folder in folders for path in sorted(folder.iterdir()) if path.is_file() and path.suffix != ".log"]
+    files = [
+        path for folder in folders for path in sorted(folder.iterdir()) if path.is_file() and path.suffix != ".log"
+    ]
     return {path.as_posix(): sha256_file(path) for path in progress(files, "checksums", leave=False)}
 
 

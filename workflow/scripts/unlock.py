@@ -7,7 +7,6 @@ files (see fairseq_command.exclusive).
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,12 +17,16 @@ from common import UserError, run_main
 def main(argv: list[str]) -> None:
     if argv:
         raise UserError(f"no arguments are taken; given: {' '.join(argv)}")
-    if not any(Path(".snakemake/locks").glob("*")):
+    locks = list(Path(".snakemake/locks").glob("*.lock"))
+    if not locks:
         return
     if living := [str(process.pid) for process in psutil.process_iter() if runs_here(process)]:
-        raise UserError(f"Snakemake is running in this directory already (process {', '.join(living)}); wait for it to end")
+        raise UserError(
+            f"Snakemake is running in this directory already (process {', '.join(living)}); wait for it to end"
+        )
     print("notice: taking away the lock of a Snakemake that was killed", file=sys.stderr)
-    subprocess.run([sys.executable, "-m", "snakemake", "--unlock", "--quiet", "all"], check=True)
+    for path in locks:
+        path.unlink(missing_ok=True)
 
 
 def runs_here(process: psutil.Process) -> bool:

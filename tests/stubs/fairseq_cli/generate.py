@@ -13,4 +13,6 @@ folder = Path(sys.argv[1])
 word = (folder / "dict.target.txt").read_text("utf-8").splitlines()[-3].rpartition(" ")[0]
 print("2026-01-01 00:00:00 | INFO | fairseq_cli.generate | a line of the log")
 for number in reversed(range(1 if os.environ.get("STUB_GENERATE") == "drop" else 0, count)):
-    print(f"S-{number}\t{word}\nT-{number}\t{word}\nH-{number}\t-0.5\t{word}\nD-{number}\t-0.5\t{word}\nP-{number}\t-0.5")
+    print(
+        f"S-{number}\t{word}\nT-{number}\t{word}\nH-{number}\t-0.5\t{word}\nD-{number}\t-0.5\t{word}\nP-{number}\t-0.5"
+    )

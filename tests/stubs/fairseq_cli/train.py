@@ -1,7 +1,7 @@
 """fairseq-train: the checkpoint is the command line, and whether there was one to go on from.
 
-STUB_TRAIN=fail ends with an error after the first checkpoint; STUB_TRAIN=hang waits for a signal after it, and writes its
-process id into the pipe STUB_PIPE.
+STUB_TRAIN=fail ends with an error after the first checkpoint; STUB_TRAIN=hang waits for a signal after it, and writes
+its process id into the pipe STUB_PIPE.
 """
 
 import json

@@ -1,0 +1,271 @@
+"""The configuration: the command lines that the shipped presets make, and the sentences that mistakes get."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from common import UserError
+from config import Configuration, arguments, check, known_flags, load_yaml
+from conftest import REPOSITORY
+
+CONFIGS = REPOSITORY / "configs"
+GOLDEN = Path(__file__).parent / "golden_commands.txt"
+SHIPPED = {"tasks": ["xsum"], "models": ["bart_large"], "methods": ["prefix"], "seeds": [1]}
+MAIN = [("xsum", "bart_large"), ("e2e", "bart_large"), ("e2e", "text_bart"), ("demo_summary", "demo_bart")]
+
+
+def configuration(folder: Path = CONFIGS, **changes) -> Configuration:
+    return Configuration({**SHIPPED, **changes}, "mine.yaml", [folder, CONFIGS])
+
+
+def commands() -> str:
+    """One line per command of the runs that are there to be run; golden_commands.txt holds them."""
+    study = configuration()
+    lines = []
+    for task, model in [*MAIN, ("demo_table", "demo_bart")]:
+        for method in study.known("methods"):
+            trained = ["train"] if study.method(method)["trained"] else []
+            for command in (*trained, "generate"):
+                flags = study.flags(command, task, model, method)
+                lines.append(f"{task} {model} {method}: fairseq-{command} {shlex.join(flags)}")
+    for model in study.models_with("pretrained"):
+        lines.append(f"{model}: fairseq-train {shlex.join(study.pretraining_flags(model))}")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_shipped_presets_make_these_commands():
+    """After a change that is meant: python tests/test_config.py > tests/golden_commands.txt, and read the diff."""
+    assert commands() == GOLDEN.read_text()
+
+
+@pytest.mark.parametrize(
+    "flag, value",
+    # Paper, Table 6 and section 6, and its code; the updates are 30 epochs of 204,045 examples in batches of 14.
+    {
+        "lr": "5e-05",
+        "batch-size": "14",
+        "max-update": "437250",
+        "total-num-update": "437250",
+        "prefix-length": "100",
+        "prefix-mid-dim": "800",
+        "label-smoothing": "0",
+        "clip-norm": "1.0",
+        "weight-decay": "0",
+        "warmup-updates": "0",
+        "max-source-tokens": "512",
+        "max-target-tokens": "60",
+    }.items(),
+)
+def test_xsum_is_the_papers_run(flag, value):
+    flags = configuration().flags("train", "xsum", "bart_large", "prefix")
+    assert flags[flags.index(f"--{flag}") + 1] == value
+    assert "--fp16" in flags
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("*.yaml")))
+def test_every_shipped_configuration_is_valid(name):
+    values = load_yaml(CONFIGS / "config.yaml") | load_yaml(CONFIGS / name)
+    study = Configuration(values, name, [CONFIGS])
+    assert list(study.runs()) and study.downloads()
+
+
+def test_every_preset_is_valid_alone_and_combined():
+    study = configuration()
+    for task in study.known("tasks"):
+        for model in study.known("models"):
+            for method in study.known("methods"):
+                assert "--beam" in study.flags("generate", task, model, method)
+        assert study.task_inputs(task)
+    assert all(study.base_inputs(model) for model in study.known("models") if model != "demo_bart")
+
+
+def test_layers_win_in_order(tmp_path):
+    """Method < model < task < overrides; inside each, what names more of the run wins."""
+    (tmp_path / "methods").mkdir()
+    (tmp_path / "models").mkdir()
+    (tmp_path / "tasks").mkdir()
+    method = {"architecture": "prefix", "trained": True, "exported": True, "train": {"lr": 1, "dropout": 1, "power": 1}}
+    model = {"architecture": "bart_base", "vocabulary": "gpt2", "base": {"archive": {"file": "a.tar.gz"}}}
+    model |= {"train": {"dropout": 2, "power": 2}, "methods": {"mine": {"train": {"power": 3}}}}
+    task = {"reader": "jsonl", "metrics": {"bleu": {}}, "inputs": {"train": {"path": "t"}}}
+    task |= {
+        "train": {"patience": 4, "clip-norm": 4, "max-epoch": 4, "adam-eps": 4},
+        "methods": {"mine": {"train": {"clip-norm": 5, "max-epoch": 5, "adam-eps": 5}}},
+        "models": {
+            "bart_base": {"train": {"max-epoch": 6, "adam-eps": 6}, "methods": {"mine": {"train": {"adam-eps": 7}}}}
+        },
+    }
+    for kind, values in (("methods", method), ("models", model), ("tasks", task)):
+        (tmp_path / kind / "mine.yaml").write_text(yaml.safe_dump(values))
+    names = {"tasks": ["mine"], "models": ["mine"], "methods": ["mine"]}
+    study = configuration(tmp_path, **names)
+    expected = {"lr": 1, "dropout": 2, "power": 3, "patience": 4, "clip-norm": 5, "max-epoch": 6, "adam-eps": 7}
+    assert study.flags("train", "mine", "mine", "mine") == arguments(expected)
+    for overrides, changed in (
+        ({"train": {"adam-eps": 8}}, {"adam-eps": 8}),
+        ({"train": {"lr": 8}, "tasks": {"mine": {"methods": {"mine": {"train": {"lr": 9}}}}}}, {"lr": 9}),
+        ({"methods": {"prefix": {"train": {"lr": 9}}}}, {}),
+        ({"tasks": {"mine": {"train": {"patience": None}}}}, {"patience": None}),
+        ({"generate": {"beam": 3}}, {}),
+    ):
+        study = configuration(tmp_path, **names, overrides=overrides)
+        assert study.flags("train", "mine", "mine", "mine") == arguments(expected | changed), overrides
+
+
+def test_flags_are_sorted_and_written_as_the_command_line_has_them():
+    flags = {"lr": 5e-05, "fp16": True, "cpu": False, "patience": None, "adam-betas": "(0.9, 0.98)", "unkpen": -1}
+    assert arguments(flags) == ["--adam-betas", "(0.9, 0.98)", "--fp16", "--lr", "5e-05", "--unkpen=-1"]
+
+
+def test_an_overlay_can_give_a_task_other_files():
+    change = {
+        "reader": "jsonl",
+        "options": {"source": "document", "target": "summary"},
+        "inputs": {split: {"path": f"../{split}.jsonl"} for split in ("train", "valid", "test")},
+    }
+    study = configuration(overrides={"tasks": {"xsum": change}})
+    assert study.task("xsum")["reader"] == "jsonl"
+    assert study.task_inputs("xsum") == {split: f"../{split}.jsonl" for split in ("train", "valid", "test")}
+    assert not any("xsum" in path for path in study.downloads())
+
+
+def test_an_untrained_method_runs_once_whatever_the_seeds():
+    study = configuration(methods=["base", "prefix"], seeds=[5, 6])
+    assert list(study.runs()) == [("bart_large", "base", 0), ("bart_large", "prefix", 5), ("bart_large", "prefix", 6)]
+
+
+def test_flags_known_here_are_those_of_fairseq():
+    """After a change of fairseq or the plugin: python tests/fairseq_flags.py > workflow/schemas/flags.yaml."""
+    pytest.importorskip("fairseq")
+    import fairseq_flags
+
+    for command, known in known_flags().items():
+        assert known == fairseq_flags.collect(command)
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ({"modles": []}, "mine.yaml: unknown key 'modles'; did you mean 'models'?"),
+        ({"tasks": ["xsumm"]}, "mine.yaml: tasks: no task is called 'xsumm'; did you mean 'xsum'?"),
+        ({"methods": ["lora"]}, "mine.yaml: methods: no method is called 'lora'; there are: base, finetune, prefix"),
+        ({"tasks": "xsum"}, "mine.yaml: tasks: expected a list of names, found 'xsum'"),
+        ({"tasks": []}, "mine.yaml: tasks: must not be empty"),
+        ({"tasks": ["../xsum"]}, "mine.yaml: tasks: 0: expected a name made of letters"),
+        ({"tasks": ["xsum; rm -rf ."]}, "mine.yaml: tasks: 0: expected a name made of letters"),
+        ({"seeds": [1, 1]}, "mine.yaml: seeds: something stands twice in [1, 1]"),
+        ({"seeds": ["1"]}, "mine.yaml: seeds: 0: expected a whole number from 0 to 4294967295, found '1'"),
+        ({"seeds": [-1]}, "mine.yaml: seeds: 0: expected a whole number from 0 to 4294967295, found -1"),
+        ({"mirror": ["$(reboot)"]}, "mine.yaml: mirror: 0: expected a path without quotes"),
+    ],
+)
+def test_a_mistake_in_the_configuration_is_one_sentence(change, sentence):
+    with pytest.raises(UserError, match=f"^{re.escape(sentence)}"):
+        configuration(**change)
+
+
+@pytest.mark.parametrize(
+    "overrides, sentence",
+    [
+        ({"trian": {}}, "overrides: unknown key 'trian'; did you mean 'train'?"),
+        ({"train": {"lr": [1]}}, "overrides: train: lr: expected a number, a text, true"),
+        ({"train": {"lr": "5e-5"}}, "overrides: train: lr: YAML reads 5e-5 as text, not as a number; write 5.0e-5"),
+        (
+            {"train": {"lr": "1.25e+3"}},
+            "overrides: train: lr: YAML reads 1.25e+3 as text, not as a number; write 1.25e+3",
+        ),
+        (
+            {"train": {"max-updates": 3}},
+            "overrides: train: fairseq-train has no flag --max-updates; did you mean 'max-update'?",
+        ),
+        ({"train": {"beam": 3}}, "overrides: train: fairseq-train has no flag --beam"),
+        (
+            {"train": {"base-dropout": True}},
+            "overrides: train: base-dropout needs a value, not true (YAML reads on, off",
+        ),
+        ({"generate": {"fp16": "yes"}}, "overrides: generate: fp16 is a switch: write true or false, not 'yes'"),
+        ({"train": {"save-dir": "x"}}, "overrides: train: save-dir is set by the workflow itself; leave it out"),
+        ({"data": {"lr": 1}}, "overrides: data: fairseq-generate has no flag --lr"),
+        ({"train": {"Lr": 1}}, "overrides: train: expected a flag's name in small letters"),
+        ({"tasks": {"e3e": {}}}, "overrides: tasks: no task is called 'e3e'; did you mean 'e2e'?"),
+        ({"models": {"bart_larg": {}}}, "overrides: models: no model is called 'bart_larg'; did you mean 'bart_large"),
+        (
+            {"tasks": {"e2e": {"methods": {"prefix": {"train": {"lrr": 1}}}}}},
+            "overrides: tasks: e2e: methods: prefix: train: fairseq-train has no flag --lrr; did you mean 'lr'?",
+        ),
+        (
+            {"tasks": {"xsum": {"reader": "jsonlines"}}},
+            "reader: no reader is called 'jsonlines'; did you mean 'jsonl'?",
+        ),
+        (
+            {"tasks": {"xsum": {"metrics": {"rogue": {}}}}},
+            "metrics: no metric is called 'rogue'; did you mean 'rouge'?",
+        ),
+        ({"tasks": {"xsum": {"inputs": {"train": {}}}}}, "inputs: train: give either file"),
+        ({"tasks": {"xsum": {"inputs": {"a/b": {"path": "x"}}}}}, "overrides: tasks: xsum: inputs: expected a name"),
+        ({"tasks": {"xsum": {"dataset": ".."}}}, "overrides: tasks: xsum: dataset: expected a name"),
+        ({"train": {"max-update": None}}, "xsum, bart_large, prefix: lr-scheduler polynomial_decay needs max-update"),
+    ],
+)
+def test_a_mistake_in_the_overrides_is_one_sentence(overrides, sentence):
+    with pytest.raises(UserError) as caught:
+        configuration(overrides=overrides)
+    assert str(caught.value).startswith("mine.yaml: ") or sentence.startswith("xsum")
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "kind, text, sentence",
+    [
+        ("methods", "architecture: prefix\ntrained: yes\n", "the key 'exported' is missing"),
+        ("methods", "architecture: perfix\ntrained: true\nexported: true\n", "architecture: expected prefix or full"),
+        ("methods", "architecture: full\ntrained: true\nexported: true\n", "only a trained prefix can be exported"),
+        ("methods", "trained: true\ntrained: false\n", "line 2: not valid YAML (the key 'trained' stands twice)"),
+        ("methods", "trained: [true\n", "not valid YAML"),
+        ("methods", "trained: !!python/object/apply:os.system [reboot]\n", "not valid YAML"),
+        ("methods", "", "expected a method, found None"),
+        (
+            "models",
+            "architecture: bart_huge\nvocabulary: gpt2\nbase: {archive: {path: a}}\n",
+            "the plugin has no 'bart_huge'",
+        ),
+        (
+            "models",
+            "architecture: bart_base\nvocabulary: gpt2\nbase: {}\n",
+            "exactly one of archive, files and pretrained",
+        ),
+        (
+            "models",
+            "architecture: bart_base\nvocabulary: sentencepiece\nbase: {archive: {path: a}}\n",
+            "goes with a base",
+        ),
+        ("tasks", "reader: e2e\nmetrics: {bleu: {}}\n", "give either inputs or demo"),
+        (
+            "tasks",
+            "reader: e2e\nmetrics: {bleu: {}}\ninputs: {a: {file: x, url: 'ftp://x'}}\n",
+            "inputs: a: url: expected",
+        ),
+        ("tasks", "reader: e2e\nmetrics: {bleu: {}}\ninputs: {a: {file: ../x}}\n", "inputs: a: file: expected a name"),
+    ],
+)
+def test_a_mistake_in_a_preset_names_its_file(tmp_path, kind, text, sentence):
+    (tmp_path / kind).mkdir()
+    (tmp_path / kind / "mine.yaml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        configuration(tmp_path, **{kind: ["mine"]})
+    assert str(caught.value).startswith(f"configs/{kind}/mine.yaml")
+    assert sentence in str(caught.value)
+
+
+def test_the_schema_itself_is_valid():
+    from jsonschema import Draft202012Validator
+
+    Draft202012Validator.check_schema(load_yaml(REPOSITORY / "workflow" / "schemas" / "config.schema.yaml"))
+    check(SHIPPED, "config", "shipped")
+
+
+if __name__ == "__main__":
+    print(commands(), end="")

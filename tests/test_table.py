@@ -1,0 +1,100 @@
+"""The table: what its numbers mean, that it is the same bytes each time, and what it refuses."""
+
+import json
+
+import pytest
+import table
+from common import UserError
+from conftest import example
+
+SCORES = {
+    "base/0": ({"rouge1": 10.0, "rougeL": 8.0}, 0, 0),
+    "prefix/1": ({"rouge1": 40.0, "rougeL": 30.0}, 501_504, 30_720),
+    "prefix/2": ({"rouge1": 42.0, "rougeL": 31.0}, 501_504, 30_720),
+}
+
+
+@pytest.fixture
+def runs(tmp_path, write_jsonl):
+    """Arguments of table.py for a base and a prefix with two seeds; the output is tmp_path/results/rouge.txt."""
+    write_jsonl("test.jsonl", [example(n, f"the source {n}", f"the reference {n}") for n in range(10)])
+    folders = []
+    for name, (scores, trained, stored) in SCORES.items():
+        folder = tmp_path / "runs" / "task" / "bart" / name
+        folder.mkdir(parents=True)
+        (folder / "rouge.json").write_text(json.dumps({"scores": scores, "signature": "stemmer:yes"}))
+        record = {"trained_parameters": trained, "stored_parameters": stored, "base_parameters": 1_228_800}
+        (folder / "run.json").write_text(json.dumps({**record, "seconds": 12.3}))
+        (folder / "hypotheses.txt").write_text("".join(f"{name} wrote {n}\n" for n in range(10)))
+        folders.append(str(folder))
+    return ["--task", "task", "--metric", "rouge", "--run", *folders, "--examples", str(tmp_path / "test.jsonl")] + [
+        "--output",
+        str(tmp_path / "results" / "rouge.txt"),
+    ]
+
+
+def test_rows_are_methods_with_mean_deviation_and_parameters(runs, tmp_path):
+    table.main(runs)
+    lines = (tmp_path / "results" / "rouge.txt").read_text().splitlines()
+    assert lines[0] == "task: rouge on 10 test examples, 2 seeds, mean ± standard deviation"
+    assert lines[2].split() == ["model", "method", "trained", "stored", "%", "of", "base", "rouge1", "rougeL"]
+    assert lines[4].split() == ["bart", "base", "0", "0", "0.00", "10.00", "8.00"]
+    assert lines[5].split() == "bart prefix 501,504 30,720 2.50 41.00 ± 1.41 30.50 ± 0.71".split()
+    assert len({len(line) for line in lines[3:6]}) == 1  # aligned
+    assert "rouge: stemmer:yes" in lines
+
+
+def test_examples_show_every_method_beside_the_reference(runs, tmp_path):
+    table.main([*runs, "--samples", "2"])
+    text = (tmp_path / "results" / "rouge.txt").read_text()
+    assert text.count("example ") == 2
+    shown = text[text.index("example 5") :].split("\n")
+    assert [line.split(maxsplit=1) for line in shown[1:5]] == [
+        ["source", "the source 5"],
+        ["reference", "the reference 5"],
+        ["base", "base/0 wrote 5"],
+        ["prefix", "prefix/1 wrote 5"],
+    ]
+
+
+def test_the_tsv_has_every_seed(runs, tmp_path):
+    table.main(runs)
+    lines = [line.split("\t") for line in (tmp_path / "results" / "rouge.tsv").read_text().splitlines()]
+    rows = [dict(zip(lines[0], line, strict=True)) for line in lines[1:]]
+    assert [(row["method"], row["score"]) for row in rows] == [
+        (method, score) for method in ("base", "prefix") for score in ("rouge1", "rougeL")
+    ]
+    assert rows[0]["standard_deviation"] == ""
+    assert rows[2] | {"mean": "41.0000", "standard_deviation": "1.4142", "values": "40.0000,42.0000"} == rows[2]
+    assert (rows[2]["seeds"], rows[2]["trained_parameters"], rows[2]["stored_parameters"]) == ("1,2", "501504", "30720")
+
+
+def test_the_seconds_of_a_run_change_nothing(runs, tmp_path):
+    table.main(runs)
+    before = (tmp_path / "results" / "rouge.txt").read_bytes(), (tmp_path / "results" / "rouge.tsv").read_bytes()
+    path = tmp_path / "runs" / "task" / "bart" / "prefix" / "1" / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": 99.9}))
+    table.main(runs)
+    assert before == (
+        (tmp_path / "results" / "rouge.txt").read_bytes(),
+        (tmp_path / "results" / "rouge.tsv").read_bytes(),
+    )
+
+
+@pytest.mark.parametrize(
+    "file, change, sentence",
+    [
+        ("prefix/1/run.json", {"stored_parameters": 5}, "its seeds differ in their parameters"),
+        ("prefix/2/run.json", {"stored_parameters": 5}, "its seeds differ in their parameters"),
+        ("base/0/rouge.json", {"signature": "stemmer:no"}, "not scored alike"),
+        ("prefix/2/rouge.json", {"signature": "stemmer:no"}, "not scored alike"),
+        ("prefix/1/hypotheses.txt", "one line\n", "1 hypotheses for 10 examples"),
+    ],
+)
+def test_runs_that_do_not_belong_together_are_refused(runs, tmp_path, file, change, sentence):
+    path = tmp_path / "runs" / "task" / "bart" / file
+    text = change if isinstance(change, str) else json.dumps(json.loads(path.read_text()) | change)
+    path.write_text(text)
+    with pytest.raises(UserError, match=sentence):
+        table.main(runs)
+    assert not (tmp_path / "results" / "rouge.txt").exists()

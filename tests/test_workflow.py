@@ -1,0 +1,256 @@
+"""The real Snakefile from raw data to tables, with stubs for fairseq's commands: what is planned, run, run again."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import REPOSITORY, example
+
+STUBS = Path(__file__).parent / "stubs"
+MODEL = {
+    "architecture": "bart_tiny",
+    "vocabulary": "sentencepiece",
+    "base": {
+        "pretrained": {
+            "dataset": "toy_text",
+            "inputs": {"text": {"file": "novel.txt"}},
+            "documents": {"max-words": 20},
+            "vocabulary": {"size": 340},
+            "noise": {"valid": 5},
+            "seed": 1,
+            "train": {"task": "conditional_generation", "max-update": 1},
+        }
+    },
+    "methods": {"prefix": {"train": {"max-update": 1}}, "finetune": {"train": {"max-update": 1}}},
+}
+TASK = {
+    "dataset": "toy",
+    "reader": "jsonl",
+    "options": {"source": "source", "target": "references"},
+    "inputs": {split: {"file": f"{split}.jsonl"} for split in ("train", "valid", "test")},
+    "metrics": {"bleu": {}, "rouge": {}},
+}
+CONFIG = {"tasks": ["toy"], "models": ["toy"], "methods": ["base", "prefix", "finetune"], "seeds": [1, 2]}
+CONFIG |= {"mirror": ["mirror"]}
+OF_A_RUN = ["train", "export_prefix", "import_prefix", "generate", "hypotheses"]
+
+
+def snakemake(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile"), "--cores", "2"]
+    command += ["--profile", str(REPOSITORY / "profiles" / "default"), *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(STUBS), **environment}
+    environment.pop("PREFIX_MIRROR", None)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def planned(result: subprocess.CompletedProcess) -> dict[str, int]:
+    """Rule -> number of jobs, of a dry run."""
+    assert result.returncode == 0, result.stderr
+    output = result.stdout + result.stderr
+    if "Nothing to be done" in output:
+        return {}
+    _, _, table = output.partition("Job stats:")
+    rows = re.findall(r"^(\w+) +(\d+)$", table.partition("total")[0], re.MULTILINE)
+    return {rule: int(count) for rule, count in rows if rule not in ("all", "job")}
+
+
+def write_configuration(folder: Path, **changes) -> None:
+    (folder / "configs" / "config.yaml").write_text(yaml.safe_dump(CONFIG | changes))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder with a user's own task and model, in which the whole workflow has run."""
+    folder = tmp_path_factory.mktemp("workflow")
+    for kind, values in (("models", MODEL), ("tasks", TASK)):
+        (folder / "configs" / kind).mkdir(parents=True)
+        (folder / "configs" / kind / "toy.yaml").write_text(yaml.safe_dump(values))
+    write_configuration(folder)
+    (folder / "mirror" / "toy_text").mkdir(parents=True)
+    sentences = [
+        f"The {n} ships of {place} sailed on day {n % 7}." for n in range(30) for place in ("Ayr", "Elgin", "Oban")
+    ]
+    (folder / "mirror" / "toy_text" / "novel.txt").write_text("\n".join(sentences) + "\n")
+    (folder / "mirror" / "toy").mkdir()
+    for split, count in (("train", 8), ("valid", 3), ("test", 4)):
+        rows = [example(n, f"The ship {n} of Ayr, {split}.", f"Ship {n} sailed.") for n in range(count)]
+        (folder / "mirror" / "toy" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = snakemake(folder)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder
+
+
+@pytest.fixture
+def workflow(finished, tmp_path):
+    """A copy of the finished workflow, for a test to change."""
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    return folder
+
+
+def argument(folder: Path, run: str, flag: str) -> str:
+    """What fairseq-train was given for a flag in a run."""
+    arguments = json.loads((folder / "runs" / "toy" / "toy" / run / "checkpoint.pt").read_text())["arguments"]
+    return arguments[arguments.index(flag) + 1]
+
+
+def test_a_table_for_every_metric_with_every_method(finished):
+    for metric in ("bleu", "rouge"):
+        text = (finished / "results" / "toy" / f"{metric}.txt").read_text()
+        assert [line.split()[1] for line in text.splitlines()[4:7]] == CONFIG["methods"]
+        assert (finished / "results" / "toy" / f"{metric}.tsv").exists()
+
+
+def test_fairseq_gets_data_base_seed_and_flags(finished):
+    for seed in ("1", "2"):
+        assert argument(finished, f"prefix/{seed}", "--seed") == seed
+    expected = {"--arch": "prefix_bart_tiny", "--base-model": "bases/toy", "--lr": "5e-05", "--max-update": "1"}
+    assert {flag: argument(finished, "prefix/1", flag) for flag in expected} == expected
+    assert argument(finished, "finetune/1", "--arch") == "full_bart_tiny"
+    assert argument(finished, "prefix/1", "--adam-betas") == "(0.9, 0.999)"
+    base = json.loads((finished / "bases" / "toy" / "model.pt").read_text())["arguments"]
+    assert base[:3] == ["bases/toy/pretrain/bin", "--arch", "full_bart_tiny"] and "--base-model" not in base
+
+
+def test_what_is_scored_is_what_is_published(finished):
+    log = (finished / "logs" / "runs" / "toy" / "toy" / "prefix" / "1" / "generate.log").read_text()
+    assert "--path runs/toy/toy/prefix/1/imported.pt" in log and "{'base_model': 'bases/toy'}" in log
+    assert (finished / "runs" / "toy" / "toy" / "prefix" / "1" / "prefix.safetensors").exists()
+    log = (finished / "logs" / "runs" / "toy" / "toy" / "finetune" / "1" / "generate.log").read_text()
+    assert "--path runs/toy/toy/finetune/1/checkpoint.pt" in log and "base_model" not in log
+
+
+def test_nothing_is_left_in_the_runs_but_what_is_kept(finished):
+    names = {path.name for path in (finished / "runs" / "toy" / "toy" / "prefix" / "1").iterdir()}
+    assert names == {
+        *(
+            "checkpoint.pt",
+            "prefix.safetensors",
+            "run.json",
+            "generate.txt",
+            "hypotheses.txt",
+            "bleu.json",
+            "rouge.json",
+        )
+    }
+
+
+def test_a_second_run_does_nothing(finished):
+    assert planned(snakemake(finished, "--dry-run")) == {}
+
+
+def test_a_changed_flag_reruns_its_runs_and_what_follows(workflow):
+    write_configuration(workflow, overrides={"methods": {"prefix": {"train": {"lr": 0.5}}}})
+    expected = dict.fromkeys(OF_A_RUN, 2) | {"score": 4, "table": 2}
+    assert planned(snakemake(workflow, "--dry-run")) == expected
+    result = snakemake(workflow)
+    assert result.returncode == 0, result.stderr
+    assert argument(workflow, "prefix/2", "--lr") == "0.5"
+    assert planned(snakemake(workflow, "--dry-run")) == {}
+
+
+def test_a_changed_beam_trains_nothing(workflow):
+    write_configuration(workflow, overrides={"tasks": {"toy": {"generate": {"beam": 2}}}})
+    assert planned(snakemake(workflow, "--dry-run")) == {
+        **{"import_prefix": 2, "generate": 5, "hypotheses": 5, "score": 10, "table": 2}
+    }
+
+
+def test_another_seed_adds_its_runs_only(workflow):
+    write_configuration(workflow, seeds=[1, 2, 3])
+    assert planned(snakemake(workflow, "--dry-run")) == {
+        **{"train": 2, "export_prefix": 1, "import_prefix": 1},
+        **{"generate": 2, "hypotheses": 2, "score": 4, "table": 2},
+    }
+
+
+def test_another_mirror_changes_nothing(workflow):
+    write_configuration(workflow, mirror=["elsewhere"])
+    assert planned(snakemake(workflow, "--dry-run")) == {}
+
+
+def test_an_interrupted_workflow_ends_with_the_same_tables(workflow):
+    before = {path.name: path.read_bytes() for path in (workflow / "results" / "toy").iterdir()}
+    shutil.rmtree(workflow / "runs")
+    shutil.rmtree(workflow / "results")
+    result = snakemake(workflow, STUB_TRAIN="fail")
+    assert result.returncode != 0
+    assert "error: fairseq_cli.train failed: --base-model x: no such folder" in result.stderr
+    result = snakemake(workflow)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((workflow / "runs" / "toy" / "toy" / "prefix" / "1" / "checkpoint.pt").read_text())["resumed"]
+    assert {path.name: path.read_bytes() for path in (workflow / "results" / "toy").iterdir()} == before
+
+
+@pytest.mark.parametrize("target, trained", [("results/xsum/rouge.txt", "xsum"), ("results/e2e/bleu.txt", "e2e")])
+def test_the_shipped_configuration_plans_the_papers_runs(tmp_path, target, trained):
+    shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
+    result = snakemake(tmp_path, "--dry-run", "--printshellcmds", target)
+    plan = planned(result)
+    of_one_run = [*OF_A_RUN, "score", "table", "prepare", "binarise", "unpack_base"]
+    assert plan == dict.fromkeys(of_one_run, 1) | {"encode": 3, "fetch": 6 if trained == "xsum" else 7}
+    assert "--arch prefix_bart_large" in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("name", ["demo", "small"])
+def test_the_shipped_overlays_plan_three_methods_per_task(tmp_path, name):
+    shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
+    plan = planned(snakemake(tmp_path, "--dry-run", "--configfile", f"configs/{name}.yaml"))
+    tasks = {"demo": 2, "small": 1}[name]
+    assert (plan["pretrain"], plan["train"], plan["generate"], plan["table"]) == (1, 2 * tasks, 3 * tasks, tasks)
+
+
+def test_a_mistake_is_one_sentence_before_anything_runs(workflow):
+    write_configuration(workflow, overrides={"train": {"max-updates": 3}})
+    result = snakemake(workflow)
+    assert result.returncode != 0
+    output = result.stdout + result.stderr
+    assert (
+        "configs/config.yaml: overrides: train: fairseq-train has no flag --max-updates; did you mean 'max-update'?"
+        in output
+    )
+    assert "Traceback" not in output
+
+
+def test_a_missing_file_says_how_to_supply_it(workflow):
+    shutil.rmtree(workflow / "resources" / "data" / "toy_text")
+    shutil.rmtree(workflow / "mirror" / "toy_text")
+    result = snakemake(workflow, "resources/data/toy_text/novel.txt")
+    assert result.returncode != 0
+    assert "toy_text/novel.txt" in result.stderr and "PREFIX_MIRROR" in result.stderr
+
+
+def test_a_lock_that_a_killed_snakemake_left_is_taken_away(workflow):
+    locks = workflow / ".snakemake" / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    (locks / "0.output.lock").write_text("results/toy/bleu.txt\n")
+    (workflow / "results" / "toy" / "bleu.txt").unlink()
+    assert "locked" in snakemake(workflow).stderr
+    unlock = [sys.executable, str(REPOSITORY / "workflow" / "scripts" / "unlock.py")]
+    result = subprocess.run(unlock, cwd=workflow, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert snakemake(workflow).returncode == 0
+
+
+def test_the_lock_of_a_living_snakemake_stays(tmp_path):
+    locks = tmp_path / ".snakemake" / "locks"
+    locks.mkdir(parents=True)
+    (locks / "0.output.lock").write_text("x\n")
+    program = tmp_path / "snakemake"
+    program.write_text("import sys; print(flush=True); sys.stdin.read()")
+    living = subprocess.Popen(
+        [sys.executable, str(program)], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    living.stdout.readline()
+    unlock = [sys.executable, str(REPOSITORY / "workflow" / "scripts" / "unlock.py")]
+    result = subprocess.run(unlock, cwd=tmp_path, capture_output=True, text=True)
+    living.communicate("")
+    assert result.returncode == 1
+    assert f"process {living.pid}" in result.stderr and "wait for it to end" in result.stderr
+    assert list(locks.iterdir())
