@@ -1,7 +1,7 @@
 """Snakemake's linter, with the one advice set aside that this project does not take; run by `make lint`.
 
 It wants a conda environment or container for every rule. Here fairseq, the plugin and the workflow share one
-environment, which `make setup` builds from the lock files; an environment per rule that nobody has built would be a trap.
+environment, which `make setup` builds from the lock files; environments per rule that nobody has built would be traps.
 """
 
 import subprocess

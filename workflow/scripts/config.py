@@ -29,7 +29,8 @@ SCHEMAS = Path(__file__).resolve().parents[1] / "schemas"
 # Given by the rules: a preset that set them would take files from elsewhere than where the rules put and expect them.
 RESERVED = frozenset(
     "arch base-model continue-once finetune-from-model gen-subset log-file log-format model-overrides path "
-    "restore-file results-path save-dir seed source-lang target-lang test-subset train-subset user-dir valid-subset".split()
+    "restore-file results-path save-dir seed source-lang target-lang test-subset train-subset user-dir "
+    "valid-subset".split()
 )
 ARCHITECTURES = ("bart_large", "bart_base", "bart_tiny")  # the plugin's, without prefix_ and full_
 GPT2_BPE_URL = "https://dl.fbaipublicfiles.com/fairseq/gpt2_bpe/"

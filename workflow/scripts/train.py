@@ -1,8 +1,8 @@
-"""Train with fairseq-train: one progress bar, resumable after a kill, clean after a change; `run.json` tells what was done.
+"""Run fairseq-train: one progress bar, resumable after a kill, clean after a change; `run.json` says what was done.
 
 Checkpoints go to a folder beside the output whose name carries a digest of flags, data, base and versions. A training
-that was killed finds its own last checkpoint there and goes on; one where any of these changed finds nothing, instead of
-resuming from weights that were trained otherwise. The best checkpoint becomes the output, and the folder is removed.
+that was killed finds its own last checkpoint there and goes on; one where any of these changed finds nothing, instead
+of resuming from weights that were trained otherwise. The best checkpoint becomes the output, and the folder is removed.
 """
 
 from __future__ import annotations
