@@ -182,9 +182,9 @@ rule pretrain:
         "logs/bases/{model}/pretrain.benchmark.tsv"
     wildcard_constraints:
         model=any_of(study.models_with("pretrained")),
-    threads: 4
+    threads: threads_of
     resources:
-        gpu=1,
+        gpu=gpus_of,
         mem_mb=16000,
         runtime=2880,
     params:
@@ -195,5 +195,5 @@ rule pretrain:
     message:
         "Pretraining {wildcards.model}"
     shell:
-        "python {input.script:q} --data {params.data:q} --arch {params.architecture} --seed {params.seed}"
+        "OMP_NUM_THREADS={threads} python {input.script:q} --data {params.data:q} --arch {params.architecture} --seed {params.seed}"
         " --output {output.model:q} --run-json {output.record:q} --log {log:q} -- {params.flags:q}"

@@ -128,6 +128,15 @@ def architecture(wildcards):
     return f"{study.method(wildcards.method)['architecture']}_{study.model(wildcards.model)['architecture']}"
 
 
+def threads_of(wildcards):
+    return study.threads(wildcards.model)
+
+
+def gpus_of(wildcards):
+    """One GPU, except for a model so small that several of it run side by side on the CPU's cores."""
+    return 0 if study.threads(wildcards.model) == 1 else 1
+
+
 def pretraining(wildcards):
     return study.model(wildcards.model)["base"]["pretrained"]
 

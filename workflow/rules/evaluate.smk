@@ -18,9 +18,9 @@ rule generate:
         "logs/runs/{task}/{model}/{method}/{seed}/generate.log",
     benchmark:
         "logs/runs/{task}/{model}/{method}/{seed}/generate.benchmark.tsv"
-    threads: 4
+    threads: threads_of
     resources:
-        gpu=1,
+        gpu=gpus_of,
         mem_mb=16000,
         runtime=720,
     params:
@@ -30,7 +30,7 @@ rule generate:
     message:
         "Generating {wildcards.task} with {wildcards.method} of {wildcards.model}, seed {wildcards.seed}"
     shell:
-        "python {input.script:q} --data {params.data:q} --examples {input.examples:q} --checkpoint {input.checkpoint:q}"
+        "OMP_NUM_THREADS={threads} python {input.script:q} --data {params.data:q} --examples {input.examples:q} --checkpoint {input.checkpoint:q}"
         " {params.base:q} --output {output:q} --log {log:q} -- {params.flags:q}"
 
 

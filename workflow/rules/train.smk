@@ -21,9 +21,9 @@ rule train:
         "logs/runs/{task}/{model}/{method}/{seed}/train.benchmark.tsv"
     wildcard_constraints:
         method=any_of(study.methods_where(trained=True)),
-    threads: 4
+    threads: threads_of
     resources:
-        gpu=1,
+        gpu=gpus_of,
         mem_mb=32000,
         runtime=2880,
     params:
@@ -34,7 +34,7 @@ rule train:
     message:
         "Training {wildcards.method} of {wildcards.model} on {wildcards.task}, seed {wildcards.seed}"
     shell:
-        "python {input.script:q} --data {params.data:q} --arch {params.architecture} --base-model {params.base:q}"
+        "OMP_NUM_THREADS={threads} python {input.script:q} --data {params.data:q} --arch {params.architecture} --base-model {params.base:q}"
         " --seed {wildcards.seed} --output {output.checkpoint:q} --run-json {output.record:q} --log {log:q}"
         " -- {params.flags:q}"
 
