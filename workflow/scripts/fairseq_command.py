@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
+import psutil
 from common import UserError
 
 PLUGIN = Path(__file__).resolve().parents[2] / "fairseq_prefix"
@@ -185,8 +186,11 @@ def _end_holder(file: IO[str], path: Path) -> None:
     print(f"notice: ending a process that an earlier attempt left behind ({holder['pids']})", file=sys.stderr)
     for number in (signal.SIGTERM, signal.SIGKILL):
         for pid in holder["pids"]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+            # Of a process that is gone the number may be another's by now; who holds the lock has the file open.
+            with contextlib.suppress(psutil.Error):
+                process = psutil.Process(pid)
+                if str(path.resolve()) in (opened.path for opened in process.open_files()):
+                    process.send_signal(number)
         deadline = time.monotonic() + GRACE_SECONDS
         while time.monotonic() < deadline:
             with contextlib.suppress(BlockingIOError):
