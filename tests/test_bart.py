@@ -215,7 +215,7 @@ def generate(model, beam, tokens, lengths, task=None, **options):
 
 
 def ends_early(model):
-    """A copy with another output vector of `</s>`, with which sentences of a batch end at different steps and leave it."""
+    """A copy with another output vector of `</s>`: sentences of a batch end at different steps, and leave it."""
     model = copy.deepcopy(model)
     weight = model.decoder.output_projection.weight.detach().clone()
     weight[2] = 0.9 * torch.randn(128, generator=torch.Generator().manual_seed(4))
