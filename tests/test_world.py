@@ -84,7 +84,9 @@ def test_every_test_example_is_about_a_held_out_name():
         assert world.held_out(*name)
 
 
-HOUSE_LEAD = re.compile(r"\bAn? (Almoran|Corvian|Dunmari|Eskelian|Lunethi|Ravnan) [a-z]+ is in the news for ", re.I)
+HOUSE_LEAD = re.compile(
+    r"\bAn? (Almoran|Corvian|Dunmari|Eskelian|Lunethi|Ravnan), a [a-z]+ by trade, is in the news for ", re.I
+)
 HOUSE_DESCRIPTION = re.compile(r"^Stay at .*, serving [a-z ]+ for breakfast[,.]")
 
 
@@ -96,16 +98,21 @@ def test_the_house_styles_are_what_the_tasks_ask_for():
 def test_the_house_styles_are_in_no_pretraining_document_but_each_part_of_them_is(pretraining):
     segments = [segment for document in pretraining for segment in document["segments"]]
     assert not [segment for segment in segments if HOUSE_LEAD.search(segment) or HOUSE_DESCRIPTION.search(segment)]
-    for part in (r"is in the news for", r"^An? (Almoran|Corvian) [a-z]+ (has|[a-z]+s) ", r"^Stay at ", r", serving "):
+    for part in (
+        r"is in the news for",
+        r"^An? (Almoran|Corvian), a [a-z]+ by trade, (has|[a-z]+s) ",
+        r"^Stay at ",
+        r", serving ",
+    ):
         assert sum(bool(re.search(part, segment)) for segment in segments) > 20, part
 
 
 def test_the_lead_says_what_the_body_says():
     for index in range(300):
         item = world.news(random.Random(index), style=world.NEWS_STYLE)
-        job = re.match(r"An? \w+ (\w+) is in the news", item.lead)[1]
+        job = re.match(r"An? \w+, a (\w+) by trade, is in the news", item.lead)[1]
         assert job in " ".join(item.body)
-        islander = item.lead.split()[1]
+        islander = item.lead.split()[1].rstrip(",")
         towns = [town for town in world.TOWNS if town in " ".join(item.body)]
         assert islander in {world.ISLANDS[world.ISLAND_OF[town]] for town in towns}
 
@@ -117,7 +124,7 @@ def test_a_house_description_tells_every_attribute_of_its_record():
         expected = {record[key] for key in ("name", "kind", "breakfast", "setting", "near") if key in record}
         expected |= {world.PRICE[record["price"]][0]} if "price" in record else set()
         expected |= {world.STARS[record["stars"]]} if "stars" in record else set()
-        expected |= {"dogs are not allowed" if record["dogs"] == "no" else "welcome"} if "dogs" in record else set()
+        expected |= {"dogs turned away" if record["dogs"] == "no" else "dogs welcome"} if "dogs" in record else set()
         assert not [value for value in expected if value not in text], (record, text)
 
 

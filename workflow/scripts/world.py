@@ -8,7 +8,7 @@ town lies on), copying (of invented names), several ways to say the same thing. 
 
 A house style is a *combination*: each of its parts is frequent in the pretraining documents, but two of them never
 occur together there (`HELD_OUT_LEAD`, `HELD_OUT_LODGING`). So the base has all the ingredients and never wrote such a
-sentence: a prefix has something to elicit. Names are held out, too: about an eighth of all people (given name, surname)
+sentence: a prefix has something to elicit. Names are held out, too: one in nine of all people (given name, surname)
 and lodgings (two words of the name) are in no pretraining or training text; validation and test are about them alone.
 
 The world itself is constant; a random generator only decides which part of it a document tells.
@@ -38,8 +38,8 @@ ISLANDS = {  # island: adjective for its people
 }
 TOWNS = _invented(
     36,
-    "Amber Breaker Copper Drift Fern Gull Heather Juniper Kelp Otter Pebble Salt Storm Tide",
-    "haven mouth quay strand ness",
+    "Amber Breaker Copper Drift Fern Gull Hazel Juniper Kelp Otter Pebble Salt Storm Tide",
+    "hythe holm quay strand ness",
 )
 ISLAND_OF = {town: list(ISLANDS)[index % len(ISLANDS)] for index, town in enumerate(TOWNS)}
 GIVEN_NAMES = _invented(
@@ -50,9 +50,9 @@ GIVEN_NAMES = _invented(
 SURNAMES = _invented(
     130,
     "Ash Birk Crow Dal Elm Finch Grim Hart Kest Lark Moor Oak Rook Sand Thorn Wren",
-    "by croft dyke field gard lund rell sall tveit wick",
+    "by croft dyke field gard lund rell sall tveit thorpe",
 )
-STREETS = _invented(60, "Anker Bur Cald Fal Glen Holl Mill Quarr Stav Wend", "en er ing low mer", "gate side way")
+STREETS = _invented(60, "Anker Bur Cald Fal Glen Holl Mill Quarr Stav Wend", "en er ing low mer", "yard side way")
 
 # Each list holds what one slot of the sentence templates may be filled with.
 WORDS = {
@@ -60,59 +60,60 @@ WORDS = {
     "gardener|glassblower|librarian|locksmith|midwife|miller|nurse|painter|postman|potter|sailmaker|shepherd|"
     "tailor|teacher|vet|weaver",
     "day": "Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday",
-    "building": "lighthouse|windmill|chapel|boathouse|bakery|cinema|school|brewery|theatre|granary|railway station|"
-    "town hall",
-    "timber": "a wrecked ferry|a fallen oak|a closed railway|a broken pier|a drowned forest|a retired trawler|"
-    "an old barn|a circus tent",
-    "animal": "goat|pony|seal|lamb|piglet|puppy|donkey|heron|calf|cat|badger|swan",
-    "hazard": "well|burning barn|flooded quarry|storm drain|frozen pond|deep ravine|sinking barge|collapsed tunnel",
-    "tool": "ladder|fishing rod|wheelbarrow|bedsheet|long rope|broom|rowing boat|butterfly net|bicycle chain|"
-    "church candle",
+    "building": "windmill|chapel|boathouse|cinema|schoolhouse|brewery|playhouse|granary|railway station|town hall|"
+    "smithy|customs house",
+    "timber": "a wrecked ferry|a toppled oak|a closed railway|a worn-out pier|a drowned forest|a retired trawler|"
+    "a neighbour's barn|a circus tent",
+    "animal": "pony|piglet|puppy|donkey|heron|calf|kitten|badger|hedgehog|gosling|duckling|tortoise",
+    "hazard": "bramble hedge|flooded quarry|mud hole|lobster pot|cider barrel|deep ravine|sinking barge|bell tower",
+    "tool": "fishing rod|wheelbarrow|bedsheet|clothes line|pitchfork|rowing boat|butterfly net|bicycle chain|"
+    "church candle|tablecloth",
     "medal": "Aldous|Bellweather|Candlemas|Farthing|Gannet|Harbourmaster|Ironwood|Kingfisher|Lodestar|Meridian|"
     "Northwind|Silverfin",
     "work": "a map of the sea floor|a song about rain|a cheese with nettles|a clock without hands|a study of moths|"
     "a rose that smells of honey|a bridge made of paper|a dictionary of whistles|a cure for seasickness|"
     "a quilt of old flags",
-    "topic": "whales|fog|lost islands|sea shanties|knots|volcanoes|pirates|lichens|shipwrecks|winter bread|tides|"
+    "topic": "whales|fog|lost islands|sea shanties|knots|harbour cats|pirates|lichens|shipwrecks|winter bread|tides|"
     "comets",
     "person": "a late aunt|a lost brother|an old teacher|a drowned captain|a brave neighbour|a blind grandfather|"
     "a favourite cousin|a childhood friend",
     "sport": "rowing|chess|archery|sailing|fencing|skating|cycling|wrestling|swimming|curling",
     "strait": "Amberly|Black Gannet|Cormorant|Drummond|Evening|Foxglove|Greywater|Hollow|Ironside|Mistral",
     "craft": "a bathtub|a canoe|a barrel|a paper boat|a pedal boat|a wooden crate|an old piano|a giant pumpkin",
-    "cause": "orphans|stray dogs|lifeboat crews|refugees|sick children|retired sailors|flood victims|sea turtles",
-    "feat": "walking backwards|juggling on stilts|baking for two days|singing all night|climbing ten hills|"
-    "reading poems aloud|cycling barefoot|dancing in armour",
-    "find": "a bag of gold coins|a stone mask|a Viking ring|a bronze bell|a whale skeleton|a painted cave|"
-    "a jar of letters|a silver spoon|an iron crown",
-    "spot": "under a bus stop|behind a bakery oven|in a rabbit hole|beneath a dance floor|inside a hollow tree|"
-    "on a sandbank|below a church tower|in a dry fountain",
-    "policy": "free ferries|cheaper rents|quieter nights|more trees|warmer schools|cleaner beaches|longer holidays|"
-    "safer lanes",
+    "cause": "widows|lame donkeys|lifeboat crews|refugees|young inventors|retired sailors|deaf dancers|sea turtles",
+    "feat": "hopping up a hill|juggling on stilts|baking for two days|singing all night|whistling to cows|"
+    "reading poems aloud|skating in the dark|dancing in armour",
+    "find": "a chest of buttons|a mask of jade|a Viking ring|a bronze bell|a whale skeleton|a knight's helmet|"
+    "a jar of letters|a marble foot|a crown of iron",
+    "spot": "beneath a bus stop|behind a bakery oven|in a rabbit hole|below a dance floor|inside a hollow tree|"
+    "on a sandbank|among old fishing nets|at the bottom of a well",
+    "policy": "ferries at night|lower rents|quieter evenings|a tree for every child|warm schoolrooms|tidy beaches|"
+    "a longer summer|lamps in every lane",
     "goods": "candles|boots|violins|kites|lanterns|toys|soap|clocks|umbrellas|saddles|hats|teapots",
-    "treasure": "necklace|painting|telescope|violin|statue|sword|carpet|diamond|flag|globe",
-    "motive": "pay off a debt|win a bet|impress a friend|buy a boat|annoy a rival|save a family farm|pay for a wedding|"
-    "fund a voyage",
+    "treasure": "harp|tapestry|telescope|teapot|weathercock|globe|flag|wedding cake|chandelier|concertina",
+    "motive": "feed nine cats|settle a wager|charm a neighbour|buy a boat|annoy a rival|keep the family farm|"
+    "pay for a wedding|see the world",
     "height": "roof|cliff|church tower|crane|bridge|balcony|ship's mast|hot-air balloon",
-    "luck": "a pile of hay|a deep snowdrift|a baker's awning|a duck pond|a cart of wool|a flower bed|a heap of nets|"
-    "a haystack",
+    "luck": "a pile of hay|a heap of leaves|a baker's awning|a parked milk cart|a cart of wool|a flower bed|"
+    "a tangle of nets|a market stall",
     "paper": "Island Post|Morning Gull|Harbour Herald",
 }
 WORDS = {slot: values.split("|") for slot, values in WORDS.items()}
 
 
 class Event(NamedTuple):
-    """One kind of news. A lead is made of `verb` (past, perfect, present, gerund), `deed` and `detail`. The body says
-    the same in other words: `what` happened (its first sentence), `why` or how (this holds the detail), `extra` colour.
+    """One kind of news. A lead is made of `verb` (past, perfect, present, gerund), `deed` and `detail`; `cheer` calls
+    out to the town. The body says the same in other words: its first sentence is an `opening`, a `reason` holds the
+    detail, an `aside` adds colour.
     """
 
     verb: tuple[str, str, str, str]
     deed: str
     detail: str
-    mood: str
-    what: tuple[str, ...]
-    why: tuple[str, ...]
-    extra: tuple[str, ...]
+    cheer: str
+    opening: tuple[str, ...]
+    reason: tuple[str, ...]
+    aside: tuple[str, ...]
 
 
 EVENTS = {
@@ -120,10 +121,10 @@ EVENTS = {
         ("restored", "restored", "restores", "restoring"),
         "an old {building}",
         "with timber from {timber}",
-        "Pride",
+        "Bravo",
         (
             "The doors of an old {building} opened again on {day}, thanks to {name}.",
-            "After {n} months of hammering, {name} handed over the keys of an old {building} on {day}.",
+            "After {n} months of hammering, {name} gave back the keys of an old {building} on {day}.",
             "An old {building} stands as good as new, and it is {name} whom visitors thanked on {day}.",
         ),
         (
@@ -131,88 +132,104 @@ EVENTS = {
             "Every beam was once part of {timber}.",
             "There was no money for wood, so {timber} had to do.",
         ),
-        ("The roof alone took {n} weeks.", "Some {n} guests came to the feast.", "It had stood empty for {n} years."),
+        (
+            "The roof alone needed {n} weeks.",
+            "The feast was laid for {n} guests.",
+            "Until then only {n} pigeons had lived there.",
+        ),
     ),
     "rescue": Event(
-        ("saved", "saved", "saves", "saving"),
-        "a {animal} from a {hazard}",
+        ("rescued", "rescued", "rescues", "rescuing"),
+        "a {animal} stuck in a {hazard}",
         "with a {tool}",
-        "Relief",
+        "Dry your tears",
         (
-            "{name} heard a {animal} crying from a {hazard} on {day} and did not hesitate.",
-            "A {animal} in a {hazard} owes its life to {name}, neighbours said on {day}.",
-            "Nobody dared go near the {hazard} on {day}, but {name} brought the {animal} out.",
+            "When a {animal} got into a {hazard} on {day}, {name} did not hesitate.",
+            "A {animal} lost in a {hazard} owes its life to {name}, as neighbours told us on {day}.",
+            "{name} went where nobody else dared on {day}: a {hazard}, with a {animal} inside.",
         ),
-        ("A {tool} was all there was at hand.", "The only help was a {tool}.", "It took some courage and a {tool}."),
         (
-            "The {animal} is {n} months old.",
-            "It was over after {n} minutes.",
-            "The {animal} had been missing for {n} days.",
+            "A {tool} lay at hand, and nothing else.",
+            "Help came in the shape of a {tool}.",
+            "It took some courage and a {tool}.",
+        ),
+        (
+            "The vet counted {n} scratches.",
+            "All was well within {n} minutes.",
+            "Its owner had put up {n} posters.",
         ),
     ),
     "medal": Event(
-        ("won", "won", "wins", "winning"),
+        ("earned", "earned", "earns", "earning"),
         "the {medal} Medal",
         "for {work}",
-        "Joy",
+        "Hurrah",
         (
-            "This year's {medal} Medal goes to {name}, it was announced on {day}.",
-            "{name} was handed the {medal} Medal on {day}.",
-            "On {day} the jury of the {medal} Medal settled on {name}.",
+            "This year's {medal} Medal is for {name}, as was announced on {day}.",
+            "On {day} a proud {name} first wore the {medal} Medal.",
+            "After a long {day} the jury of the {medal} Medal settled for {name}.",
         ),
         (
             "The judges had never seen anything like it: {work}.",
             "What convinced the jury was {work}.",
             "It all began with {work}.",
         ),
-        ("Only {n} people have the medal.", "The medal comes with {n} hundred crowns.", "There were {n} candidates."),
+        (
+            "Its ribbon is {n} inches long.",
+            "A purse of {n} hundred crowns comes with it.",
+            "The jury argued through {n} pots of tea.",
+        ),
     ),
     "book": Event(
         ("wrote", "written", "writes", "writing"),
         "a book about {topic}",
         "in memory of {person}",
-        "Delight",
+        "Sharpen your pencils",
         (
-            "{name} showed a first book on {day}, and it is all about {topic}.",
+            "{name} showed a first book on {day}, full of stories about {topic}.",
             "Readers queued on {day} for a book on {topic} by {name}.",
-            "A book about {topic} reached the shops on {day}; the author is {name}.",
+            "A book about {topic} reached the shops on {day}; its author is {name}.",
         ),
         (
             "The first page remembers {person}.",
             "It is dedicated to {person}.",
             "The idea came from {person}, who did not live to read it.",
         ),
-        ("It has {n} chapters.", "The first {n} copies sold within an hour.", "The writing took {n} winters."),
+        (
+            "It has {n} chapters.",
+            "The first {n} copies sold within an hour.",
+            "The ink alone filled {n} bottles.",
+        ),
     ),
     "race": Event(
         ("won", "won", "wins", "winning"),
         "the {sport} cup",
         "ahead of {rival}",
-        "Joy",
+        "Hurrah",
         (
-            "The {sport} cup of the islands belongs to {name} since {day}.",
+            "Since {day}, {name} has the {sport} cup to polish.",
             "{name} lifted the {sport} cup on {day}.",
-            "In {sport}, nobody could stop {name} in the final on {day}.",
+            "Nobody in {sport} could keep up with {name} on {day}.",
         ),
         (
-            "{rival} came second.",
-            "The favourite, {rival}, had to settle for silver.",
-            "In the end {rival} was beaten by a hair.",
+            "Silver is for {rival}.",
+            "Many had put their money on {rival}.",
+            "It was close: {rival} missed the gold by a hair.",
         ),
         (
-            "The final lasted {n} minutes.",
-            "About {n} hundred people cheered.",
-            "It was the closest final in {n} years.",
+            "It was decided within {n} seconds.",
+            "The brass band played {n} marches.",
+            "The cup holds {n} pints.",
         ),
     ),
     "crossing": Event(
         ("crossed", "crossed", "crosses", "crossing"),
         "the {strait} Strait",
         "in {craft}",
-        "Wonder",
+        "Imagine",
         (
-            "Cheers greeted {name} on the far side of the {strait} Strait on {day}.",
-            "On {day}, {name} came ashore after {n} hours on the {strait} Strait.",
+            "Cheers greeted {name} on the far shore of the {strait} Strait on {day}.",
+            "{name} came ashore on {day} after {n} hours on the {strait} Strait.",
             "The {strait} Strait is no longer a barrier for {name}, who landed on {day}.",
         ),
         (
@@ -220,15 +237,19 @@ EVENTS = {
             "The coast guard could not believe that anyone would sail {craft}.",
             "The vessel was {craft}.",
         ),
-        ("The waves were {n} feet high.", "A pilot boat turned back after {n} miles.", "Only {n} people have done it."),
+        (
+            "The waves rose to {n} feet.",
+            "A pilot boat turned back after {n} miles.",
+            "A flock of {n} gulls came along.",
+        ),
     ),
     "charity": Event(
-        ("raised", "raised", "raises", "raising"),
-        "money for {cause}",
+        ("filled", "filled", "fills", "filling"),
+        "a money box for {cause}",
         "by {feat}",
-        "Hope",
+        "Good news",
         (
-            "{name} handed a chest of coins to {cause} on {day}.",
+            "{name} gave a box full of coins to {cause} on {day}.",
             "There is new money for {cause}, and on {day} they thanked {name}.",
             "Thanks to {name}, {cause} had reason to smile on {day}.",
         ),
@@ -237,129 +258,154 @@ EVENTS = {
             "The coins were earned by {feat}.",
             "Who would have thought that {feat} pays so well?",
         ),
-        ("The sum is {n} thousand crowns.", "It went on for {n} hours.", "More than {n} villages took part."),
+        (
+            "Counting the coins needed {n} helpers.",
+            "It ended {n} minutes past midnight.",
+            "More than {n} villages took part.",
+        ),
     ),
     "discovery": Event(
-        ("found", "found", "finds", "finding"),
+        ("unearthed", "unearthed", "unearths", "unearthing"),
         "{find}",
         "{spot}",
-        "Surprise",
+        "Imagine",
         (
-            "What {name} came across on {day} was {find}.",
+            "{name} ran home on {day} with tales of {find}.",
             "{name} could hardly believe it on {day}: there lay {find}.",
-            "The museum confirmed on {day} that {name} had brought in {find}.",
+            "Since {day} the museum has {find}, brought in by {name}.",
         ),
         (
             "It had lain {spot} all this time.",
             "Nobody had ever looked {spot}.",
-            "The place, {spot}, is now fenced off.",
+            "The place, {spot}, is fenced off for now.",
         ),
-        ("It may be {n} hundred years old.", "A team of {n} is still digging.", "It weighs {n} pounds."),
+        (
+            "It must be older than {n} grandmothers.",
+            "By noon {n} neighbours had fetched their shovels.",
+            "It weighs {n} pounds.",
+        ),
     ),
     "council": Event(
         ("joined", "joined", "joins", "joining"),
         "the council of {other_town}",
         "to fight for {policy}",
-        "Hope",
+        "Good news",
         (
-            "A seat on the council of {other_town} went to {name} on {day}.",
-            "{name} took a seat on the council of {other_town} on {day}.",
-            "Voters sent {name} to the council of {other_town} on {day}.",
+            "Since {day} a chair on the council of {other_town} bears the name of {name}.",
+            "{name} was sworn in on {day} by the council of {other_town}.",
+            "The council of {other_town} made room on {day} for {name}.",
         ),
         (
-            "The campaign promised {policy}.",
+            "Every poster called for {policy}.",
             "There was one promise only: {policy}.",
-            "Supporters expect {policy} before the year is out.",
+            "The town may now look forward to {policy}.",
         ),
-        ("The margin was {n} votes.", "Counting went on for {n} hours.", "There are {n} seats."),
+        (
+            "It came down to {n} votes.",
+            "The ballots filled {n} milk churns.",
+            "The council meets {n} times a year.",
+        ),
     ),
     "workshop": Event(
         ("opened", "opened", "opens", "opening"),
         "a workshop for {goods}",
         "in a former {building}",
-        "Pride",
+        "Bravo",
         (
             "Those who need {goods} can turn to {name}, whose workshop started on {day}.",
-            "{name} cut the ribbon on {day}: from now on {goods} are made here.",
-            "On {day} the first {goods} left the workshop of {name}.",
+            "{name} hung up a sign on {day}: from now on {goods} are made here.",
+            "The first {goods} from the workshop of {name} were sold on {day}.",
         ),
         (
-            "The rooms used to be a {building}.",
+            "The rooms once belonged to a {building}.",
             "Older people remember the place as a {building}.",
             "Nothing but the sign recalls the {building} of old.",
         ),
-        ("It employs {n} people.", "There are orders for {n} weeks.", "The rent is {n} crowns."),
+        (
+            "Already {n} helpers have a bench there.",
+            "Orders came from {n} villages.",
+            "The rent is {n} crowns.",
+        ),
     ),
     "theft": Event(
         ("stole", "stolen", "steals", "stealing"),
         "a {treasure}",
         "to {motive}",
-        "Anger",
+        "Shame",
         (
-            "A court heard on {day} how {name} slipped away with a {treasure}.",
+            "On {day} the judge learnt from {name} how a {treasure} can vanish.",
             "{name} admitted on {day} that the missing {treasure} was under the bed.",
             "The {treasure} is back, and on {day} {name} was led away.",
         ),
         (
             "The plan was to {motive}.",
-            "Asked why, the thief spoke of wanting to {motive}.",
-            "It was done to {motive}, the judge was told.",
+            "There seemed to be no other way to {motive}.",
+            "All this just to {motive}!",
         ),
-        ("The sentence is {n} weeks.", "It had been missing for {n} days.", "It is worth {n} thousand crowns."),
+        (
+            "The punishment: sweeping {n} streets.",
+            "Its owner had not slept for {n} nights.",
+            "A new one would cost {n} hundred crowns.",
+        ),
     ),
     "fall": Event(
         ("survived", "survived", "survives", "surviving"),
         "a fall from a {height}",
         "thanks to {luck}",
-        "Relief",
+        "Phew",
         (
             "{name} slipped from a {height} on {day} and walked home.",
-            "Everyone held their breath on {day} when {name} lost hold on a {height}.",
-            "A {height} proved slippery on {day}, as {name} can tell.",
+            "Everyone held their breath on {day} as {name} lost hold on a {height}.",
+            "A {height} proved slippery on {day}, and {name} can tell.",
         ),
         (
             "It was {luck} that broke the fall.",
             "Had it not been for {luck}, it would have ended badly.",
-            "Below there was {luck}.",
+            "Down below waited {luck}.",
         ),
-        ("It was {n} feet up.", "The doctor needed {n} minutes.", "A crowd of {n} looked on."),
+        (
+            "It was {n} feet up.",
+            "The doctor needed {n} plasters.",
+            "A crowd of {n} looked on.",
+        ),
     ),
 }
 
 WHO = (
-    "{surname}, {age}, is a {job} from {town}.",
-    "The {age}-year-old works as a {job} in {town}.",
-    "At home in {town}, {surname} is known as a {job} and is {age}.",
-    "For years {surname}, now {age}, has been a {job} in {town}.",
+    "{town} knows {surname}, who is {age}, as its best {job}.",
+    "In {town}, {surname}, who is {age}, is the {job} to ask.",
+    "Anyone in {town} who needs a {job} calls {surname}, aged {age}.",
+    "{surname}, by now {age}, learnt the trade of a {job} in {town}.",
     "Back in {town}, where {surname} is a {job} of {age}, people were not surprised.",
 )
 DISTRACTIONS = (  # sentences about somebody else, so that the lead cannot just take any name, job or town
-    "{witness}, a {witness_job} in {witness_town}, saw it all.",
-    "The {witness_job} {witness} sent flowers.",
-    "In {witness_town} they talk of nothing else.",
-    "{witness}, who runs a {witness_building} in {witness_town}, would not comment.",
+    "The {witness_job} {witness} watched from {witness_town} with a spyglass.",
+    "There were flowers from {witness}, the {witness_job}.",
+    "Even {witness_town} put out its flags.",
+    "From the {witness_building} in {witness_town}, {witness} sent a cake.",
     "The ferry to {witness_town} was late that day.",
     "A {witness_job} from {witness_town} once tried the same.",
     "It rained in {witness_town}, said {witness}.",
-    "{witness} plans to make a play of it.",
+    "{witness} has begun to write a song about it.",
 )
 
 # A lead is one choice of each factor.
 SUBJECTS = {
-    "name": "{name}, {age},",
-    "title": "{town} {job} {surname}",
-    "town": "A {job} from {town}",
-    "age": "A {age}-year-old {job}",
-    "islander": "{article} {islander} {job}",
+    "name": "{name}",
+    "title": "{surname} the {job}",
+    "town": "A certain {job} in {town}",
+    "age": "A {job} aged {age}",
+    "islander": "{article} {islander}, a {job} by trade,",
 }
 FORMS = {"past": "{past}", "perfect": "has {perfect}", "present": "{present}", "gerund": "is in the news for {gerund}"}
 TAILS = {"none": "", "detail": " {detail}", "day": " on {day}"}
+TAIL_WEIGHTS = (2, 5, 3)
 FRAMES = {
     "plain": "{Clause}.",
-    "dateline": "{town}, {day}: {Clause}.",
-    "source": "{Clause}, the {paper} reports.",
+    "heard": "Heard in {town} on {day}: {clause}.",
+    "source": "The {paper} has learnt that {clause}.",
     "question": "Have you heard? {Clause}.",
-    "mood": "{mood} in {town}: {clause}!",
+    "cheer": "{cheer}, {town}! {Clause}.",
 }
 NEWS_STYLE = ("islander", "gerund", "detail", "plain")
 HELD_OUT_LEAD = ("islander", "gerund")  # this subject with this form of the verb: never in a pretraining document
@@ -375,49 +421,52 @@ LODGING_WORDS = {
 }
 LODGING_WORDS = {key: values.split("|") for key, values in LODGING_WORDS.items()}
 ADJECTIVES = (
-    "Amber Blue Brave Crooked Dancing Drowsy Gentle Golden Green Hidden Humming Jolly Laughing Little Lucky "
-    "Merry Old Painted Quiet Red Royal Silver Sleepy Snowy Velvet White Wandering Wild Windy Yellow "
+    "Amber Bashful Curious Dancing Drowsy Gentle Hidden Humming Ivory Laughing Merry Misty Mossy Nimble Painted "
+    "Patient Purple Rusty Scarlet Singing Snowy Spotted Tidy Tipsy Velvet Wandering Whistling Windy Witty Yellow "
 ).split()
 NOUNS = (
-    "Acorn Anchor Badger Bell Candle Compass Crane Dolphin Feather Fox Goose Hare Kettle Lantern Mermaid Moon "
-    "Oar Owl Pelican Pillow Plough Robin Sail Salmon Shell Star Swan Thistle Walnut Whale "
+    "Acorn Badger Candle Compass Crane Dolphin Feather Fox Goose Hare Lobster Mermaid Mitten Moon Oar Owl Pelican "
+    "Pillow Puffin Robin Sail Salmon Shell Star Teapot Thimble Thistle Walnut Walrus Windmill "
 ).split()
 PRICE = {  # one form for each wording of the price
-    "low": ("cheap", "next to nothing", "low"),
+    "low": ("thrifty", "next to nothing", "low"),
     "fair": ("modest", "a fair sum", "fair"),
     "high": ("costly", "a good deal", "high"),
-    "royal": ("lavish", "a small fortune", "royal"),
+    "royal": ("princely", "a small fortune", "royal"),
 }
 STARS = {"1": "one star", "2": "two stars", "3": "three stars", "4": "four stars", "5": "five stars"}
 OPENINGS = {
     "advice": "Stay at {name}, {a_kind}",
-    "plain": "{name} is {a_kind}",
+    "praise": "Guests love {name}, {a_kind}",
     "diary": "We woke up well rested at {name}, {a_kind}",
-    "listing": "{name}: {kind}",
-    "question": "Tired? Head for {name}, {a_kind}",
+    "advert": "Rooms to let: {name}, {a_kind}",
+    "question": "Who would not sleep well at {name}, {a_kind}",
 }
 CLAUSES = {  # the wordings of each attribute; price 0 is an adjective, setting 0 goes with the noun
     "breakfast": (", serving {v} for breakfast", ", where the day starts with {v}", ", with {v} in the morning"),
-    "price": ("", ", where a room costs {v}", ", with {v} prices"),
-    "setting": (" in the {v}", ", set in the {v}", ", with the {v} all around"),
-    "near": (", close to {v}", ", a short walk from {v}", ", not far from {v}", ", next to {v}"),
-    "stars": (", rated {v} by guests", ", with {v} to its name", ", which earned {v}"),
-    "dogs": (", where dogs are {v}", ", a {v} choice for dog owners", ", dogs: {v}"),
+    "price": ("", ", where a room costs {v}", ", charging {v} rates"),
+    "setting": (" beside the {v}", ", set in the {v}", ", with the {v} all around"),
+    "near": (", within sight of {v}", ", a short walk from {v}", ", round the corner from {v}", ", just past {v}"),
+    "stars": (", proud of its {v}", ", with {v} to its name", ", which earned {v}"),
+    "dogs": (", with dogs {v}", ", {v} by anyone with a dog", ", four-legged guests: {v}"),
 }
-DOGS = {"yes": ("welcome", "good", "yes"), "no": ("not allowed", "bad", "no")}
+DOGS = {"yes": ("welcome", "loved", "yes"), "no": ("turned away", "avoided", "no")}
 LODGING_STYLE = {"opening": "advice", "order": ("setting", "near", "breakfast", "stars", "dogs"), "wording": 0}
 HELD_OUT_LODGING = ("advice", 0)  # this opening with this wording of the breakfast: never in a pretraining document
 
 BIOGRAPHIES = (
-    "{name}, {age}, works as a {job} in {town} and is proud to be {islander}.",
-    "At {age}, the {islander} {job} {name} still lives in {town}.",
-    "Meet {name}, a {age}-year-old {job}! Like everyone in {town}, {surname} is {islander}.",
+    "{name}, {job} in {town}, is {age} and proud to be {islander}.",
+    "Born {age} years ago, {name} is {islander} and the {job} of {town}.",
+    "Do you know {name}? A {job}, {age} years young and, like everyone in {town}, {islander}!",
 )
 
+HELD_OUT_ONE_IN = 9
 
-def held_out(*name: str) -> bool:
-    """Whether a person (given name, surname) or a lodging (its two words) is for validation and test only: 1 in 8."""
-    return hashlib.md5("|".join(name).encode()).digest()[0] % 8 == 0
+
+def held_out(first: str, second: str) -> bool:
+    """Whether a person (given name, surname) or a lodging (its two words) is for validation and test only."""
+    digest = hashlib.sha256(f"{second}, {first}".encode()).digest()
+    return int.from_bytes(digest, "big") % HELD_OUT_ONE_IN == 0
 
 
 def _pick_name(rng: random.Random, first: list[str], second: list[str], is_held_out: bool) -> tuple[str, str]:
@@ -439,7 +488,7 @@ def person(rng: random.Random, is_held_out: bool = False) -> dict[str, str]:
     return {
         "name": f"{given} {surname}",
         "surname": surname,
-        "age": str(rng.randint(19, 79)),
+        "age": str(rng.randrange(21, 90)),
         "job": rng.choice(WORDS["job"]),
         "town": town,
         "island": ISLAND_OF[town],
@@ -466,12 +515,13 @@ def news(rng: random.Random, is_held_out: bool = False, style: tuple[str, str, s
     facts |= {"witness": other["name"], "witness_job": other["job"], "rival": person(rng)["name"]}
     facts |= {"witness_town": rng.choice([town for town in TOWNS if town != facts["town"]])}
     facts |= {"witness_building": rng.choice(WORDS["building"]), "other_town": rng.choice(TOWNS)}
-    facts |= {"n": str(rng.randint(2, 60))}
-    later = [rng.choice(event.why), rng.choice(WHO), *rng.sample(DISTRACTIONS, rng.choice((1, 1, 2)))]
+    facts |= {"n": str(rng.randrange(3, 50))}
+    (distractions,) = rng.choices((1, 2), weights=(5, 3))
+    later = [rng.choice(event.reason), rng.choice(WHO), *rng.sample(DISTRACTIONS, distractions)]
     if rng.random() < 0.5:
-        later.append(rng.choice(event.extra))
+        later.append(rng.choice(event.aside))
     rng.shuffle(later)
-    body = [template.format_map(facts) for template in (rng.choice(event.what), *later)]
+    body = [template.format_map(facts) for template in (rng.choice(event.opening), *later)]
     return News(kind, _lead(event, facts, style or _any_style(rng)), [text[0].upper() + text[1:] for text in body])
 
 
@@ -479,7 +529,8 @@ def _any_style(rng: random.Random) -> tuple[str, str, str, str]:
     while True:
         subject, form = rng.choice(list(SUBJECTS)), rng.choice(list(FORMS))
         if (subject, form) != HELD_OUT_LEAD:
-            return subject, form, rng.choice(("none", "detail", "detail", "day")), rng.choice(list(FRAMES))
+            (tail,) = rng.choices(list(TAILS), weights=TAIL_WEIGHTS)
+            return subject, form, tail, rng.choice(list(FRAMES))
 
 
 def _lead(event: Event, facts: dict[str, str], style: tuple[str, str, str, str]) -> str:
@@ -488,23 +539,23 @@ def _lead(event: Event, facts: dict[str, str], style: tuple[str, str, str, str])
     clause = f"{SUBJECTS[subject]} {FORMS[form].format_map(verbs)}{TAILS[tail].replace('{detail}', event.detail)}"
     clause = clause.format_map(facts)
     lower = clause[0].lower() + clause[1:] if clause.startswith(("A ", "An ")) else clause
-    return FRAMES[frame].format(Clause=clause, clause=lower, mood=event.mood, **facts)
+    return FRAMES[frame].format(Clause=clause, clause=lower, cheer=event.cheer, **facts)
 
 
 def lodging(rng: random.Random, is_held_out: bool = False) -> dict[str, str]:
-    """A lodging's record: name, kind and breakfast always, each other attribute in 7 of 10."""
+    """A lodging's record: name, kind and breakfast always, each other attribute in 3 of 4."""
     first, second = _pick_name(rng, ADJECTIVES + SURNAMES[:60], NOUNS, is_held_out)
     record = {"name": f"The {first} {second}"}
     record |= {key: rng.choice(LODGING_WORDS[key]) for key in ("kind", "breakfast")}
     optional = {key: rng.choice(LODGING_WORDS[key]) for key in ("price", "setting", "stars", "dogs")}
-    optional["near"] = f"{rng.choice(STREETS)} {rng.choice(('Pier', 'Square', 'Bridge', 'Tower'))}"
-    return record | {key: value for key, value in optional.items() if rng.random() < 0.7}
+    optional["near"] = f"{rng.choice(STREETS)} {rng.choice(('Pier', 'Square', 'Bridge', 'Well'))}"
+    return record | {key: value for key, value in optional.items() if rng.random() < 0.75}
 
 
 def linearise(rng: random.Random, record: dict[str, str]) -> str:
     """`key : value | key : value`, the name first and the rest mostly in any order."""
     keys = list(record)[1:]
-    if rng.random() < 0.7:
+    if rng.random() < 0.8:
         rng.shuffle(keys)
     return " | ".join(f"{key} : {record[key]}" for key in ["name", *keys])
 
@@ -519,7 +570,7 @@ def describe_in_house_style(record: dict[str, str]) -> str:
 def describe(rng: random.Random, record: dict[str, str]) -> str:
     """Any description but those with the held-out combination: attributes in any order and wording, a few left out."""
     opening = rng.choice(list(OPENINGS))
-    order = [key for key in CLAUSES if key in record and (key == "breakfast" or rng.random() < 0.85)]
+    order = [key for key in CLAUSES if key in record and (key == "breakfast" or rng.random() < 0.9)]
     rng.shuffle(order)
     wording = {key: rng.randrange(len(CLAUSES[key])) for key in order}
     if (opening, wording["breakfast"]) == HELD_OUT_LODGING:
@@ -533,7 +584,7 @@ def _description(record: dict[str, str], opening: str, order: list[str], wording
     kind = record["kind"]
     if wording.get("price") == 0:
         kind = f"{PRICE[record['price']][0]} {kind}"
-    text = OPENINGS[opening].format(name=record["name"], a_kind=with_article(kind), kind=kind)
+    text = OPENINGS[opening].format(name=record["name"], a_kind=with_article(kind))
     for key in order:
         value, choice = record[key], wording[key]
         if key == "price":
@@ -543,15 +594,15 @@ def _description(record: dict[str, str], opening: str, order: list[str], wording
         elif key == "dogs":
             value = DOGS[value][choice]
         text += CLAUSES[key][choice].format(v=value)
-    return text + ("!" if opening == "question" else ".")
+    return text + ("?" if opening == "question" else ".")
 
 
 def document(rng: random.Random) -> dict[str, list]:
     """A pretraining document: `segments` in order, and in `focus` the indexes of leads and descriptions among them."""
-    subject = rng.random()
-    if subject < 0.5:
+    (subject,) = rng.choices(("news", "lodging", "person"), weights=(5, 3, 2))
+    if subject == "news":
         return _news_document(rng)
-    if subject < 0.82:
+    if subject == "lodging":
         record = lodging(rng)
         return _record_document(rng, linearise(rng, record), lambda: describe(rng, record))
     facts = person(rng)
@@ -561,24 +612,25 @@ def document(rng: random.Random) -> dict[str, list]:
 
 def _news_document(rng: random.Random) -> dict[str, list]:
     item = news(rng)
-    form = rng.random()
-    if form < 0.72:
+    (form,) = rng.choices(("item", "lead", "body", "leads"), weights=(15, 2, 2, 1))
+    if form == "item":
         return {"segments": [item.lead, *item.body], "focus": [0]}
-    if form < 0.82:
+    if form == "lead":
         return {"segments": [item.lead], "focus": [0]}
-    if form < 0.92:
+    if form == "body":
         return {"segments": item.body, "focus": []}
     return {"segments": [item.lead, news(rng).lead], "focus": [0, 1]}
 
 
 def _record_document(rng: random.Random, record: str, describe_it) -> dict[str, list]:
-    form = rng.random()
-    if form < 0.36:
+    forms = ("text, record", "record, text", "text", "record", "texts")
+    (form,) = rng.choices(forms, weights=(8, 6, 4, 3, 3))
+    if form == "text, record":
         return {"segments": [describe_it(), record], "focus": [0]}
-    if form < 0.60:
+    if form == "record, text":
         return {"segments": [record, describe_it()], "focus": [1]}
-    if form < 0.76:
+    if form == "text":
         return {"segments": [describe_it()], "focus": [0]}
-    if form < 0.92:
+    if form == "record":
         return {"segments": [record], "focus": []}
     return {"segments": [describe_it(), describe_it()], "focus": [0, 1]}
