@@ -6,12 +6,9 @@ import argparse
 import json
 from pathlib import Path
 
-from fairseq.data import Dictionary
-
 from . import checkpoint as files
 from .bart import PrefixBARTModel
-from .errors import UsageError
-from .task import ConditionalGenerationConfig, ConditionalGenerationTask
+from .task import ConditionalGenerationTask
 
 
 def export(args: argparse.Namespace) -> None:
@@ -39,13 +36,11 @@ def import_(args: argparse.Namespace) -> None:
 
 def base(args: argparse.Namespace) -> None:
     """The untouched base as a checkpoint: a prefix of length 0, to compare with."""
-    dictionary_path = Path(args.base_model) / "dict.txt"
-    if not dictionary_path.exists():
-        raise UsageError(f"{dictionary_path}: no such file; the base's dictionary has to lie beside it")
-    dictionary = Dictionary.load(str(dictionary_path))
+    dictionary = files.read_dictionary(Path(args.base_model) / "dict.txt")
     model_args = {"arch": args.arch, "prefix_length": 0, "prefix_reparam": "flat"}
-    cfg = files.configuration(model_args, {"max_source_tokens": 1}, args.base_model)
-    task = ConditionalGenerationTask(ConditionalGenerationConfig(max_source_tokens=1), dictionary, dictionary)
+    cfg = files.configuration(model_args, {}, args.base_model)
+    cfg.task.max_source_tokens = min(cfg.task.max_source_tokens, cfg.model.max_source_positions - 2)
+    task = ConditionalGenerationTask(cfg.task, dictionary, dictionary)
     files.write_checkpoint(args.output, cfg, PrefixBARTModel.build_model(cfg.model, task).state_dict())
 
 

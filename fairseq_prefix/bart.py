@@ -176,6 +176,8 @@ class PrefixBARTModel(BaseBART):
         model.conventions = task.conventions() if hasattr(task, "conventions") else {"bos": False}
         if args.prefix_init == "words":
             model.prefix.set_output(model._activations_of(_encode_words(args, task.source_dictionary)))
+            # The checkpoint's prefix has started already: whoever loads it needs neither the words nor their BPE.
+            args.prefix_init, args.prefix_initialised_from = "random", args.prefix_init_text
         return model
 
     @classmethod
@@ -381,7 +383,8 @@ def _refuse_unsupported(args) -> None:
     """Options of fairseq's transformer that would change the base or bypass the prefix."""
     unsupported = (
         *("encoder_layerdrop", "decoder_layerdrop", "encoder_layers_to_keep", "decoder_layers_to_keep"),
-        *("quant_noise_pq", "cross_self_attention", "offload_activations"),
+        *("quant_noise_pq", "quant_noise_scalar", "cross_self_attention", "no_cross_attention", "offload_activations"),
+        *("encoder_xformers_att_config", "decoder_xformers_att_config"),
     )
     for name in unsupported:
         if getattr(args, name, None):

@@ -119,11 +119,12 @@ def make_copies_atomic() -> None:
 
 
 class Base(NamedTuple):
-    """A base's weights under fairseq's names, and its dictionary's symbols if they came with it."""
+    """A base's weights under fairseq's names, its dictionary's symbols if they came with it, and recorded settings."""
 
     path: Path
     state: dict[str, Tensor]
     symbols: list[str] | None
+    settings: dict  # of those that no shape shows: fairseq's names of options -> value
 
 
 def read_base(path: str) -> Base:
@@ -147,9 +148,8 @@ def read_base(path: str) -> Base:
     state = load_tensors(base)
     if not isinstance(state.get("model"), dict) or EMBEDDING not in state["model"]:
         raise UsageError(f"--base-model {base} is not a fairseq BART checkpoint (it has no {EMBEDDING})")
-    dictionary = base.parent / "dict.txt"
-    symbols = Dictionary.load(str(dictionary)).symbols if dictionary.exists() else None
-    return Base(base, dict(state["model"]), symbols)
+    options = (state.get("cfg") or {}).get("model") or state.get("args")
+    return Base(base, dict(state["model"]), _symbols(base.parent), _plain(options) if options else {})
 
 
 HUGGING_FACE_NAMES = {
@@ -160,7 +160,10 @@ HUGGING_FACE_NAMES = {
 
 
 def _read_hugging_face(folder: Path) -> Base:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    try:
+        config = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{folder}/config.json is not a model's configuration ({error})") from None
     expected = {
         "model_type": "bart",
         "activation_function": "gelu",
@@ -182,6 +185,9 @@ def _read_hugging_face(folder: Path) -> Base:
     raw = {name.removeprefix("model."): tensor for name, tensor in raw.items()}
     if raw.pop("final_logits_bias", torch.zeros(1)).any():
         raise UsageError(f"{folder}: final_logits_bias is not zero; fairseq's BART has no place for it")
+    tied = [name for name in ("shared.weight", "encoder.embed_tokens.weight", "lm_head.weight") if name in raw]
+    if tied:  # safetensors keeps one of the names of tied weights
+        raw["shared.weight"] = raw[tied[0]]
     state = {}
     for name, tensor in raw.items():
         for theirs, ours in HUGGING_FACE_NAMES.items():
@@ -189,16 +195,30 @@ def _read_hugging_face(folder: Path) -> Base:
                 state[ours + name.removeprefix(theirs)] = tensor
     if EMBEDDING not in state:
         raise UsageError(f"{folder}: the weights hold no embedding; this is not a BART")
-    return Base(folder, state, _hugging_face_symbols(folder))
+    heads = {f"{part}_attention_heads": config.get(f"{part}_attention_heads") for part in ("encoder", "decoder")}
+    return Base(folder, state, _symbols(folder), heads)
 
 
-def _hugging_face_symbols(folder: Path) -> list[str] | None:
-    """fairseq's symbols (GPT-2 BPE ids as text) of a Hugging Face BART vocabulary, whose ids are fairseq's.
+def read_dictionary(path: Path) -> Dictionary:
+    """A dict.txt.
 
-    Only a dict.txt laid beside the weights can say them: vocab.json names the subwords, not their GPT-2 ids.
+    Raises:
+        UsageError: missing or malformed.
     """
-    dictionary = folder / "dict.txt"
-    return Dictionary.load(str(dictionary)).symbols if dictionary.exists() else None
+    if not path.exists():
+        raise UsageError(f"{path}: no such file; the base's dictionary has to lie beside it")
+    try:
+        return Dictionary.load(str(path))
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(f"{path} is not a fairseq dictionary ({str(error).splitlines()[0]})") from None
+
+
+def _symbols(folder: Path) -> list[str] | None:
+    """Symbols of the dict.txt beside a base. (Ids of a Hugging Face BART are fairseq's; its vocab.json does not say
+    so.)
+    """
+    path = folder / "dict.txt"
+    return read_dictionary(path).symbols if path.exists() else None
 
 
 def load_into(model: nn.Module, base: Base, dictionary: Dictionary, arch: str) -> None:
@@ -208,6 +228,7 @@ def load_into(model: nn.Module, base: Base, dictionary: Dictionary, arch: str) -
         UsageError: the dictionary or the architecture is not the base's.
     """
     _check_dictionary(base, dictionary)
+    _check_settings(base, model, arch)
     state = {name: tensor for name, tensor in base.state.items() if name.startswith(("encoder.", "decoder."))}
     rows = _fit_rows(state[EMBEDDING], base, dictionary)
     for name in (EMBEDDING, *TIED):
@@ -235,6 +256,23 @@ def load_into(model: nn.Module, base: Base, dictionary: Dictionary, arch: str) -
     for part in ("encoder", "decoder"):
         own = {name.removeprefix(f"{part}."): t.float() for name, t in state.items() if name.startswith(f"{part}.")}
         getattr(model, part).load_state_dict(own, strict=False)  # completeness was checked above
+
+
+def _check_settings(base: Base, model: nn.Module, arch: str) -> None:
+    """Heads and the like, which change what a model computes but not the shapes of its weights."""
+    for option in SETTINGS:
+        theirs, ours = base.settings.get(option), getattr(model.args, option)
+        if theirs is not None and theirs != ours:
+            raise UsageError(
+                f"{base.path} was trained with --{option.replace('_', '-')} {theirs}, but --arch {arch} has {ours}; "
+                "choose the architecture of this base"
+            )
+
+
+SETTINGS = (
+    *("encoder_attention_heads", "decoder_attention_heads", "encoder_normalize_before", "decoder_normalize_before"),
+    *("activation_fn", "no_scale_embedding"),
+)
 
 
 def _shape(tensor: Tensor) -> str:
@@ -308,7 +346,9 @@ def fingerprint(model: nn.Module, dictionary: Dictionary) -> str:
 
 
 def prefix_metadata(model) -> dict:
-    """What a prefix file says of the prefix; everything in it is verified when the file is loaded."""
+    """What a prefix file says of the prefix; base, dictionary, geometry and conventions are verified when it is
+    loaded.
+    """
     return {
         "format": FORMAT,
         "arch": model.args.arch,
@@ -373,10 +413,20 @@ def verify(state: dict[str, Tensor], model) -> None:
             f"the prefix was trained over another base (fingerprint {theirs['base_fingerprint'][:12]}) than "
             f"{model.args.base_model} ({ours['base_fingerprint'][:12]}); a prefix works with its own base only"
         )
-    if theirs["conventions"]["bos"] != ours["conventions"]["bos"]:
-        with_bos = "with" if theirs["conventions"]["bos"] else "without"
-        task = "conditional_generation" if theirs["conventions"]["bos"] else "translation"
+    if theirs["geometry"]:  # the base alone has got used to nothing
+        _verify_conventions(theirs["conventions"], ours["conventions"])
+
+
+def _verify_conventions(theirs: dict, ours: dict) -> None:
+    if theirs["bos"] != ours["bos"]:
+        with_bos = "with" if theirs["bos"] else "without"
+        task = "conditional_generation" if theirs["bos"] else "translation"
         raise UsageError(f"the prefix was trained {with_bos} <s> around the text; pass --task {task}")
+    if theirs.get("max_source_tokens") != ours.get("max_source_tokens"):
+        raise UsageError(
+            f"the prefix was trained on sources of up to {theirs['max_source_tokens']} tokens; "
+            f"pass --max-source-tokens {theirs['max_source_tokens']}"
+        )
 
 
 def describe_geometry(geometry: dict[str, dict]) -> str:
@@ -443,13 +493,16 @@ def describe(path: str) -> dict:
     """What a checkpoint or an export is, for people and for tables.
 
     Keys: kind, arch, trained_parameters, stored_parameters, base_parameters, base_fingerprint, dictionary_fingerprint,
-    geometry, reparam, conventions, bytes; where a whole model was trained, only those that it has.
+    geometry, reparam, conventions, updates, bytes; where a whole model was trained, only those that it has.
     """
     size = Path(path).stat().st_size if Path(path).is_file() else 0
     if not str(path).endswith(".safetensors") and size:
         loaded = load_tensors(Path(path))
+        updates = {"updates": history[-1].get("num_updates")} if (history := loaded.get("optimizer_history")) else {}
         if isinstance(loaded.get("model"), dict) and EMBEDDING in loaded["model"]:
-            return {**_describe_whole(loaded), "bytes": size}
+            return {**_describe_whole(loaded), **updates, "bytes": size}
+    else:
+        updates = {}
     file = read_prefix(path)
     return {
         "kind": "exported prefix" if str(path).endswith(".safetensors") else "prefix checkpoint",
@@ -457,6 +510,7 @@ def describe(path: str) -> dict:
         "trained_parameters": sum(p.numel() for p in file.prefix.parameters()),
         "stored_parameters": file.prefix.folded_size,
         "task": file.task.get("_name"),
+        **updates,
         "bytes": size,
     }
 

@@ -6,6 +6,7 @@ would be too late (with fp16 the flat buffer would write gradients of the prefix
 """
 
 import logging
+import re
 from dataclasses import dataclass, field
 
 from fairseq.criterions import register_criterion
@@ -60,7 +61,10 @@ def verify_trainable(model) -> int:
             "such as --arch prefix_bart_large"
         )
     declared = model.declared_parameters
-    trainable = {n.removeprefix("module."): p.numel() for n, p in model.named_parameters() if p.requires_grad}
+    named = (
+        (re.sub(r"^(module\.)+", "", name), p) for name, p in model.named_parameters()
+    )  # as distributed training wraps
+    trainable = {name: parameter.numel() for name, parameter in named if parameter.requires_grad}
     for name in sorted(trainable.keys() - declared):
         raise UsageError(f"{name} would be trained although the method declares it frozen; nothing was updated")
     for name in sorted(declared - trainable.keys()):

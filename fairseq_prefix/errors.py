@@ -6,7 +6,7 @@ class UsageError(SystemExit):
 
     It derives from `SystemExit` so that fairseq's own commands end with the sentence alone: they wrap any other error
     raised while a model is built or a checkpoint loaded in a traceback or two. A program that uses the plugin as a
-    library can catch it like any exception.
+    library can catch it by its name.
     """
 
     def __init__(self, message: str):

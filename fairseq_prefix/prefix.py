@@ -174,9 +174,19 @@ class Prefix(nn.Module):
         self._forget()
         return super().train(mode)
 
-    def _apply(self, *args, **kwargs) -> Prefix:  # .half(), .to(device)
+    def _apply(self, fn, recurse: bool = True) -> Prefix:
+        """`.half()`, `.to(device)` ...: the prefix stays in fp32, attention casts what it evaluates to.
+
+        A checkpoint in half precision would not hold the optimizer's master weights: it could not be resumed exactly,
+        and its MLP, evaluated in half, would give other keys and values than the exported prefix.
+        """
         self._forget()
-        return super()._apply(*args, **kwargs)
+
+        def keep_precision(tensor: Tensor) -> Tensor:
+            applied = fn(tensor)
+            return tensor.to(applied.device) if applied.dtype in (torch.float16, torch.bfloat16) else applied
+
+        return super()._apply(keep_precision, recurse)
 
     def __getstate__(self) -> dict:  # the evaluated prefix is part of a graph, which cannot be copied
         return {**self.__dict__, "_evaluated": None, "_evaluated_for": None}

@@ -51,9 +51,6 @@ class ConditionalGenerationConfig(FairseqDataclass):
     max_target_tokens: int = field(
         default=0, metadata={"help": "longer training targets are cut to this many tokens (0: not cut)"}
     )
-    num_batch_buckets: int = field(
-        default=0, metadata={"help": "round lengths to this many values (for compilers that dislike changing shapes)"}
-    )
     train_subset: str = II("dataset.train_subset")
     dataset_impl: Optional[str] = II("dataset.dataset_impl")  # noqa: UP045
     required_seq_len_multiple: int = II("dataset.required_seq_len_multiple")
@@ -160,7 +157,6 @@ class ConditionalGenerationTask(FairseqTask):
             left_pad_source=False,
             left_pad_target=False,
             shuffle=split == self.cfg.train_subset,
-            num_buckets=self.cfg.num_batch_buckets,
             pad_to_multiple=self.cfg.required_seq_len_multiple,
         )
         logger.info("%s %s: %d examples", folder, split, len(source))
@@ -195,7 +191,9 @@ class ConditionalGenerationTask(FairseqTask):
         return super().build_generator(models, args, seq_gen_cls, extra, **kwargs)
 
     def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
-        """Generate, with `<s>` as the first token of every hypothesis (and before any `--prefix-size` tokens)."""
+        """Generate, with `<s>` as the first token of every hypothesis (it counts in `--prefix-size`, being the
+        target's).
+        """
         if prefix_tokens is None:
             rows = sample["net_input"]["src_tokens"].size(0)
             prefix_tokens = sample["net_input"]["src_tokens"].new_full((rows, 1), self.target_dictionary.bos())

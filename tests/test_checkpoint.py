@@ -123,6 +123,7 @@ def test_a_model_file_alone_and_half_precision_are_the_same_base(base, tmp_path)
         ),
         (lambda s: s.update({"encoder.layers.9.fc1.bias": torch.zeros(3)}), None, "has no place for"),
         (lambda s: s.pop("encoder.embed_tokens.weight"), None, "is not a fairseq BART checkpoint"),
+        (lambda s: None, "not a dictionary\n", "dict.txt is not a fairseq dictionary"),
     ],
 )
 def test_a_base_that_does_not_fit_is_refused_in_one_sentence(base, tmp_path, change, lines, message):
@@ -138,6 +139,22 @@ def test_a_hugging_face_model_of_another_kind_is_refused(tmp_path, key, value):
     save_file({"shared.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
     with pytest.raises(UsageError, match=f"{key} is {value!r}"):
         files.read_base(str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", ""])
+def test_a_malformed_configuration_is_refused(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UsageError, match="config.json is not a model's configuration"):
+        files.read_base(str(tmp_path))
+
+
+def test_another_number_of_heads_is_refused(base, tmp_path):
+    """No shape of a weight shows it."""
+    state = torch.load(base / "model.pt", weights_only=True)
+    state["args"] = Namespace(encoder_attention_heads=8)
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(UsageError, match="trained with --encoder-attention-heads 8, but --arch prefix_bart_tiny has 4"):
+        tiny.build("prefix_bart_tiny", base_model=str(tmp_path / "model.pt"), prefix_length=2)
 
 
 # Nothing is executed --------------------------------------------------------------------------------------------------
@@ -302,6 +319,22 @@ def test_another_convention_is_refused(trained, base):
     other = tiny.build("prefix_bart_tiny", task, base_model=str(base), prefix_length=3, prefix_mid_dim=16)
     with pytest.raises(UsageError, match="with <s> around the text; pass --task conditional_generation"):
         other.load_state_dict(trained[0].state_dict())
+
+
+def test_another_length_of_sources_is_refused(trained, base):
+    task = tiny.make_task(max_source_tokens=40)
+    other = tiny.build("prefix_bart_tiny", task, base_model=str(base), prefix_length=3, prefix_mid_dim=16)
+    with pytest.raises(UsageError, match="pass --max-source-tokens 50"):
+        other.load_state_dict(trained[0].state_dict())
+
+
+def test_a_prefix_that_started_from_words_is_loaded_without_them(base):
+    options = {"base_model": str(base), "prefix_length": 3, "prefix_init": "words", "prefix_init_text": "w1 w2"}
+    args = tiny.make_args("prefix_bart_tiny", **options)
+    model = tiny.make_task().build_model(args)
+    args.prefix_init_text = None  # as are the files of a BPE on another machine
+    tiny.make_task().build_model(args).load_state_dict(model.state_dict())
+    assert args.prefix_initialised_from == "w1 w2"
 
 
 def test_a_whole_model_is_not_taken_for_a_prefix(trained, base):

@@ -57,6 +57,20 @@ def test_a_frozen_prefix_parameter_is_refused(base):
         verify_trainable(model)
 
 
+def test_a_model_wrapped_for_distributed_training_is_verified_too(base):
+    class Wrapper(torch.nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+        @property
+        def declared_parameters(self):
+            return self.module.declared_parameters
+
+    model = tiny.build("prefix_bart_tiny", base_model=base, prefix_length=2)
+    assert verify_trainable(Wrapper(Wrapper(model))) == verify_trainable(model)
+
+
 def test_full_fine_tuning_trains_everything(base):
     model = tiny.build("full_bart_tiny", base_model=base)
     assert verify_trainable(model) == model.base_parameters == model.folded_parameters

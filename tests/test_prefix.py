@@ -107,6 +107,15 @@ def test_sites_of_length_zero_have_no_parameters():
     assert count(prefix) == 3 * 48
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_stays_in_full_precision_when_the_model_is_halved(dtype):
+    prefix, expected = prefix_of(6), prefix_of(6)
+    expected.load_state_dict(prefix.state_dict())
+    prefix.to(dtype)
+    for ours, theirs in zip(prefix.eval().key_value("cross", 1), expected.eval().key_value("cross", 1), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_can_be_copied_after_use():
     prefix = prefix_of(3)
     prefix.key_value("cross", 0)

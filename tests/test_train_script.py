@@ -76,6 +76,20 @@ def test_a_killed_training_goes_on_and_a_changed_one_starts_clean(run, tmp_path)
     assert not checkpoint(tmp_path)["resumed"]
 
 
+@pytest.mark.parametrize(("max_update", "again"), [("1", False), ("2", True)])
+def test_a_training_killed_after_its_last_update_is_not_run_again(run, tmp_path, max_update, again):
+    """fairseq would make one update more."""
+    assert run("--lr", "0.1", "--max-update", max_update, STUB_TRAIN="fail").returncode == 1
+    assert run("--lr", "0.1", "--max-update", max_update).returncode == 0
+    assert checkpoint(tmp_path)["resumed"] is again
+
+
+def test_a_training_killed_before_its_record_is_written_loses_nothing(run, tmp_path):
+    (tmp_path / "run" / "run.json").mkdir(parents=True)  # writing it fails
+    assert run("--lr", "0.1", "--max-update", "1").returncode != 0
+    assert list((tmp_path / "run").glob("work-*/checkpoint_last.pt"))
+
+
 def test_a_failure_is_one_sentence_and_leaves_no_output(run, tmp_path):
     result = run("--lr", "0.1", STUB_TRAIN="fail")
     assert result.stderr.splitlines()[-1] == (

@@ -155,9 +155,7 @@ def test_the_translation_task_works_too(world, tmp_path):
     assert read_prefix(str(tmp_path / "checkpoint_last.pt")).metadata["conventions"] == {"bos": False}
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-def test_the_base_stays_bit_identical_under_weight_decay(world, bf16):
-    """Also where fairseq trains through flat buffers of master weights."""
+def make_trainer(world, bf16):
     from fairseq import options, tasks
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
     from fairseq.trainer import Trainer
@@ -168,7 +166,31 @@ def test_the_base_stays_bit_identical_under_weight_decay(world, bf16):
     cfg.common.bf16 = bf16  # as an option fairseq takes it for a TPU where there is no GPU
     task = tasks.setup_task(cfg.task)
     task.load_dataset("train")
-    trainer = Trainer(cfg, task, task.build_model(cfg.model), task.build_criterion(cfg.criterion))
+    return task, Trainer(cfg, task, task.build_model(cfg.model), task.build_criterion(cfg.criterion))
+
+
+def test_half_precision_training_resumes_exactly(world, tmp_path):
+    """A checkpoint in half precision would have lost the optimizer's master weights."""
+    task, whole = make_trainer(world, bf16=True)
+    batches = list(task.get_batch_iterator(task.dataset("train"), max_sentences=8).next_epoch_itr())
+    for batch in batches[:4]:
+        whole.train_step([batch])
+    whole.consolidate_optimizer()
+    whole.save_checkpoint(str(tmp_path / "half.pt"), {"train_iterator": {"epoch": 1}})
+    resumed = make_trainer(world, bf16=True)[1]
+    resumed.load_checkpoint(str(tmp_path / "half.pt"))
+    for batch in batches[4:8]:
+        whole.train_step([batch])
+        resumed.train_step([batch])
+    theirs = dict(resumed.model.prefix.named_parameters())
+    for name, parameter in whole.model.prefix.named_parameters():
+        assert parameter.dtype == torch.float32 and torch.equal(theirs[name], parameter), name
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_base_stays_bit_identical_under_weight_decay(world, bf16):
+    """Also where fairseq trains through flat buffers of master weights."""
+    task, trainer = make_trainer(world, bf16)
     model = trainer.model
     before = {n: t.clone() for n, t in model.named_parameters()} | {n: t.clone() for n, t in model.named_buffers()}
     iterator = task.get_batch_iterator(task.dataset("train"), max_sentences=8).next_epoch_itr()

@@ -126,7 +126,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=Path, required=True, metavar="FILE", help="documents.jsonl")
     parser.add_argument(
-        "--size", type=int, required=True, metavar="N", help="pieces in all: 2400 suits the demo, 8000 and up real text"
+        "--size",
+        type=int,
+        required=True,
+        metavar="N",
+        help="pieces in all: 2400 suits the demo, 4000 and more real text",
     )
     parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="gets spm.model and dict.txt")
     return parser

@@ -39,6 +39,13 @@ def main(argv: list[str]) -> None:
     else:
         flags = fit_machine(flags)
         train(args, flags, inputs)
+    write_record(args, flags, inputs, time.monotonic() - begin)
+    for stale in args.output.parent.glob("work-*"):  # last: a kill before this can go on from it
+        shutil.rmtree(stale, ignore_errors=True)
+
+
+def write_record(args: argparse.Namespace, flags: list[str], inputs: dict[str, str], seconds: float) -> None:
+    """Write run.json: what was trained, with what, on what."""
     description = inspect(args.output)
     record = {
         **{key: description[key] for key in ("base_fingerprint", "base_parameters")},
@@ -48,7 +55,7 @@ def main(argv: list[str]) -> None:
         "seed": args.seed,
         "versions": versions(),
         "data_sha256": inputs,
-        "seconds": round(time.monotonic() - begin, 1),
+        "seconds": round(seconds, 1),
     }
     write_json(args.run_json, record)
 
@@ -84,26 +91,31 @@ def train(args: argparse.Namespace, flags: list[str], inputs: dict[str, str]) ->
     work = folder / f"work-{digest}"
     arguments += ["--user-dir", str(PLUGIN), "--save-dir", str(work), "--log-format", "json"]
     with exclusive(folder / "training.lock") as lock:
-        if resumed := (work / "checkpoint_last.pt").exists():
-            print(f"notice: going on from {work / 'checkpoint_last.pt'}", file=sys.stderr)
-        with contextlib.closing(Progress(f"training {folder}", flags, resumed)) as bar:
-            run("fairseq_cli.train", arguments, args.log, bar.follow, lock)
-        checkpoints = [work / "checkpoint_best.pt", work / "checkpoint_last.pt"]  # no best where nothing was validated
+        last = work / "checkpoint_last.pt"
+        if resumed := last.exists():
+            print(f"notice: going on from {last}", file=sys.stderr)
+        # fairseq makes one more update before it sees that it was at the end.
+        if not resumed or inspect(last)["updates"] != max_update(flags):
+            with contextlib.closing(Progress(f"training {folder}", flags, resumed)) as bar:
+                run("fairseq_cli.train", arguments, args.log, bar.follow, lock)
+        checkpoints = [work / "checkpoint_best.pt", last]  # no best where nothing was validated
         best = next(filter(Path.exists, checkpoints), None)
         if best is None:
             raise UserError(f"fairseq-train ended without a checkpoint in {work}; its log: {args.log}")
         with atomic_path(args.output) as temporary:
             shutil.copyfile(best, temporary)
-        for stale in folder.glob("work-*"):  # those of other flags as well: nothing will go on from them
-            shutil.rmtree(stale, ignore_errors=True)
+
+
+def max_update(flags: list[str]) -> int | None:
+    """The number of updates to make, if the flags say it."""
+    return int(flags[flags.index("--max-update") + 1]) if "--max-update" in flags else None
 
 
 class Progress:
     """One bar over all updates, from the JSON that fairseq logs."""
 
     def __init__(self, description: str, flags: list[str], resumed: bool) -> None:
-        total = int(flags[flags.index("--max-update") + 1]) if "--max-update" in flags else None
-        self._bar = progress(None, description, total=total, unit="update")
+        self._bar = progress(None, description, total=max_update(flags), unit="update")
         self._resumed = resumed
         self._losses: dict[str, str] = {}
 
@@ -153,7 +165,10 @@ def inspect(checkpoint: Path) -> dict:
 def digests(folders: list[Path]) -> dict[str, str]:
     """SHA-256 of every file directly in the folders that a training reads: binarised data, dictionaries, weights."""
     files = [
-        path for folder in folders for path in sorted(folder.iterdir()) if path.is_file() and path.suffix != ".log"
+        path
+        for folder in folders
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.suffix not in (".log", ".lock") and not path.name.startswith(".")
     ]
     return {path.as_posix(): sha256_file(path) for path in progress(files, "checksums", leave=False)}
 

@@ -14,7 +14,7 @@ arguments = sys.argv[1:]
 folder = Path(arguments[arguments.index("--save-dir") + 1])
 folder.mkdir(parents=True, exist_ok=True)
 last = folder / "checkpoint_last.pt"
-state = {"arguments": arguments, "resumed": last.exists()}
+state = {"arguments": arguments, "resumed": last.exists(), "updates": 1}
 last.write_text(json.dumps(state))
 updates = {"loss": "2.5", "num_updates": "1"}
 print(f"2026-01-01 00:00:00 | INFO | train_inner | {json.dumps(updates)}", flush=True)

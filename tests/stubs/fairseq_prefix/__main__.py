@@ -11,7 +11,8 @@ if command in ("export", "import"):
 elif command == "base":
     Path(files[0]).write_text(json.dumps({"arguments": files}))
 elif command == "inspect":
-    arguments = json.loads(Path(files[0]).read_text())["arguments"]
+    state = json.loads(Path(files[0]).read_text())
+    arguments = state["arguments"]
     trained = 0 if "--lr" not in arguments else 50
     numbers = {"trained_parameters": trained, "stored_parameters": trained // 5, "base_parameters": 1000}
-    print(json.dumps({**numbers, "base_fingerprint": "f00d"}))
+    print(json.dumps({**numbers, "base_fingerprint": "f00d", "updates": state.get("updates")}))
