@@ -21,7 +21,7 @@ setup-test:
 demo: setup  ## Train a prefix over a small frozen BART, from nothing to a table of scores, offline
 	@$(VENV) workflow/scripts/unlock.py
 	@$(VENV) -m snakemake --cores $(CORES) --configfile configs/demo.yaml
-	@cat results/demo_summary/rouge.txt results/demo_table/bleu.txt
+	@for table in results/demo_summary/rouge.txt results/demo_table/bleu.txt; do echo; cat $$table; done
 
 test: lint  ## Linters, then all tests
 	@$(VENV) -m pytest -n 2
