@@ -32,6 +32,7 @@ from .prefix import Prefix, SiteGeometry
 
 FORMAT = 1
 METADATA_KEY = "prefix.metadata"
+EXPORT_KEY = "fairseq_prefix"
 EMBEDDING = "encoder.embed_tokens.weight"
 TIED = ("decoder.embed_tokens.weight", "decoder.output_projection.weight", "encoder.output_projection.weight")
 
@@ -477,8 +478,9 @@ def _read_export(path: str) -> tuple[dict, dict, dict, dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             state = {f"sites.{site}.key_value": file.get_tensor(site) for site in file.keys()}  # noqa: SIM118
-        metadata, model_args, task = (json.loads(header[key]) for key in ("prefix", "model_args", "task"))
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        header = json.loads(header[EXPORT_KEY])
+        metadata, model_args, task = header["prefix"], header["model_args"], header["task"]
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise UsageError(f"{path} is not an exported prefix, or is damaged ({error})") from None
     return metadata, model_args, task, state
 
@@ -544,10 +546,8 @@ def write_export(file: PrefixFile, path: str) -> None:
     sizes = {k: v for k, v in file.model_args.items() if k.startswith(("encoder_", "decoder_"))}
     model_args = {**sizes, **{k: file.model_args[k] for k in MODEL_ARGS_KEPT if k in file.model_args}}
     task = {k: file.task[k] for k in TASK_ARGS_KEPT if k in file.task}
-    header = {
-        key: json.dumps(value, sort_keys=True)
-        for key, value in (("prefix", metadata), ("model_args", model_args), ("task", task))
-    }
+    # One key: safetensors writes several in an order that changes from run to run, and equal prefixes are equal files.
+    header = {EXPORT_KEY: json.dumps({"prefix": metadata, "model_args": model_args, "task": task}, sort_keys=True)}
     tensors = {site: tensor.contiguous() for site, tensor in file.prefix.folded().items()}
     atomically(path, lambda temporary: save_file(tensors, temporary, header))
 

@@ -218,6 +218,13 @@ def test_export_and_import_keep_every_key_and_value(trained, base, tmp_path):
             assert torch.equal(table, folded[site])
 
 
+def test_exporting_again_gives_the_same_bytes(trained, tmp_path):
+    exports = [tmp_path / f"{number}.safetensors" for number in range(8)]
+    for path in exports:
+        main(["export", str(trained[1]), str(path)])
+    assert len({path.read_bytes() for path in exports}) == 1
+
+
 def test_importing_leaves_generation_unchanged(trained, base, tmp_path):
     from fairseq.checkpoint_utils import load_model_ensemble
 
