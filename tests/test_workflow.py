@@ -24,10 +24,10 @@ MODEL = {
             "vocabulary": {"size": 340},
             "noise": {"valid": 5},
             "seed": 1,
-            "train": {"task": "conditional_generation", "max-update": 1},
+            "train": {"task": "conditional_generation", "max-update": 2},
         }
     },
-    "methods": {"prefix": {"train": {"max-update": 1}}, "finetune": {"train": {"max-update": 1}}},
+    "methods": {"prefix": {"train": {"max-update": 2}}, "finetune": {"train": {"max-update": 2}}},
 }
 TASK = {
     "dataset": "toy",
@@ -110,7 +110,7 @@ def test_a_table_for_every_metric_with_every_method(finished):
 def test_fairseq_gets_data_base_seed_and_flags(finished):
     for seed in ("1", "2"):
         assert argument(finished, f"prefix/{seed}", "--seed") == seed
-    expected = {"--arch": "prefix_bart_tiny", "--base-model": "bases/toy", "--lr": "5e-05", "--max-update": "1"}
+    expected = {"--arch": "prefix_bart_tiny", "--base-model": "bases/toy", "--lr": "5e-05", "--max-update": "2"}
     assert {flag: argument(finished, "prefix/1", flag) for flag in expected} == expected
     assert argument(finished, "finetune/1", "--arch") == "full_bart_tiny"
     assert argument(finished, "prefix/1", "--adam-betas") == "(0.9, 0.999)"
