@@ -36,6 +36,8 @@ EXPORT_KEY = "fairseq_prefix"
 EMBEDDING = "encoder.embed_tokens.weight"
 TIED = ("decoder.embed_tokens.weight", "decoder.output_projection.weight", "encoder.output_projection.weight")
 
+BOOKKEEPING = (".version", "._float_tensor")  # ends of names that are fairseq's own and no weights
+
 
 # Reading files -------------------------------------------------------------------------------------------------------
 
@@ -230,20 +232,19 @@ def load_into(model: nn.Module, base: Base, dictionary: Dictionary, arch: str) -
     """
     _check_dictionary(base, dictionary)
     _check_settings(base, model, arch)
-    state = {name: tensor for name, tensor in base.state.items() if name.startswith(("encoder.", "decoder."))}
-    rows = _fit_rows(state[EMBEDDING], base, dictionary)
-    for name in (EMBEDDING, *TIED):
-        if name == EMBEDDING or name in state or name.startswith("decoder."):
-            state[name] = rows
+    rows = _fit_rows(base.state[EMBEDDING], base, dictionary)
+    state = {
+        name: t for name, t in base.state.items() if name.startswith(("encoder.", "decoder.")) and name not in TIED
+    }
+    state |= dict.fromkeys((EMBEDDING, "decoder.embed_tokens.weight", "decoder.output_projection.weight"), rows)
     model.upgrade_state_dict_named(state, "")
     wanted = {
         name: tensor
         for part in ("encoder", "decoder")
         for name, tensor in getattr(model, part).state_dict(prefix=f"{part}.").items()
     }
-    state = {name: tensor for name, tensor in state.items() if not name.endswith((".version", "._float_tensor"))}
-    state.pop("encoder.output_projection.weight", None)
-    missing = [name for name in wanted if name not in state and not name.endswith((".version", "._float_tensor"))]
+    state = {name: tensor for name, tensor in state.items() if not name.endswith(BOOKKEEPING)}
+    missing = [name for name in wanted if name not in state and not name.endswith(BOOKKEEPING)]
     surplus = [name for name in state if name not in wanted]
     if missing or surplus:
         what = f"lacks {missing[0]}" if missing else f"holds {surplus[0]}, which --arch {arch} has no place for"
@@ -335,7 +336,7 @@ def fingerprint(model: nn.Module, dictionary: Dictionary) -> str:
     rows = len(_plain_symbols(dictionary.symbols))
     for part in ("encoder", "decoder"):
         for name, tensor in sorted(getattr(model, part).state_dict(prefix=f"{part}.").items()):
-            if name in TIED or name.endswith((".version", "._float_tensor")):
+            if name in TIED or name.endswith(BOOKKEEPING):
                 continue
             tensor = tensor[:rows] if name == EMBEDDING else tensor
             digest.update(f"{name} {tuple(tensor.shape)}\n".encode())

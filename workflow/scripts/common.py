@@ -70,6 +70,18 @@ def atomic_open(path: str | os.PathLike, mode: str = "w"):
         yield file
 
 
+def named_path(form: str) -> Callable[[str], tuple[str, Path]]:
+    """An argparse type for options like `--input KEY=PATH`; `form` is how the error message calls it."""
+
+    def parse(text: str) -> tuple[str, Path]:
+        name, separator, path = text.partition("=")
+        if not (name and separator and path):
+            raise argparse.ArgumentTypeError(f"{text!r} is not of the form {form}")
+        return name, Path(path)
+
+    return parse
+
+
 def write_json(path: str | os.PathLike, value) -> None:
     with atomic_open(path) as file:
         json.dump(value, file, ensure_ascii=False, indent=2, sort_keys=True)

@@ -12,7 +12,17 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from common import UserError, atomic_path, json_object, progress, run_main, sha256_file, single_line, write_json
+from common import (
+    UserError,
+    atomic_path,
+    json_object,
+    named_path,
+    progress,
+    run_main,
+    sha256_file,
+    single_line,
+    write_json,
+)
 from readers import READERS, SPLITS, Example
 
 
@@ -93,13 +103,6 @@ def checked_text(text: str, name: str, where: str) -> str:
     return text
 
 
-def input_pair(text: str) -> tuple[str, Path]:
-    key, separator, path = text.partition("=")
-    if not (key and separator and path):
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form KEY=PATH")
-    return key, Path(path)
-
-
 def parse_args(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reader", required=True, choices=sorted(READERS), help="the form of the raw release")
@@ -107,7 +110,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         "--input",
         required=True,
         action="append",
-        type=input_pair,
+        type=named_path("KEY=PATH"),
         metavar="KEY=PATH",
         help="a raw file, once per file; e2e and jsonl: train, valid, test; xsum_raw: archive, splits",
     )

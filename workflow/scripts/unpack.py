@@ -11,7 +11,7 @@ import contextlib
 import shutil
 from pathlib import Path
 
-from common import UserError, atomic_path, open_tar, progress, run_main
+from common import UserError, atomic_path, named_path, open_tar, progress, run_main
 
 CHUNK = 1 << 20
 
@@ -48,13 +48,6 @@ def unpack(archive: Path, outputs: dict[str, Path], max_bytes: int) -> None:
             raise UserError(f"{archive}: no member {', '.join(missing)}")
 
 
-def member_pair(text: str) -> tuple[str, Path]:
-    name, separator, path = text.partition("=")
-    if not (name and separator and path):
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=OUTPUT")
-    return name, Path(path)
-
-
 def parse_args(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--archive", required=True, type=Path, help="a tar archive, plain or .gz, .bz2, .xz")
@@ -62,7 +55,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         "--member",
         required=True,
         action="append",
-        type=member_pair,
+        type=named_path("NAME=OUTPUT"),
         metavar="NAME=OUTPUT",
         help="the member whose path ends in NAME is written to OUTPUT; once per member",
     )
