@@ -42,12 +42,16 @@ def base(args: argparse.Namespace) -> None:
     cfg.task.max_source_tokens = min(cfg.task.max_source_tokens, cfg.model.max_source_positions - 2)
     task = ConditionalGenerationTask(cfg.task, dictionary, dictionary)
     files.write_checkpoint(args.output, cfg, PrefixBARTModel.build_model(cfg.model, task).state_dict())
+    _print(files.describe(args.output), args.json)
 
 
 def inspect(args: argparse.Namespace) -> None:
     """Describe a prefix checkpoint, an export, or a whole model's checkpoint."""
-    description = files.describe(args.file)
-    if args.json:
+    _print(files.describe(args.file), args.json)
+
+
+def _print(description: dict, as_json: bool) -> None:
+    if as_json:
         print(json.dumps(description, indent=2, sort_keys=True))
         return
     for key, value in description.items():
@@ -78,6 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     command.add_argument("output", help="the .pt file to write")
     command.add_argument("--arch", required=True, help="the base's architecture, such as prefix_bart_large")
     command.add_argument("--base-model", required=True, help="folder of the base, with its dict.txt")
+    command.add_argument("--json", action="store_true", help="describe it for programs")
     command.set_defaults(run=base)
 
     command = commands.add_parser("inspect", help="describe a checkpoint or an exported prefix")

@@ -1,4 +1,5 @@
 # The pretrained model: an official archive, a Hugging Face directory, or one that the workflow pretrains itself.
+# Everything waits for a pretraining, so its rules go first (priority); the tasks' data is prepared beside it.
 
 
 localrules:
@@ -68,6 +69,7 @@ rule make_demo_documents:
         "logs/bases/{model}/documents.log",
     wildcard_constraints:
         model=any_of(study.models_pretrained_on("demo")),
+    priority: 1
     params:
         seed=lambda wildcards: pretraining(wildcards)["demo"]["seed"],
         options=lambda wildcards: arguments(pretraining(wildcards).get("documents", {})),
@@ -87,6 +89,7 @@ rule make_documents:
         "logs/bases/{model}/documents.log",
     wildcard_constraints:
         model=any_of(study.models_pretrained_on("inputs")),
+    priority: 1
     resources:
         mem_mb=4000,
         runtime=60,
@@ -107,6 +110,7 @@ rule learn_vocabulary:
         dictionary="bases/{model}/dict.txt",
     log:
         "logs/bases/{model}/vocabulary.log",
+    priority: 1
     resources:
         mem_mb=4000,
         runtime=60,
@@ -129,6 +133,7 @@ rule add_noise:
         expand("bases/{{model}}/pretrain/{split}.{side}", split=["train", "valid"], side=["source", "target"]),
     log:
         "logs/bases/{model}/noise.log",
+    priority: 1
     threads: 4
     resources:
         mem_mb=4000,
@@ -155,6 +160,7 @@ rule binarise_pretraining:
         target_dictionary="bases/{model}/pretrain/bin/dict.target.txt",
     log:
         "logs/bases/{model}/binarise.log",
+    priority: 1
     threads: 4
     resources:
         mem_mb=4000,
@@ -182,6 +188,7 @@ rule pretrain:
         "logs/bases/{model}/pretrain.benchmark.tsv"
     wildcard_constraints:
         model=any_of(study.models_with("pretrained")),
+    priority: 1
     threads: threads_of
     resources:
         gpu=gpus_of,

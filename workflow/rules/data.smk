@@ -107,7 +107,7 @@ rule binarise:
         target_dictionary="data/{task}/{vocabulary}/bin/dict.target.txt",
     log:
         "logs/data/{task}/{vocabulary}/binarise.log",
-    threads: 4
+    threads: lambda wildcards: 4 if wildcards.vocabulary == "gpt2" else 1  # one: beside a small model's pretraining
     resources:
         mem_mb=4000,
         runtime=120,

@@ -60,7 +60,7 @@ rule leave_untuned:
         "Taking {wildcards.model} as it is for {wildcards.task}"
     shell:
         "python {input.script:q} --untuned --arch {params.architecture} --base-model {params.base:q}"
-        " --output {output.checkpoint:q} --run-json {output.record:q} --log {log:q}"
+        " --output {output.checkpoint:q} --run-json {output.record:q} 2> >(tee {log:q} >&2)"
 
 
 rule export_prefix:

@@ -35,18 +35,20 @@ def main(argv: list[str]) -> None:
     base = args.base_model
     inputs = digests([*([args.data] if args.data else []), *([base] if base else [])])
     if args.untuned:
-        write_untuned(args.arch, base, args.output, args.log)
+        description = write_untuned(args.arch, base, args.output)
     else:
         flags = fit_machine(flags)
         train(args, flags, inputs)
-    write_record(args, flags, inputs, time.monotonic() - begin)
+        description = inspect(args.output)
+    write_record(args, description, flags, inputs, time.monotonic() - begin)
     for stale in args.output.parent.glob("work-*"):  # last: a kill before this can go on from it
         shutil.rmtree(stale, ignore_errors=True)
 
 
-def write_record(args: argparse.Namespace, flags: list[str], inputs: dict[str, str], seconds: float) -> None:
+def write_record(
+    args: argparse.Namespace, description: dict, flags: list[str], inputs: dict[str, str], seconds: float
+) -> None:
     """Write run.json: what was trained, with what, on what."""
-    description = inspect(args.output)
     record = {
         **{key: description[key] for key in ("base_fingerprint", "base_parameters")},
         **{key: description[key] for key in ("trained_parameters", "stored_parameters")},
@@ -73,10 +75,12 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--untuned", action="store_true", help="no training: the base itself, as a checkpoint")
     parser.add_argument("--output", type=Path, required=True, metavar="CHECKPOINT", help="gets the best checkpoint")
     parser.add_argument("--run-json", type=Path, required=True, metavar="FILE", help="gets what was run, and on what")
-    parser.add_argument("--log", type=Path, required=True, metavar="FILE", help="gets fairseq's own log")
+    parser.add_argument("--log", type=Path, metavar="FILE", help="gets fairseq's own log")
     args = parser.parse_args(argv)
-    if args.untuned != (args.data is None) or (args.untuned and args.base_model is None):
-        parser.error("a training needs --data, --untuned needs --base-model and no --data")
+    if args.untuned and (args.data or args.log or not args.base_model):
+        parser.error("--untuned needs --base-model, and neither --data nor --log")
+    if not args.untuned and not (args.data and args.log):
+        parser.error("a training needs --data and --log")
     return args
 
 
@@ -138,27 +142,33 @@ class Progress:
         return True
 
 
-def write_untuned(arch: str, base: Path, output: Path, log: Path) -> None:
-    """The base without any prefix, as a checkpoint that fairseq-generate reads."""
+def write_untuned(arch: str, base: Path, output: Path) -> dict:
+    """The base without any prefix, as a checkpoint that fairseq-generate reads; returns the plugin's description."""
     with atomic_path(output) as temporary:
         target = temporary.with_suffix(".pt")  # the command decides by the name
         try:
-            run("fairseq_prefix", ["base", str(target), "--arch", arch, "--base-model", str(base)], log)
+            description = plugin("base", str(target), "--arch", arch, "--base-model", str(base))
             os.replace(target, temporary)
         finally:
             target.unlink(missing_ok=True)
+    return description
 
 
 def inspect(checkpoint: Path) -> dict:
-    """What the plugin says of a checkpoint.
+    """What the plugin says of a checkpoint."""
+    return plugin("inspect", str(checkpoint))
+
+
+def plugin(command: str, file: str, *arguments: str) -> dict:
+    """The description of a file that `python -m fairseq_prefix` makes or looks at.
 
     Raises:
-        UserError: it is none.
+        UserError: the command failed; with the reason it gave.
     """
-    command = [sys.executable, "-m", "fairseq_prefix", "inspect", str(checkpoint), "--json"]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment())
+    line = [sys.executable, "-m", "fairseq_prefix", command, file, *arguments, "--json"]
+    result = subprocess.run(line, capture_output=True, text=True, env=environment())
     if result.returncode != 0:
-        raise UserError(f"{checkpoint}: {(result.stderr.strip().splitlines() or ['cannot be read'])[-1]}")
+        raise UserError(f"{file}: {(result.stderr.strip().splitlines() or ['cannot be read'])[-1]}")
     return json.loads(result.stdout)
 
 

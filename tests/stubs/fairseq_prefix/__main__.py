@@ -8,9 +8,9 @@ from pathlib import Path
 command, *files = [argument for argument in sys.argv[1:] if argument != "--json"]
 if command in ("export", "import"):
     shutil.copyfile(files[0], files[1])
-elif command == "base":
+if command == "base":
     Path(files[0]).write_text(json.dumps({"arguments": files}))
-elif command == "inspect":
+if command in ("base", "inspect"):
     state = json.loads(Path(files[0]).read_text())
     arguments = state["arguments"]
     trained = 0 if "--lr" not in arguments else 50
