@@ -137,6 +137,11 @@ def gpus_of(wildcards):
     return 0 if study.threads(wildcards.model) == 1 else 1
 
 
+def preparation_threads(wildcards):
+    """One where a small model is pretrained meanwhile: on two cores, the other would otherwise have nothing to do."""
+    return 4 if wildcards.vocabulary == "gpt2" else 1
+
+
 def pretraining(wildcards):
     return study.model(wildcards.model)["base"]["pretrained"]
 

@@ -80,7 +80,7 @@ rule encode:
         target="data/{task}/{vocabulary}/{split}.target",
     log:
         "logs/data/{task}/{vocabulary}/{split}.log",
-    threads: 4
+    threads: preparation_threads
     resources:
         mem_mb=2000,
         runtime=60,
@@ -107,7 +107,7 @@ rule binarise:
         target_dictionary="data/{task}/{vocabulary}/bin/dict.target.txt",
     log:
         "logs/data/{task}/{vocabulary}/binarise.log",
-    threads: lambda wildcards: 4 if wildcards.vocabulary == "gpt2" else 1  # one: beside a small model's pretraining
+    threads: preparation_threads
     resources:
         mem_mb=4000,
         runtime=120,
