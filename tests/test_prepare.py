@@ -135,7 +135,7 @@ def test_missing_and_superfluous_inputs_are_named(e2e, tmp_path):
     inputs = e2e()
     with pytest.raises(UserError, match="absent.csv: the input test is missing"):
         run("e2e", inputs | {"test": tmp_path / "absent.csv"}, tmp_path / "out")
-    with pytest.raises(UserError, match="needs the inputs train, valid, test"):
+    with pytest.raises(UserError, match="takes the inputs train, valid, test, of which .*given: extra"):
         run("e2e", inputs | {"extra": inputs["test"]}, tmp_path / "out")
     with pytest.raises(UserError, match="unknown option 'colour'"):
         run("e2e", inputs, tmp_path / "out", {"colour": 1})
