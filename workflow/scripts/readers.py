@@ -583,10 +583,12 @@ def read_jsonl_splits(inputs: dict[str, Path], options: dict) -> Splits:
     """
     _check_split_inputs(inputs)
     fields = _Fields.of(options)
-    return {
-        split: (Deferred(_jsonl_example, (path, split, fields, *numbered)) for numbered in read_lines(path))
-        for split, path in inputs.items()
-    }
+    return {split: _jsonl_examples(path, split, fields) for split, path in inputs.items()}
+
+
+def _jsonl_examples(path: Path, split: str, fields: _Fields) -> Iterator[Deferred]:
+    for number, line in read_lines(path):
+        yield Deferred(_jsonl_example, (path, split, fields, number, line))
 
 
 def _jsonl_example(path: Path, split: str, fields: _Fields, number: int, line: str) -> Example | None:
