@@ -13,7 +13,6 @@ import itertools
 import json
 import lzma
 import os
-import re
 import sys
 import tarfile
 import tempfile
@@ -28,8 +27,6 @@ from tqdm import tqdm
 SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 # What a truncated or damaged compressed file raises while it is read, whatever its format.
 DAMAGED = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, tarfile.TarError)
-# Everything that some tool takes for the end of a line, and the tab, which separates columns in the output of fairseq.
-_LINE_BREAKS = re.compile("[\t\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]+")
 
 
 class UserError(Exception):
@@ -104,8 +101,12 @@ def write_jsonl(path: str | os.PathLike, rows: Iterable[dict]) -> int:
 
 
 def single_line(text: str) -> str:
-    """The text on one line: each run of line breaks and tabs becomes one space, the ends are stripped."""
-    return _LINE_BREAKS.sub(" ", text).strip()
+    """The text on one line: each run of line breaks and tabs becomes one space, the ends are stripped.
+
+    Line breaks are what `str.splitlines` takes for one, which is more than any tool that reads the text later does; the
+    tab separates columns in the output of fairseq.
+    """
+    return " ".join(filter(None, text.replace("\t", "\n").splitlines())).strip()
 
 
 def _raw_lines(path: str | os.PathLike) -> Iterator[bytes]:
