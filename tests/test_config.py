@@ -132,6 +132,13 @@ def test_an_overlay_can_give_a_task_other_files():
     assert not any("e2e" in path for path in study.downloads())
 
 
+def test_options_belong_to_their_reader():
+    inputs = {"test": {"path": "x.xml"}}
+    for change, kept in (({"inputs": inputs}, True), ({"inputs": inputs, "reader": "dart"}, False)):
+        task = configuration(overrides={"tasks": {"webnlg": change}}).task("webnlg")
+        assert ("options" in task) is kept and task["inputs"] == inputs
+
+
 def test_an_overlay_allows_partial_data():
     change = {"inputs": {"test": {"path": "test.csv"}}, "expected": None}
     study = configuration(overrides={"tasks": {"e2e": change}})
@@ -272,6 +279,7 @@ def test_flags_known_here_are_those_of_fairseq():
     """After a change of fairseq or the plugin: python tests/fairseq_flags.py > workflow/schemas/flags.yaml."""
     pytest.importorskip("fairseq")
     import fairseq_flags
+
     from fairseq_prefix.task import ConditionalGenerationConfig
 
     config = ConditionalGenerationConfig()

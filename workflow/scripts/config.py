@@ -121,9 +121,11 @@ class Configuration:
         sections = self._overrides.get("tasks", {})
         change = {**sections.get(whole, {}), **sections.get(name, {})}
         values = {"dataset": whole, **preset.values}
-        # Where examples come from is one thing: a changed reader or source takes nothing over from the old one.
+        # Another source of examples takes nothing over from the old one, nor does another reader from the old options.
         if "inputs" in change or "demo" in change:
-            values = {key: value for key, value in values.items() if key not in ("inputs", "demo", "options")}
+            values = {key: value for key, value in values.items() if key not in ("inputs", "demo")}
+        if change.get("reader", values["reader"]) != values["reader"]:
+            values.pop("options", None)
         values |= {key: value for key, value in change.items() if key not in _LAYER_KEYS}
         _check_task(values, self.file if change else preset.file)
         return values

@@ -57,8 +57,9 @@ def fetch(output: Path, urls: list[str], sha256: str | None, mirrors: list[Path]
     looked = ", ".join(str(mirror / mirror_path) for mirror in mirrors) or "no mirror directory was given"
     download_failed = f"not to be downloaded from {'; '.join(failures)}" if failures else "no address of it is known"
     raise UserError(
-        f"{output.name} is missing: not in a mirror (looked for: {looked}) and {download_failed}. Put it at DIRECTORY/{mirror_path} and name DIRECTORY as `mirror:` in the "
-        "configuration or in the environment variable PREFIX_MIRROR"
+        f"{output.name} is missing: not in a mirror (looked for: {looked}) and {download_failed}. "
+        f"Put it at DIRECTORY/{mirror_path} and name DIRECTORY as `mirror:` in the configuration or in the environment "
+        "variable PREFIX_MIRROR"
     )
 
 
