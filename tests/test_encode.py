@@ -133,7 +133,9 @@ def test_bad_vocabularies_are_one_sentence(tmp_path, byte_bpe, write_jsonl):
         main(["--input", str(path), "--output-prefix", str(tmp_path / "train"), "--split", "train"])
 
 
-@pytest.mark.parametrize("script", ["prepare", "encode", "hypotheses", "score", "fetch", "unpack"])
+@pytest.mark.parametrize(
+    "script", ["prepare", "subset", "describe", "encode", "hypotheses", "score", "fetch", "unpack"]
+)
 def test_scripts_around_training_do_not_import_torch(script, byte_bpe):
     code = f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); import {script}, bpe; "
     code += f"bpe.GPT2({str(byte_bpe[0])!r}, {str(byte_bpe[1])!r}).encode('a'); sys.exit('torch' in sys.modules)"

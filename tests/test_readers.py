@@ -131,7 +131,7 @@ OUTSIDE = '<?xml version="1.0"?>\n<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/pa
         (benchmark(entry("Id1", [], [("good", "x")])), "line 3: the entry Id1 has no <mtriple>"),
         (
             benchmark(entry("Id1", ["a | b"], [("good", "x")])),
-            "line 8: not a triple SUBJECT | RELATION | OBJECT: 'a | b'",
+            r"line 8: not a triple of the form S . R . O: 'a . b'",
         ),
         (benchmark(entry("Id1", ["a | b | "], [("good", "x")])), "line 8: not a triple"),
         (benchmark(AYR.replace(' eid="Id1"', "")), "line 3: an entry without eid"),
@@ -187,6 +187,7 @@ def test_a_file_that_is_neither_xml_nor_an_archive(webnlg, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"linearisation": ["bars"]}, r"unknown linearisation \['bars'\]"),
         ({"linearisation": "Bars"}, "unknown linearisation 'Bars'; there are: original, bars, tags"),
         ({"references": 0}, "the option references is 0, not a number above 0 or null"),
         ({"references": True}, "the option references is True"),

@@ -13,6 +13,7 @@ examples. Pure Python; whatever is wrong is a `UserError` that names file and ke
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -443,10 +444,14 @@ def _check_method(values: dict, file: str) -> None:
 
 def check(values, definition: str, file: str) -> None:
     """Check values against one definition of the schema; the first thing that is wrong is a `UserError`."""
-    schema = yaml.safe_load((SCHEMAS / "config.schema.yaml").read_text(encoding="utf-8"))
-    validator = Draft202012Validator({**schema, "$ref": f"#/$defs/{definition}"})
+    validator = Draft202012Validator({**_schema(), "$ref": f"#/$defs/{definition}"})
     if error := best_match(validator.iter_errors(values)):
         raise UserError(": ".join((file, *map(str, error.absolute_path), _sentence(error))))
+
+
+@functools.cache
+def _schema() -> dict:
+    return yaml.safe_load((SCHEMAS / "config.schema.yaml").read_text(encoding="utf-8"))
 
 
 def _sentence(error: ValidationError) -> str:

@@ -184,10 +184,11 @@ def read_webnlg(inputs: dict[str, Path], options: dict) -> Splits:
     the original prefix-tuning (its one reader of this data served both); the test set has the first three texts of each
     entry, marked as they may be and identical or not, which are the references of the official evaluation.
 
-    Options: `linearisation` (see `_linearise`), `references` (how many texts of a test entry; null for all).
+    Options: `linearisation` (original, bars or tags), `references` (how many texts of a test entry; null for all).
     """
     _check_split_inputs(inputs)
-    linearise, most = _triple_options(options, _webnlg_original)
+    styles = {"original": _webnlg_original, "bars": _linearise_bars, "tags": _linearise_tags}
+    linearise, most = _triple_options(options, styles)
     return {split: _webnlg_examples(path, split, linearise, most) for split, path in inputs.items()}
 
 
@@ -215,7 +216,8 @@ def read_dart(inputs: dict[str, Path], options: dict) -> Splits:
     Options: as those of `read_webnlg`.
     """
     _check_split_inputs(inputs)
-    linearise, most = _triple_options(options, _dart_original)
+    styles = {"original": _dart_original, "bars": _dart_original, "tags": _linearise_tags}
+    linearise, most = _triple_options(options, styles)
     return {
         split: _dart_examples(path, linearise, most if split == "test" else None, split)
         for split, path in inputs.items()
@@ -241,17 +243,14 @@ def _beyond(entry: _Entry, most: int | None) -> list[LeftOut]:
     return [] if most is None else [LeftOut(entry.where, f"text beyond the first {most}")] * len(entry.texts[most:])
 
 
-def _triple_options(options: dict, original: Callable[[list[Triple]], str]) -> tuple[Callable, int | None]:
+def _triple_options(options: dict, styles: dict[str, Callable]) -> tuple[Callable, int | None]:
     """(the function that linearises, the most references of a test example) of a reader's options."""
     _check_options(options, "linearisation", "references")
-    styles = {"original": original, "bars": _linearise_bars, "tags": _linearise_tags}
     style, most = options.get("linearisation", "original"), options.get("references", OFFICIAL_REFERENCES)
-    if style not in styles:
+    if style not in list(styles):
         raise UserError(f"unknown linearisation {style!r}; there are: {', '.join(styles)}")
     if not (most is None or (type(most) is int and most > 0)):
         raise UserError(f"the option references is {most!r}, not a number above 0 or null")
-    if style == "bars" and original is _dart_original:
-        return original, most
     return styles[style], most
 
 
@@ -394,9 +393,7 @@ class _EntryHandler(xml.sax.ContentHandler):
         else:
             parts = tuple(part.strip() for part in text.split(" | "))
             if len(parts) != 3 or not all(parts):
-                raise UserError(
-                    f"{self._begin}: not a triple of the form SUBJECT | RELATION | OBJECT: {text.strip()!r}"
-                )
+                raise UserError(f"{self._begin}: not a triple of the form S | R | O: {text.strip()!r}")
             self.entries[-1].triples.append(parts)
 
 
