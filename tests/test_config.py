@@ -236,6 +236,9 @@ def test_a_subset_is_its_task_with_overrides_for_either_name():
     assert flags["e2e"] == flags["e2e@50-2"] != flags["e2e@50-1"]
     for flag, values in {"--lr": ("1", "1"), "--patience": ("1", "2")}.items():
         assert tuple(flags[task][flags[task].index(flag) + 1] for task in ("e2e", "e2e@50-1")) == values
+    metrics = {"e2e": {"metrics": {"chrf": {}}}, "e2e@50-1": {"metrics": {"ter": {}}}}
+    study = configuration(overrides={"tasks": metrics})
+    assert [list(study.task(task)["metrics"]) for task in ("e2e@50-2", "e2e@50-1")] == [["chrf"], ["ter"]]
     assert "3" == flags["e2e@50-1"][flags["e2e@50-1"].index("--adam-eps") + 1]
 
 

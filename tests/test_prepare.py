@@ -146,6 +146,8 @@ def test_another_number_of_examples_than_the_official_one_is_refused(e2e, tmp_pa
         main_with(e2e(), tmp_path / "out", "--expected", '{"train": 3, "test": 2}')
     assert str(caught.value).startswith("the train split has 2 examples where the official release gives 3; use the")
     assert "`expected: null` for this task under `overrides: tasks:`" in str(caught.value)
+    with pytest.raises(UserError, match="the test split has 2 examples where the official release gives 1"):
+        main_with(e2e(), tmp_path / "out", "--expected", '{"train": 2, "test": 1}')
     assert_nothing_written(tmp_path / "out")
     main_with(e2e(), tmp_path / "out", "--expected", '{"train": 2, "test": 2}')
     assert len(rows(tmp_path / "out" / "train.jsonl")) == 2
