@@ -1,13 +1,14 @@
 """docs/adding.md, followed to the letter: its files are written, its commands run."""
 
-import importlib.util
+import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 
 import pytest
-from conftest import REPOSITORY
-from test_prepare import rows, run
+from conftest import REPOSITORY, SCRIPTS
 from test_workflow import planned, snakemake
 
 TEXT = (REPOSITORY / "docs" / "adding.md").read_text(encoding="utf-8")
@@ -46,27 +47,19 @@ def test_the_run_of_the_page_is_planned(newcomer):
     assert (plan["prepare"], plan["draw_subset"], plan["train"]) == (1, 1, 1)
 
 
-def test_the_reader_of_the_page_works(tmp_path, monkeypatch):
-    """Written into readers.py where the page says, it reads tab-separated files and names a bad line."""
-    code = next(block for block in re.findall(r"^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL))
-    import prepare
-    import readers
+def test_the_reader_of_the_page_works(tmp_path):
+    """Written into readers.py and listed there, it reads tab-separated files and names a bad line."""
+    (code,) = re.findall(r"^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+    scripts = shutil.copytree(SCRIPTS, tmp_path / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+    readers = scripts / "readers.py"
+    readers.write_text(f'{readers.read_text()}\n\n{code}\n\nREADERS["tsv"] = read_tsv\n')
 
-    source = (REPOSITORY / "workflow" / "scripts" / "readers.py").read_text() + code
-    (tmp_path / "own_readers.py").write_text(source + 'READERS["tsv"] = read_tsv\n')
-    spec = importlib.util.spec_from_file_location("own_readers", tmp_path / "own_readers.py")
-    own = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(__import__("sys").modules, "own_readers", own)
-    spec.loader.exec_module(own)
-    monkeypatch.setitem(readers.READERS, "tsv", lambda inputs, options: _as_examples(own, readers, inputs, options))
-    (tmp_path / "test.tsv").write_text("a\tb\nc\td\n")
-    run("tsv", {"test": tmp_path / "test.tsv"}, tmp_path / "out")
-    assert [row["references"] for row in rows(tmp_path / "out" / "test.jsonl")] == [["b"], ["d"]]
-    (tmp_path / "test.tsv").write_text("a\tb\nc d\n")
-    with pytest.raises(prepare.UserError, match="test.tsv, line 2: no tab between source and target"):
-        run("tsv", {"test": tmp_path / "test.tsv"}, tmp_path / "bad")
+    def prepare(text):
+        (tmp_path / "test.tsv").write_text(text)
+        command = [sys.executable, "scripts/prepare.py", "--reader", "tsv", "--input", "test=test.tsv"]
+        return subprocess.run([*command, "--output-dir", "out"], cwd=tmp_path, capture_output=True, text=True)
 
-
-def _as_examples(own, readers, inputs, options):
-    splits = own.READERS["tsv"](inputs, options)
-    return {split: (readers.Example(*item) for item in items) for split, items in splits.items()}
+    assert prepare("a\tb\nc\td\n").returncode == 0
+    lines = (tmp_path / "out" / "test.jsonl").read_text().splitlines()
+    assert [json.loads(line)["references"] for line in lines] == [["b"], ["d"]]
+    assert "error: test.tsv, line 2: no tab between source and target" in prepare("a\tb\nc d\n").stderr

@@ -194,6 +194,8 @@ def test_a_preset_extends_another_by_what_differs(tmp_path):
             {"mine": {"extends": "a"}, "a": {"extends": "b"}, "b": {"extends": "mine"}},
             "b.yaml: extends: a preset cannot extend itself (mine -> a -> b -> mine)",
         ),
+        ({"mine": {"extends": "a"}, "a": []}, "a.yaml: expected a task, found []"),
+        ({"mine": {"extends": "a"}, "a": {"reader": "e2e"}}, "a.yaml: the key 'metrics' is missing"),
         ({"mine": {"extends": "xsum", "optoins": {}}}, "mine.yaml: unknown key 'optoins'; did you mean 'options'?"),
         ({"mine": {"extends": "xsum", "train": {"lrr": 1}}}, "mine.yaml: train: fairseq-train has no flag --lrr"),
         ({"mine": {"extends": "xsum", "expected": {"dev": 1}}}, "mine.yaml: expected: unknown key 'dev'"),

@@ -272,8 +272,10 @@ class Configuration:
         chain = (*extended_by, name)
         if base in chain:
             raise UserError(f"{file}: extends: a preset cannot extend itself ({' -> '.join((*chain, base))})")
+        extended = self._values(kind, base, chain)
+        check(extended, "task", f"configs/{kind}/{self._paths[kind][base].name}")
         own = {key: value for key, value in values.items() if key != "extends"}
-        return _laid_over({"dataset": base, **self._values(kind, base, chain)}, own)
+        return _laid_over({"dataset": base, **extended}, own)
 
     def _check_subsets(self, file: str) -> None:
         """A subset is drawn from its task's examples: they can be changed under the task's own name only."""

@@ -13,8 +13,8 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from common import (
     UserError,
@@ -35,13 +35,14 @@ from readers import READERS, SPLITS, Deferred, Example, LeftOut
 BATCH = 64  # items of a reader per task of a worker
 
 
-class Prepared(NamedTuple):
+@dataclass
+class Prepared:
     """A batch of prepared examples: their lines, (id, place) of each, and what was left out beside them."""
 
-    lines: list[str]
-    ids: list[tuple[str, str]]
-    references: int
-    left_out: list[LeftOut]
+    lines: list[str] = field(default_factory=list)
+    ids: list[tuple[str, str]] = field(default_factory=list)
+    references: int = 0
+    left_out: list[LeftOut] = field(default_factory=list)
 
 
 def main(argv: list[str]) -> None:
@@ -128,8 +129,7 @@ def write_split(path: Path, split: str, items: Iterable, call: Callable) -> tupl
 
 def prepared(items: list[Example | LeftOut | Deferred]) -> Prepared:
     """The items of a reader, made, checked and written as lines; called in worker processes."""
-    batch = Prepared([], [], 0, [])
-    references = 0
+    batch = Prepared()
     for item in items:
         if isinstance(item, Deferred):
             item = item.function(*item.arguments)
@@ -139,8 +139,8 @@ def prepared(items: list[Example | LeftOut | Deferred]) -> Prepared:
             row = checked_row(item)
             batch.lines.append(json.dumps(row, ensure_ascii=False) + "\n")
             batch.ids.append((row["id"], item.where))
-            references += len(row["references"])
-    return batch._replace(references=references)
+            batch.references += len(row["references"])
+    return batch
 
 
 def checked_row(example: Example) -> dict:
