@@ -32,5 +32,9 @@ lint: setup-test  ## ruff, snakefmt and Snakemake's own linter
 	@$(VENV) -m snakefmt --check Snakefile workflow
 	@$(VENV) tests/lint_workflow.py
 
+.PHONY: bench-data
+bench-data: setup-test  ## How long preparing data takes; DATA=a mirror with e2e/ and webnlg2017/ for these two as well
+	@$(VENV) tests/bench_data.py $(if $(DATA),--data $(DATA))
+
 clean:  ## Remove what the workflow made (data, bases, runs, results, logs); fetched files and .venv stay
 	@rm -rf data bases runs results logs .snakemake

@@ -17,6 +17,7 @@ setup(
     ],
     extras_require={
         "workflow": [
+            "defusedxml>=0.7,<1",
             "jsonschema>=4.20,<5",
             "psutil>=5.9",
             "pyyaml>=6,<7",
@@ -27,7 +28,11 @@ setup(
             "snakemake>=9.11,<10",
             "tqdm>=4.66,<5",
         ],
+        "parquet": [
+            "pyarrow>=14",
+        ],
         "test": [
+            "pyarrow>=14",
             "pytest>=8",
             "pytest-xdist>=3.5",
             "ruff>=0.9",

@@ -1,10 +1,22 @@
 """The shared helpers: whole files or none, and damaged input named with file and line."""
 
 import gzip
+import os
+import signal
 import tarfile
 
 import pytest
-from common import UserError, atomic_open, open_tar, read_json, read_jsonl, read_lines, run_main, single_line
+from common import (
+    UserError,
+    atomic_open,
+    open_tar,
+    read_json,
+    read_jsonl,
+    read_lines,
+    run_main,
+    single_line,
+    worker_pool,
+)
 from conftest import archive
 
 
@@ -66,6 +78,7 @@ def test_read_json_refuses_what_is_not_json(tmp_path):
 
 def test_single_line_makes_one_space_of_each_run_of_breaks():
     assert single_line(" a\r\n\tb\u2028c\x0bd  e\n") == "a b c d  e"
+    assert single_line("a\x0c\x1c\x1d\x1e\x85\u2029b \n \t c\x1fd\t") == "a b     c\x1fd"
 
 
 def test_run_main_shows_one_line_instead_of_a_traceback(monkeypatch):
@@ -112,3 +125,46 @@ def test_open_tar_notices_any_truncation(tmp_path):
 def test_open_tar_names_a_missing_archive(tmp_path):
     with pytest.raises(UserError, match="absent.tar: cannot be read"), open_tar(tmp_path / "absent.tar"):
         pass
+
+
+# Workers --------------------------------------------------------------------------------------------------------------
+
+
+def slow_square(number):
+    if number == 3:
+        raise UserError("the number 3")
+    if number == 10:  # the first one is the last to be ready
+        sum(range(1_000_000))
+    return number * number
+
+
+def kill_oneself(number):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_workers_keep_the_order_and_are_only_a_little_ahead(workers):
+    asked = []
+    with worker_pool(workers) as call:
+        results = call(slow_square, (asked.append(number) or number for number in range(10, 200)))
+        assert next(results) == 100
+        assert len(asked) <= 4 * workers
+        assert [100, *results] == [number * number for number in range(10, 200)]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_first_error_of_workers_and_items_wins(workers):
+    def items(stop):
+        yield from range(stop)
+        raise UserError("no more items")
+
+    for stop, message in ((3, "no more items"), (5, "the number 3")):
+        results = []
+        with pytest.raises(UserError, match=message), worker_pool(workers) as call:
+            results.extend(call(slow_square, items(stop)))
+        assert results == [0, 1, 4]
+
+
+def test_a_killed_worker_is_one_sentence():
+    with pytest.raises(UserError, match="a worker process was killed"), worker_pool(2) as call:
+        list(call(kill_oneself, range(3)))

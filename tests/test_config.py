@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import yaml
 from common import UserError
-from config import Configuration, arguments, check, known_flags, load_yaml
+from config import TRUNCATION, Configuration, arguments, check, known_flags, load_yaml
 from conftest import REPOSITORY
 
 CONFIGS = REPOSITORY / "configs"
 GOLDEN = Path(__file__).parent / "golden_commands.txt"
 SHIPPED = {"tasks": ["xsum"], "models": ["bart_large"], "methods": ["prefix"], "seeds": [1]}
-MAIN = [("xsum", "bart_large"), ("e2e", "bart_large"), ("e2e", "text_bart"), ("demo_summary", "demo_bart")]
+OFFICIAL = ("xsum", "xsum_news_sport", "xsum_within_news", "e2e", "webnlg", "dart", "aeslc", "dialogsum", "scitldr")
+MAIN = [(task, model) for task in OFFICIAL for model in ("bart_large", "text_bart")] + [("demo_summary", "demo_bart")]
 
 
 def configuration(folder: Path = CONFIGS, **changes) -> Configuration:
@@ -125,10 +126,153 @@ def test_an_overlay_can_give_a_task_other_files():
         "options": {"source": "document", "target": "summary"},
         "inputs": {split: {"path": f"../{split}.jsonl"} for split in ("train", "valid", "test")},
     }
-    study = configuration(overrides={"tasks": {"xsum": change}})
-    assert study.task("xsum")["reader"] == "jsonl"
-    assert study.task_inputs("xsum") == {split: f"../{split}.jsonl" for split in ("train", "valid", "test")}
-    assert not any("xsum" in path for path in study.downloads())
+    study = configuration(overrides={"tasks": {"e2e": change}})
+    assert study.task("e2e")["reader"] == "jsonl"
+    assert study.task_inputs("e2e") == {split: f"../{split}.jsonl" for split in ("train", "valid", "test")}
+    assert not any("e2e" in path for path in study.downloads())
+
+
+def test_options_belong_to_their_reader():
+    inputs = {"test": {"path": "x.xml"}}
+    for change, kept in (({"inputs": inputs}, True), ({"inputs": inputs, "reader": "dart"}, False)):
+        task = configuration(overrides={"tasks": {"webnlg": change}}).task("webnlg")
+        assert ("options" in task) is kept and task["inputs"] == inputs
+
+
+def test_an_overlay_allows_partial_data():
+    change = {"inputs": {"test": {"path": "test.csv"}}, "expected": None}
+    study = configuration(overrides={"tasks": {"e2e": change}})
+    assert study.task("e2e")["expected"] is None and study.task_inputs("e2e") == {"test": "test.csv"}
+    assert configuration().task("e2e")["expected"] == {"train": 42061, "valid": 547, "test": 630}
+
+
+# Extended presets -----------------------------------------------------------------------------------------------------
+
+BASE = {
+    "reader": "jsonl",
+    "options": {"source": "text", "target": "short"},
+    "inputs": {"train": {"file": "a/train.jsonl"}},
+    "metrics": {"bleu": {}},
+    "train": {"max-update": 1, "patience": 2},
+    "methods": {"prefix": {"train": {"prefix-length": 3, "adam-eps": 4}}},
+}
+
+
+def write_tasks(folder, **presets):
+    (folder / "tasks").mkdir()
+    for name, values in presets.items():
+        (folder / "tasks" / f"{name}.yaml").write_text(yaml.safe_dump(values))
+
+
+def test_a_preset_extends_another_by_what_differs(tmp_path):
+    child = {"extends": "old", "options": {"target": "long"}, "train": {"patience": None}}
+    child |= {"methods": {"prefix": {"train": {"adam-eps": 5}}}}
+    grandchild = {"extends": "new", "dataset": "other", "metrics": {"rouge": {}}}
+    write_tasks(tmp_path, old=BASE, new=child, newer=grandchild)
+    study = configuration(tmp_path, tasks=["newer"])
+    assert study.task("new") == {
+        **BASE,
+        "dataset": "old",
+        "options": {"source": "text", "target": "long"},
+        "train": {"max-update": 1, "patience": None},
+        "methods": {"prefix": {"train": {"prefix-length": 3, "adam-eps": 5}}},
+    }
+    assert study.task("newer")["metrics"] == {"bleu": {}, "rouge": {}}
+    paths = {name: study.task_inputs(name)["train"] for name in ("old", "new", "newer")}
+    old = "resources/data/old/a/train.jsonl"
+    assert paths == {"old": old, "new": old, "newer": "resources/data/other/a/train.jsonl"}
+    assert study.task("old") == {**BASE, "dataset": "old"}
+
+
+@pytest.mark.parametrize(
+    ("presets", "sentence"),
+    [
+        ({"mine": {"extends": "xsun"}}, "mine.yaml: extends: no task is called 'xsun'; did you mean 'xsum"),
+        ({"mine": {"extends": ["xsum"]}}, "mine.yaml: extends: no task is called ['xsum']"),
+        ({"mine": {"extends": "mine"}}, "mine.yaml: extends: a preset cannot extend itself (mine -> mine)"),
+        (
+            {"mine": {"extends": "a"}, "a": {"extends": "b"}, "b": {"extends": "mine"}},
+            "b.yaml: extends: a preset cannot extend itself (mine -> a -> b -> mine)",
+        ),
+        ({"mine": {"extends": "a"}, "a": []}, "a.yaml: expected a task, found []"),
+        ({"mine": {"extends": "a"}, "a": {"reader": "e2e"}}, "a.yaml: the key 'metrics' is missing"),
+        ({"mine": {"extends": "xsum", "optoins": {}}}, "mine.yaml: unknown key 'optoins'; did you mean 'options'?"),
+        ({"mine": {"extends": "xsum", "train": {"lrr": 1}}}, "mine.yaml: train: fairseq-train has no flag --lrr"),
+        ({"mine": {"extends": "xsum", "expected": {"dev": 1}}}, "mine.yaml: expected: unknown key 'dev'"),
+        (
+            {"mine": {"extends": "xsum", "expected": {"train": -1}}},
+            "mine.yaml: expected: train: expected a whole number",
+        ),
+    ],
+)
+def test_a_mistake_in_an_extended_preset_is_one_sentence(tmp_path, presets, sentence):
+    write_tasks(tmp_path, **presets)
+    with pytest.raises(UserError) as caught:
+        configuration(tmp_path, tasks=["mine"])
+    assert str(caught.value).startswith(f"configs/tasks/{sentence}")
+
+
+def test_an_overlay_cannot_extend():
+    with pytest.raises(UserError, match="mine.yaml: overrides: tasks: xsum: unknown key 'extends'"):
+        configuration(overrides={"tasks": {"xsum": {"extends": "e2e"}}})
+
+
+def test_the_extrapolation_splits_are_xsum_with_other_articles():
+    study = configuration()
+    for name, length in (("xsum_news_sport", "40"), ("xsum_within_news", "80")):
+        assert study.task_inputs(name) == study.task_inputs("xsum")
+        assert study.task(name)["options"]["topics"].keys() == {"train", "valid", "test"}
+        flags = study.flags("train", name, "bart_large", "prefix")
+        assert flags[flags.index("--prefix-length") + 1] == length
+
+
+# Subsets --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_subset_is_its_task_with_overrides_for_either_name():
+    overrides = {"tasks": {"e2e": {"train": {"lr": 1, "patience": 1}}, "e2e@50-1": {"train": {"patience": 2}}}}
+    overrides |= {"methods": {"prefix": {"tasks": {"e2e@50-1": {"train": {"adam-eps": 3}}}}}}
+    study = configuration(tasks=["e2e@50-1", "e2e@50-2"], overrides=overrides)
+    assert study.task("e2e@50-1")["dataset"] == "e2e" and study.task("e2e@50-1")["metrics"]
+    flags = {task: study.flags("train", task, "bart_large", "prefix") for task in ("e2e", "e2e@50-1", "e2e@50-2")}
+    assert flags["e2e"] == flags["e2e@50-2"] != flags["e2e@50-1"]
+    for flag, values in {"--lr": ("1", "1"), "--patience": ("1", "2")}.items():
+        assert tuple(flags[task][flags[task].index(flag) + 1] for task in ("e2e", "e2e@50-1")) == values
+    metrics = {"e2e": {"metrics": {"chrf": {}}}, "e2e@50-1": {"metrics": {"ter": {}}}}
+    study = configuration(overrides={"tasks": metrics})
+    assert [list(study.task(task)["metrics"]) for task in ("e2e@50-2", "e2e@50-1")] == [["chrf"], ["ter"]]
+    assert "3" == flags["e2e@50-1"][flags["e2e@50-1"].index("--adam-eps") + 1]
+
+
+@pytest.mark.parametrize(
+    "name", ["e2e@", "e2e@50", "e2e@0-1", "e2e@050-1", "e2e@50-01", "e2e@50-1-2", "e2e@-50-1", "@50-1"]
+)
+def test_a_malformed_subset_is_one_sentence(name):
+    with pytest.raises(
+        UserError, match="mine.yaml: tasks: 0: expected a name made of .* TASK@SIZE-SEED, such as e2e@50-1"
+    ):
+        configuration(tasks=[name])
+
+
+def test_a_subset_of_no_task_is_one_sentence():
+    with pytest.raises(UserError, match="mine.yaml: tasks: no task is called 'e3e@50-1'; there are: aeslc, "):
+        configuration(tasks=["e3e@50-1"])
+    with pytest.raises(UserError, match="overrides: tasks: no task is called 'e3e@50-1'"):
+        configuration(overrides={"tasks": {"e3e@50-1": {}}})
+
+
+@pytest.mark.parametrize("change", [{"expected": None}, {"reader": "jsonl"}, {"inputs": {"train": {"path": "x"}}}])
+def test_the_examples_of_a_subset_are_those_of_its_task(change):
+    with pytest.raises(UserError, match=f"tasks: e2e@5-1: {next(iter(change))} cannot be changed for a subset, whose"):
+        configuration(overrides={"tasks": {"e2e@5-1": change}})
+
+
+def test_truncation_is_what_training_gets():
+    study = configuration(overrides={"tasks": {"dart": {"models": {"bart_tiny": {"data": {"max-source-tokens": 9}}}}}})
+    assert study.truncation("xsum", "bart_large") == {"max-source-tokens": 512, "max-target-tokens": 60}
+    assert study.truncation("xsum", "text_bart") == {"max-source-tokens": 254, "max-target-tokens": 60}
+    assert study.truncation("dart", "text_bart") == {"max-source-tokens": 9, "max-target-tokens": 0}
+    assert study.truncation("dart@5-1", "bart_large") == TRUNCATION
 
 
 def test_an_untrained_method_runs_once_whatever_the_seeds():
@@ -141,6 +285,10 @@ def test_flags_known_here_are_those_of_fairseq():
     pytest.importorskip("fairseq")
     import fairseq_flags
 
+    from fairseq_prefix.task import ConditionalGenerationConfig
+
+    config = ConditionalGenerationConfig()
+    assert {flag: getattr(config, flag.replace("-", "_")) for flag in TRUNCATION} == TRUNCATION
     for command, known in known_flags().items():
         assert known == fairseq_flags.collect(command)
 
@@ -249,6 +397,13 @@ def test_a_mistake_in_the_overrides_is_one_sentence(overrides, sentence):
             "inputs: a: url: expected",
         ),
         ("tasks", "reader: e2e\nmetrics: {bleu: {}}\ninputs: {a: {file: ../x}}\n", "inputs: a: file: expected a name"),
+        ("tasks", "reader: e2e\nmetrics: {bleu: {}}\ninputs: {a: {file: /x}}\n", "inputs: a: file: expected a name"),
+        (
+            "tasks",
+            "reader: e2e\nmetrics: {bleu: {}}\ninputs: {a: {file: x/../y}}\n",
+            "inputs: a: file: expected a name",
+        ),
+        ("tasks", "reader: e2e\nmetrics: {bleu: {}}\ninputs: {a: {file: x//y}}\n", "inputs: a: file: expected a name"),
     ],
 )
 def test_a_mistake_in_a_preset_names_its_file(tmp_path, kind, text, sentence):

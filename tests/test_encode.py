@@ -57,24 +57,6 @@ def test_lines_per_split(byte_bpe, tmp_path, write_jsonl):
     assert encode(byte_bpe, tmp_path, path, "test") == [[cat, the], [a, c]]
 
 
-def test_truncation(byte_bpe, tmp_path, write_jsonl, capsys):
-    path = write_jsonl("rows.jsonl", [example(0, "abcdef", "uvwxyz"), example(1, "ab", "uv")])
-    limits = ("--max-source-tokens", "3", "--max-target-tokens", "2")
-    (long_source, source), (long_target, target) = encode(byte_bpe, tmp_path, path, "train", *limits)
-    vocabulary = bpe.GPT2(*byte_bpe)
-    assert [vocabulary.decode(line.split()) for line in (long_source, source, long_target, target)] == [
-        "abc",
-        "ab",
-        "uv",
-        "uv",
-    ]
-    assert "1 truncated sources, 1 truncated targets" in capsys.readouterr().err
-    sources, targets = encode(byte_bpe, tmp_path, path, "test", "--max-source-tokens", "3")
-    assert vocabulary.decode(sources[0].split()) == "abc" and vocabulary.decode(targets[0].split()) == "uvwxyz"
-    with pytest.raises(UserError, match="--max-target-tokens is for training only"):
-        encode(byte_bpe, tmp_path, path, "test", *limits)
-
-
 def test_workers_keep_the_order(byte_bpe, tmp_path, write_jsonl):
     slow = " ".join(f"word{n}" for n in range(200))  # the first batch is the last to be ready
     rows = [example(n, f"{n} {slow}{n}" if n < 256 else f"{n}", f"target {n}", f"other {n}") for n in range(1500)]
@@ -93,7 +75,7 @@ def test_workers_report_a_bad_line_and_leave_nothing(byte_bpe, tmp_path, write_j
 
 
 def test_empty_and_malformed_inputs(byte_bpe, tmp_path, write_jsonl):
-    with pytest.raises(UserError, match="empty.jsonl: no examples"):
+    with pytest.raises(UserError, match="empty.jsonl: no examples; this task was prepared without a train split"):
         encode(byte_bpe, tmp_path, write_jsonl("empty.jsonl", []), "train")
     with pytest.raises(UserError, match="rows.jsonl, line 1: nothing is left of the target"):
         encode(byte_bpe, tmp_path, write_jsonl("rows.jsonl", [example(0, "a", "")]), "train")
@@ -151,7 +133,9 @@ def test_bad_vocabularies_are_one_sentence(tmp_path, byte_bpe, write_jsonl):
         main(["--input", str(path), "--output-prefix", str(tmp_path / "train"), "--split", "train"])
 
 
-@pytest.mark.parametrize("script", ["prepare", "encode", "hypotheses", "score", "fetch", "unpack"])
+@pytest.mark.parametrize(
+    "script", ["prepare", "subset", "describe", "encode", "hypotheses", "score", "fetch", "unpack"]
+)
 def test_scripts_around_training_do_not_import_torch(script, byte_bpe):
     code = f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); import {script}, bpe; "
     code += f"bpe.GPT2({str(byte_bpe[0])!r}, {str(byte_bpe[1])!r}).encode('a'); sys.exit('torch' in sys.modules)"

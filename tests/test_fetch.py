@@ -2,12 +2,13 @@
 
 import gzip
 import hashlib
+import os
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from common import UserError
+from common import UserError, open_tar
 from fetch import main
 
 DATA = bytes(range(256)) * 40
@@ -180,6 +181,46 @@ def test_first_mirror_that_has_the_file_wins(tmp_path):
     first, second = mirror(tmp_path / "1", "file.bin", b"first"), mirror(tmp_path / "2", "file.bin", b"second")
     fetch(tmp_path / "out", "file:///absent", "--mirror", str(tmp_path / "0"), str(first), str(second))
     assert (tmp_path / "out").read_bytes() == b"first"
+
+
+def packed(mirror_folder, output):
+    main(["--output", str(output), "--mirror-path", "set/train.tar.gz", "--mirror", str(mirror_folder)])
+    return output.read_bytes()
+
+
+def test_a_folder_in_the_mirror_is_packed_to_the_same_bytes_everywhere(tmp_path):
+    files = {"b/2.xml": b"two", "a/10.xml": b"ten", "a/9.xml": b"nine"}
+    for name, order in (("one", list(files)), ("two", list(files)[::-1])):
+        for number, file in enumerate(order):
+            path = tmp_path / name / "set" / "train" / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(files[file])
+            path.chmod(0o600 + number)
+            os.utime(path, (number, number))
+    data = packed(tmp_path / "one", tmp_path / "x")
+    assert data == packed(tmp_path / "two", tmp_path / "y")
+    assert data[4:8] == bytes(4)  # the time in gzip's own header
+    with open_tar(tmp_path / "x") as members:
+        found = [(name, file.read(), member.mtime, member.uid) for name, member, file in members]
+    assert found == [(f"train/{name}", files[name], 0, 0) for name in ("a/10.xml", "a/9.xml", "b/2.xml")]
+
+
+def test_an_archive_in_the_mirror_comes_before_a_folder(tmp_path):
+    (mirror(tmp_path / "m", "train.tar.gz", DATA) / "set" / "train").mkdir()
+    assert packed(tmp_path / "m", tmp_path / "out") == DATA
+
+
+def test_an_empty_folder_in_the_mirror_is_named(tmp_path):
+    (tmp_path / "m" / "set" / "train").mkdir(parents=True)
+    with pytest.raises(UserError, match="set/train: no files in this folder"):
+        packed(tmp_path / "m", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_is_taken_for_an_archive_only(tmp_path):
+    (tmp_path / "m" / "set" / "file.bin").mkdir(parents=True)
+    with pytest.raises(UserError, match="o is missing: .* and no address of it is known. Put it at"):
+        main(["--output", str(tmp_path / "o"), "--mirror-path", "set/file.bin", "--mirror", str(tmp_path / "m")])
 
 
 @pytest.mark.parametrize(

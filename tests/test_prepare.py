@@ -7,7 +7,7 @@ import json
 import pytest
 from common import UserError
 from conftest import archive
-from prepare import main
+from prepare import main, prepare
 from readers import linearise_e2e, xsum_topic
 
 
@@ -135,10 +135,77 @@ def test_missing_and_superfluous_inputs_are_named(e2e, tmp_path):
     inputs = e2e()
     with pytest.raises(UserError, match="absent.csv: the input test is missing"):
         run("e2e", inputs | {"test": tmp_path / "absent.csv"}, tmp_path / "out")
-    with pytest.raises(UserError, match="needs the inputs train, valid, test"):
+    with pytest.raises(UserError, match="takes the inputs train, valid, test, of which .*given: extra"):
         run("e2e", inputs | {"extra": inputs["test"]}, tmp_path / "out")
     with pytest.raises(UserError, match="unknown option 'colour'"):
         run("e2e", inputs, tmp_path / "out", {"colour": 1})
+
+
+def test_another_number_of_examples_than_the_official_one_is_refused(e2e, tmp_path):
+    with pytest.raises(UserError) as caught:
+        main_with(e2e(), tmp_path / "out", "--expected", '{"train": 3, "test": 2}')
+    assert str(caught.value).startswith("the train split has 2 examples where the official release gives 3; use the")
+    assert "`expected: null` for this task under `overrides: tasks:`" in str(caught.value)
+    with pytest.raises(UserError, match="the test split has 2 examples where the official release gives 1"):
+        main_with(e2e(), tmp_path / "out", "--expected", '{"train": 2, "test": 1}')
+    assert_nothing_written(tmp_path / "out")
+    main_with(e2e(), tmp_path / "out", "--expected", '{"train": 2, "test": 2}')
+    assert len(rows(tmp_path / "out" / "train.jsonl")) == 2
+
+
+def test_a_split_may_be_absent(e2e, tmp_path):
+    inputs = e2e()
+    del inputs["train"]
+    run("e2e", inputs, tmp_path / "out")
+    report = json.loads((tmp_path / "out" / "data.json").read_text())
+    assert report["absent"] == ["train"] and report["counts"]["train"] == {"examples": 0, "references": 0}
+    assert (tmp_path / "out" / "train.jsonl").read_bytes() == b""
+    with pytest.raises(UserError, match="the train split has 0 examples where the official release gives 2"):
+        main_with(inputs, tmp_path / "other", "--expected", '{"train": 2}')
+    with pytest.raises(UserError, match="of which some may be absent; given: none"):
+        prepare("e2e", {}, {}, tmp_path / "none")
+
+
+def main_with(inputs, output_dir, *more):
+    main(["--reader", "e2e", "--output-dir", str(output_dir), *(f"--input={k}={v}" for k, v in inputs.items()), *more])
+
+
+@pytest.fixture
+def many(write_jsonl):
+    """A function (what changes in some rows) -> inputs of the reader jsonl: the first batches take longest."""
+
+    def write(changes=None):
+        rows = [GOOD | {"id": str(n), "source": f"{n} " * (2000 if n < 128 else 1)} for n in range(600)]
+        for number, change in (changes or {}).items():
+            rows[number] |= change
+        good = write_jsonl("good.jsonl", [GOOD])
+        return {"train": write_jsonl("many.jsonl", rows), "valid": good, "test": good}
+
+    return write
+
+
+@pytest.mark.parametrize("workers", ["2", "3"])
+def test_the_number_of_workers_changes_no_byte(many, tmp_path, workers):
+    for name, count in (("one", "1"), ("several", workers)):
+        argv = ["--reader", "jsonl", "--output-dir", str(tmp_path / name), "--options", '{"id": "id"}']
+        main([*argv, "--workers", count, *(f"--input={split}={path}" for split, path in many().items())])
+    for name in ("train.jsonl", "valid.jsonl", "test.jsonl", "data.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "several" / name).read_bytes()
+    assert [row["id"] for row in rows(tmp_path / "several" / "train.jsonl")] == [str(n) for n in range(600)]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({550: {"source": ""}, 130: {"target": ""}}, "many.jsonl, line 131: the reference is empty"),
+        ({550: {"id": "3"}}, "many.jsonl, line 551: the id '3' was already used .*line 4"),
+    ],
+)
+def test_workers_report_the_first_error_and_leave_nothing(many, tmp_path, workers, changes, message):
+    with pytest.raises(UserError, match=message):
+        prepare("jsonl", many(changes), {"id": "id"}, tmp_path / "out", workers=workers)
+    assert_nothing_written(tmp_path / "out")
 
 
 def test_special_symbols_in_the_text_are_text(e2e, tmp_path):

@@ -170,6 +170,46 @@ def test_another_seed_adds_its_runs_only(workflow):
     }
 
 
+def test_a_subset_goes_through_like_a_task(workflow):
+    """Its data is drawn from the task's, which is not prepared again; flags for it come under its own name."""
+    overrides = {"tasks": {"toy@4-7": {"train": {"lr": 0.25}}}}
+    write_configuration(workflow, tasks=["toy@4-7"], methods=["prefix"], seeds=[1], overrides=overrides)
+    target = "results/toy@4-7/bleu.txt"
+    plan = planned(snakemake(workflow, "--dry-run", target))
+    assert plan == {"draw_subset": 1, "encode": 3, "binarise": 1, "score": 1, "table": 1} | dict.fromkeys(OF_A_RUN, 1)
+    result = snakemake(workflow, target)
+    assert result.returncode == 0, result.stderr
+    lines = (workflow / "data" / "toy@4-7" / "train.jsonl").read_text().splitlines()
+    assert len(lines) == 4 and set(lines) < set((workflow / "data" / "toy" / "train.jsonl").read_text().splitlines())
+    arguments = json.loads((workflow / "runs/toy@4-7/toy/prefix/1/checkpoint.pt").read_text())["arguments"]
+    assert arguments[arguments.index("--lr") + 1] == "0.25"
+    result = snakemake(workflow, "data/toy@9-7/train.jsonl")
+    assert result.returncode != 0
+    assert "toy@9-7: 9 examples are to be drawn from data/toy/train.jsonl, which has only 8" in result.stderr
+
+
+def test_the_data_report_needs_no_training(workflow):
+    for folder in ("runs", "results"):
+        shutil.rmtree(workflow / folder)
+    (workflow / "bases" / "toy" / "model.pt").unlink()
+    assert planned(snakemake(workflow, "--dry-run", "results/toy/data.txt")) == {"describe": 1}
+    result = snakemake(workflow, "results/toy/data.txt")
+    assert result.returncode == 0, result.stderr
+    text = (workflow / "results" / "toy" / "data.txt").read_text()
+    assert re.search(r"^examples +8 +3 +4$", text, re.MULTILINE)
+    assert "source tokens (toy): mean" in text and "sources cut to 512 tokens (toy)" in text
+
+
+def test_training_without_a_training_set_is_one_sentence(workflow):
+    inputs = {split: {"file": f"{split}.jsonl"} for split in ("valid", "test")}
+    write_configuration(workflow, overrides={"tasks": {"toy": {"inputs": inputs}}})
+    result = snakemake(workflow, "runs/toy/toy/prefix/1/checkpoint.pt")
+    assert result.returncode != 0 and "Traceback" not in result.stderr
+    assert "data/toy/train.jsonl: no examples; this task was prepared without a train split" in result.stderr
+    assert snakemake(workflow, "results/toy/data.txt").returncode == 0
+    assert "absent" in (workflow / "results" / "toy" / "data.txt").read_text()
+
+
 def test_another_mirror_changes_nothing(workflow):
     write_configuration(workflow, mirror=["elsewhere"])
     assert planned(snakemake(workflow, "--dry-run")) == {}

@@ -47,8 +47,11 @@ def any_of(names):
     return "|".join(map(re.escape, names)) or "(?!)"
 
 
+TASK = any_of(study.known("tasks"))  # without the suffix of a subset
+
+
 wildcard_constraints:
-    task=any_of(study.known("tasks")),
+    task=rf"(?:{TASK})(?:@\d+-\d+)?",
     model=any_of(study.known("models")),
     method=any_of(study.known("methods")),
     vocabulary=any_of(["gpt2", *study.known("models")]),
@@ -105,6 +108,11 @@ def binarised(task, model):
     """The folder of a task's data for a model, and the files in it that a command reads."""
     folder = f"data/{task}/{study.vocabulary(model)}/bin"
     return [f"{folder}/{file}" for file in ("dict.source.txt", "dict.target.txt", *BINARISED)]
+
+
+def described_models():
+    """What a data report needs to know of each configured model: its vocabulary."""
+    return {model: vocabulary_files(study.vocabulary(model)) for model in study.models}
 
 
 def run_folders(task):

@@ -1,4 +1,4 @@
-# Raw files -> examples -> subword text -> binarised data.
+# Raw files -> examples (or a subset of them) -> subword text -> binarised data; and a report of the examples.
 
 
 localrules:
@@ -54,11 +54,15 @@ rule prepare:
         report="data/{task}/data.json",
     log:
         "logs/data/{task}/prepare.log",
+    wildcard_constraints:
+        task=TASK,
+    threads: 4
     resources:
         mem_mb=4000,
         runtime=60,
     params:
         reader=lambda wildcards: study.task(wildcards.task)["reader"],
+        expected=lambda wildcards: compact_json(study.task(wildcards.task).get("expected") or {}),
         options=lambda wildcards: compact_json(study.task(wildcards.task).get("options", {})),
         inputs=lambda wildcards: [f"--input={pair}" for pair in pairs(study.task_inputs(wildcards.task))],
         folder=subpath(output.train, parent=True),
@@ -66,7 +70,62 @@ rule prepare:
         "Preparing {wildcards.task}"
     shell:
         "python {input.script:q} --reader {params.reader:q} --options {params.options:q} {params.inputs:q}"
-        " --output-dir {params.folder:q} 2> >(tee {log:q} >&2)"
+        " --expected {params.expected:q} --workers {threads} --output-dir {params.folder:q} 2> >(tee {log:q} >&2)"
+
+
+rule draw_subset:
+    input:
+        script=script("subset.py"),
+        report="data/{task}/data.json",
+        splits=expand("data/{{task}}/{split}.jsonl", split=["train", "valid", "test"]),
+    output:
+        expand("data/{{task}}@{{size}}-{{subset_seed}}/{split}.jsonl", split=["train", "valid", "test"]),
+        report="data/{task}@{size}-{subset_seed}/data.json",
+    log:
+        "logs/data/{task}@{size}-{subset_seed}/subset.log",
+    wildcard_constraints:
+        task=TASK,
+        size=r"\d+",
+        subset_seed=r"\d+",
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        input_folder=subpath(input.report, parent=True),
+        folder=subpath(output.report, parent=True),
+    message:
+        "Drawing {wildcards.size} training examples of {wildcards.task}, seed {wildcards.subset_seed}"
+    shell:
+        "python {input.script:q} --input-dir {params.input_folder:q} --task {wildcards.task} --size {wildcards.size}"
+        " --seed {wildcards.subset_seed} --output-dir {params.folder:q} 2> >(tee {log:q} >&2)"
+
+
+rule describe:
+    input:
+        script=script("describe.py"),
+        bpe=script("bpe.py"),
+        report="data/{task}/data.json",
+        splits=expand("data/{{task}}/{split}.jsonl", split=["train", "valid", "test"]),
+        vocabularies=[file for files in described_models().values() for file in files.values()],
+    output:
+        text="results/{task}/data.txt",
+        tsv="results/{task}/data.tsv",
+    log:
+        "logs/results/{task}/data.log",
+    threads: 4
+    resources:
+        mem_mb=4000,
+        runtime=120,
+    params:
+        folder=subpath(input.report, parent=True),
+        models=lambda wildcards: compact_json(
+            {model: files | study.truncation(wildcards.task, model) for model, files in described_models().items()}
+        ),
+    message:
+        "Describing the data of {wildcards.task}"
+    shell:
+        "python {input.script:q} --task {wildcards.task} --input-dir {params.folder:q} --models {params.models:q}"
+        " --output {output.text:q} --workers {threads} 2> >(tee {log:q} >&2)"
 
 
 rule encode:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import argparse
 import bz2
+import collections
 import contextlib
+import functools
 import gzip
 import hashlib
+import itertools
 import json
 import lzma
 import os
-import re
 import sys
 import tarfile
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
@@ -23,8 +27,6 @@ from tqdm import tqdm
 SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 # What a truncated or damaged compressed file raises while it is read, whatever its format.
 DAMAGED = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, tarfile.TarError)
-# Everything that some tool takes for the end of a line, and the tab, which separates columns in the output of fairseq.
-_LINE_BREAKS = re.compile("[\t\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]+")
 
 
 class UserError(Exception):
@@ -99,8 +101,12 @@ def write_jsonl(path: str | os.PathLike, rows: Iterable[dict]) -> int:
 
 
 def single_line(text: str) -> str:
-    """The text on one line: each run of line breaks and tabs becomes one space, the ends are stripped."""
-    return _LINE_BREAKS.sub(" ", text).strip()
+    """The text on one line: each run of line breaks and tabs becomes one space, the ends are stripped.
+
+    Line breaks are what `str.splitlines` takes for one, which is more than any tool that reads the text later does; the
+    tab separates columns in the output of fairseq.
+    """
+    return " ".join(filter(None, text.replace("\t", "\n").splitlines())).strip()
 
 
 def _raw_lines(path: str | os.PathLike) -> Iterator[bytes]:
@@ -139,13 +145,18 @@ def decode_lines(lines: Iterable[bytes], name: object) -> Iterator[tuple[int, st
 def read_jsonl(path: str | os.PathLike) -> Iterator[tuple[int, dict]]:
     """(line number, object) of a JSON-lines file; an empty or malformed line is a `UserError`."""
     for number, line in read_lines(path):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
-        yield number, row
+        yield number, json_row(path, number, line)
+
+
+def json_row(path: str | os.PathLike, number: int, line: str) -> dict:
+    """The object of one line of a JSON-lines file."""
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{path}, line {number}: not JSON ({error})") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
+    return row
 
 
 def read_json(path: str | os.PathLike):
@@ -212,6 +223,64 @@ def progress(items: Iterable | None, description: str, total: int | None = None,
         dynamic_ncols=interactive,
         **options,
     )
+
+
+@contextlib.contextmanager
+def worker_pool(count: int, initializer: Callable[..., None] | None = None, arguments: tuple = ()):
+    """Yield a function like `map` that calls in `count` processes (1: in this one).
+
+    Results come in the order of the items whatever the number of processes, and only a few items are ahead of the
+    result that is asked for next, so that neither side of a long sequence piles up in memory. Processes start at once:
+    begin with what takes memory afterwards.
+
+    Raises:
+        UserError: a process was killed; and what the function or the iterable of items raises, in the items' order.
+    """
+    if count == 1:
+        if initializer:
+            initializer(*arguments)
+        yield map
+        return
+    pool = ProcessPoolExecutor(count, initializer=initializer, initargs=arguments)
+    try:
+        pool.submit(int).result()
+        yield functools.partial(_map_in, pool, 4 * count)
+    except BrokenProcessPool:
+        raise UserError("a worker process was killed, for want of memory perhaps; use fewer of them") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _map_in(pool: ProcessPoolExecutor, ahead: int, function: Callable, items: Iterable) -> Iterator:
+    waiting: collections.deque = collections.deque()
+    failure: Exception | None = None
+    items = iter(items)
+    while failure is None:
+        try:
+            waiting.append(pool.submit(function, next(items)))
+        except StopIteration:
+            break
+        except Exception as error:  # what the items before it raise comes first
+            failure = error
+        if len(waiting) == ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+    if failure is not None:
+        raise failure
+
+
+def batched(items: Iterable, size: int) -> Iterator[list]:
+    """Lists of `size` items, the last one shorter."""
+    items = iter(items)
+    return iter(lambda: list(itertools.islice(items, size)), [])
+
+
+def positive(text: str) -> int:
+    """The type of an argument that is a whole number above 0."""
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
 
 
 def json_object(text: str) -> dict:

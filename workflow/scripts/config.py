@@ -6,16 +6,19 @@ say what a name means, one file each. Flags of fairseq come in layers, a later o
     methods/{method}.yaml < models/{model}.yaml < tasks/{task}.yaml < `overrides` of the configuration
 
 and inside each layer its own flags < its sections methods: {method} < models: {architecture or model} < tasks: {task},
-whose own sections refine them further. Pure Python; whatever is wrong is a `UserError` that names file and key.
+whose own sections refine them further. A task's name may carry `@SIZE-SEED`: the same preset with a subset of its
+examples. Pure Python; whatever is wrong is a `UserError` that names file and key.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 from common import UserError
@@ -35,6 +38,8 @@ RESERVED = frozenset(
 # The plugin's architectures, without prefix_ and full_, and how many CPU threads each can make use of. Measured: a
 # second thread does not make the tiny one faster, and next to another job it makes both several times slower.
 ARCHITECTURES = {"bart_large": 8, "bart_base": 8, "bart_tiny": 1}
+# The plugin's defaults of how long a text may be, in tokens (0: any length).
+TRUNCATION = {"max-source-tokens": 512, "max-target-tokens": 0}
 GPT2_BPE_URL = "https://dl.fbaipublicfiles.com/fairseq/gpt2_bpe/"
 GPT2_BPE = {  # file -> sha256; BART and GPT-2 share them
     "dict.txt": "2c31c5b236661067fe8626775eb995ef5fe808ac87d2ad4a6ddbef68550f5cc6",
@@ -49,6 +54,26 @@ class Preset:
 
     file: str
     values: dict
+
+
+class Subset(NamedTuple):
+    """What a name like e2e@50-1 says: 50 training examples of e2e, drawn with seed 1."""
+
+    task: str
+    size: int
+    seed: int
+
+
+def subset(name: str) -> Subset | None:
+    """The subset that a task's name stands for; None where it is the whole task, or no such name."""
+    found = re.fullmatch(r"([^@]+)@([1-9][0-9]*)-(0|[1-9][0-9]*)", name)
+    return Subset(found[1], int(found[2]), int(found[3])) if found else None
+
+
+def _whole(task: str) -> str:
+    """The name of the preset: of e2e@50-1 it is e2e."""
+    found = subset(task)
+    return found.task if found else task
 
 
 class Configuration:
@@ -69,9 +94,10 @@ class Configuration:
         self._presets: dict[tuple[str, str], Preset] = {}
         self._paths = {kind: _preset_paths(kind, folders) for kind in KINDS}
         self._check_sections(self._overrides, file, "overrides")
+        self._check_subsets(file)
         for kind in KINDS:
             for name in values[kind]:
-                if name not in self._paths[kind]:
+                if (_whole(name) if kind == "tasks" else name) not in self._paths[kind]:
                     raise UserError(f"{file}: {kind}: {self._unknown(kind, name)}")
         for task in self.tasks:
             self.task(task)
@@ -87,13 +113,20 @@ class Configuration:
         return sorted(self._paths[kind])
 
     def task(self, name: str) -> dict:
-        """The task's preset with the overlay's changes; `dataset` is always there."""
-        preset = self._preset("tasks", name)
-        change = self._overrides.get("tasks", {}).get(name, {})
-        values = {"dataset": name, **preset.values}
-        # Where examples come from is one thing: a changed reader or source takes nothing over from the old one.
+        """The task's preset with the overlay's changes (for a subset, those for its own name too).
+
+        `dataset` is always there.
+        """
+        whole = _whole(name)
+        preset = self._preset("tasks", whole)
+        sections = self._overrides.get("tasks", {})
+        change = {**sections.get(whole, {}), **sections.get(name, {})}
+        values = {"dataset": whole, **preset.values}
+        # Another source of examples takes nothing over from the old one, nor does another reader from the old options.
         if "inputs" in change or "demo" in change:
-            values = {key: value for key, value in values.items() if key not in ("inputs", "demo", "options")}
+            values = {key: value for key, value in values.items() if key not in ("inputs", "demo")}
+        if change.get("reader", values["reader"]) != values["reader"]:
+            values.pop("options", None)
         values |= {key: value for key, value in change.items() if key not in _LAYER_KEYS}
         _check_task(values, self.file if change else preset.file)
         return values
@@ -115,13 +148,22 @@ class Configuration:
 
     def flags(self, command: str, task: str, model: str, method: str) -> list[str]:
         """Arguments for fairseq-train or fairseq-generate (`command`: train, generate), without what the rules add."""
-        names = {"tasks": (task,), "models": (self.model(model)["architecture"], model), "methods": (method,)}
-        merged: dict = {}
-        for preset in (self._preset("methods", method), self._preset("models", model), self._preset("tasks", task)):
-            merged |= _merged(preset.values, command, names)
-        merged |= _merged(self._overrides, command, names)
+        merged = self._layers(command, task, model, method)
         run = f"{task}, {model}, {method}"
         return arguments(_with_decay(merged, run) if command == "train" and self.method(method)["trained"] else merged)
+
+    def truncation(self, task: str, model: str) -> dict[str, int]:
+        """How many tokens of a source and of a training target the first configured method reads."""
+        given = self._layers("train", task, model, self.methods[0])
+        return {flag: default if given.get(flag) is None else given[flag] for flag, default in TRUNCATION.items()}
+
+    def _layers(self, command: str, task: str, model: str, method: str) -> dict:
+        tasks = tuple(dict.fromkeys((_whole(task), task)))
+        names = {"tasks": tasks, "models": (self.model(model)["architecture"], model), "methods": (method,)}
+        merged: dict = {}
+        for kind, name in (("methods", method), ("models", model), ("tasks", tasks[0])):
+            merged |= _merged(self._preset(kind, name).values, command, names)
+        return merged | _merged(self._overrides, command, names)
 
     def pretraining_flags(self, model: str) -> list[str]:
         """Arguments for the fairseq-train that makes the base: the model's own, then those of its pretraining."""
@@ -162,7 +204,7 @@ class Configuration:
         return files
 
     def task_inputs(self, name: str) -> dict[str, str]:
-        """Raw files of a task: the reader's name for each -> path."""
+        """Raw files of a whole task: the reader's name for each -> path."""
         task = self.task(name)
         if "demo" in task:
             return {split: f"resources/demo/{name}/{split}.jsonl" for split in ("train", "valid", "test")}
@@ -209,14 +251,40 @@ class Configuration:
         if name not in self._paths[kind]:
             raise UserError(self._unknown(kind, name))
         if (kind, name) not in self._presets:
-            path = self._paths[kind][name]
-            file = f"configs/{kind}/{path.name}"
-            values = load_yaml(path, file)
+            file = f"configs/{kind}/{self._paths[kind][name].name}"
+            values = self._values(kind, name)
             check(values, kind.removesuffix("s"), file)
             self._check_sections(values, file)
             {"tasks": _check_task, "models": _check_model, "methods": _check_method}[kind](values, file)
             self._presets[kind, name] = Preset(file, values)
         return self._presets[kind, name]
+
+    def _values(self, kind: str, name: str, extended_by: tuple[str, ...] = ()) -> dict:
+        """What a preset's file says, laid over the preset that it extends."""
+        path = self._paths[kind][name]
+        file = f"configs/{kind}/{path.name}"
+        values = load_yaml(path, file)
+        if kind != "tasks" or not isinstance(values, dict) or "extends" not in values:
+            return values
+        base = values["extends"]
+        if not (isinstance(base, str) and base in self._paths[kind]):
+            raise UserError(f"{file}: extends: {self._unknown(kind, base)}")
+        chain = (*extended_by, name)
+        if base in chain:
+            raise UserError(f"{file}: extends: a preset cannot extend itself ({' -> '.join((*chain, base))})")
+        extended = self._values(kind, base, chain)
+        check(extended, "task", f"configs/{kind}/{self._paths[kind][base].name}")
+        own = {key: value for key, value in values.items() if key != "extends"}
+        return _laid_over({"dataset": base, **extended}, own)
+
+    def _check_subsets(self, file: str) -> None:
+        """A subset is drawn from its task's examples: they can be changed under the task's own name only."""
+        for name, section in self._overrides.get("tasks", {}).items():
+            if subset(name) and (keys := sorted(section.keys() & _DATA_KEYS)):
+                raise UserError(
+                    f"{file}: overrides: tasks: {name}: {keys[0]} cannot be changed for a subset, whose examples are "
+                    f"those of {_whole(name)}; change it there"
+                )
 
     def _unknown(self, kind: str, name: str) -> str:
         return f"no {kind.removesuffix('s')} is called {name!r}{_suggestion(name, self._paths[kind])}"
@@ -228,12 +296,21 @@ class Configuration:
                 check_flag(command, flag, value, ": ".join((file, *keys, command)))
         for kind in KINDS:
             for name, section in layer.get(kind, {}).items():
-                if name not in self._paths[kind] and not (kind == "models" and name in ARCHITECTURES):
+                known = (_whole(name) if kind == "tasks" else name) in self._paths[kind]
+                if not known and not (kind == "models" and name in ARCHITECTURES):
                     raise UserError(f"{': '.join((file, *keys, kind))}: {self._unknown(kind, name)}")
                 self._check_sections(section, file, *keys, kind, name)
 
 
 _LAYER_KEYS = frozenset(("data", "train", "generate", *KINDS))
+_DATA_KEYS = frozenset(("dataset", "reader", "options", "inputs", "demo", "expected"))
+
+
+def _laid_over(base, change):
+    """Maps merged at every depth; anything else is replaced."""
+    if not (isinstance(base, dict) and isinstance(change, dict)):
+        return change
+    return base | {key: _laid_over(base[key], value) if key in base else value for key, value in change.items()}
 
 
 def _merged(layer: dict, command: str, names: dict[str, tuple[str, ...]]) -> dict:
@@ -369,10 +446,14 @@ def _check_method(values: dict, file: str) -> None:
 
 def check(values, definition: str, file: str) -> None:
     """Check values against one definition of the schema; the first thing that is wrong is a `UserError`."""
-    schema = yaml.safe_load((SCHEMAS / "config.schema.yaml").read_text(encoding="utf-8"))
-    validator = Draft202012Validator({**schema, "$ref": f"#/$defs/{definition}"})
+    validator = Draft202012Validator({**_schema(), "$ref": f"#/$defs/{definition}"})
     if error := best_match(validator.iter_errors(values)):
         raise UserError(": ".join((file, *map(str, error.absolute_path), _sentence(error))))
+
+
+@functools.cache
+def _schema() -> dict:
+    return yaml.safe_load((SCHEMAS / "config.schema.yaml").read_text(encoding="utf-8"))
 
 
 def _sentence(error: ValidationError) -> str:

@@ -7,15 +7,23 @@ reference stands in the target only because fairseq wants one; scoring uses all)
 from __future__ import annotations
 
 import argparse
-import itertools
-import multiprocessing
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import bpe
-from common import UserError, atomic_open, progress, read_jsonl, read_lines, run_main
+from common import (
+    UserError,
+    atomic_open,
+    batched,
+    positive,
+    progress,
+    read_jsonl,
+    read_lines,
+    run_main,
+    worker_pool,
+)
 
 BATCH = 256  # examples per task of a worker
 COUNTS = (
@@ -23,8 +31,6 @@ COUNTS = (
     "lines",
     "source tokens",
     "target tokens",
-    "truncated sources",
-    "truncated targets",
     "unknown source pieces",
     "unknown target pieces",
 )
@@ -35,8 +41,6 @@ _args: argparse.Namespace
 
 def main(argv: list[str]) -> None:
     args = parse_args(argv)
-    if args.max_target_tokens and args.split != "train":
-        raise UserError(f"--max-target-tokens is for training only: the {args.split} targets stay whole")
     _start(args)  # here too, so that a bad vocabulary is one error and not one per worker
     print(f"{args.output_prefix}: {encode(args)}", file=sys.stderr)
 
@@ -56,19 +60,17 @@ def encode(args: argparse.Namespace) -> str:
             counts.update(batch_counts)
             bar.update(batch_counts["examples"])
         if not counts["examples"]:
-            raise UserError(f"{args.input}: no examples")
+            raise UserError(
+                f"{args.input}: no examples; this task was prepared without a {args.split} split, and without it there "
+                f"is nothing to train and evaluate with: give it an input {args.split}"
+            )
     return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 def encoded_batches(args: argparse.Namespace) -> Iterator[tuple[list[str], list[str], Counter]]:
     """Encoded batches in the order of the input, by --workers processes."""
-    rows = read_jsonl(args.input)
-    batches = iter(lambda: list(itertools.islice(rows, BATCH)), [])
-    if args.workers == 1:
-        yield from map(encode_batch, batches)
-        return
-    with multiprocessing.Pool(args.workers, initializer=_start, initargs=(args,)) as pool:
-        yield from pool.imap(encode_batch, batches)
+    with worker_pool(args.workers, _start, (args,)) as call:
+        yield from call(encode_batch, batched(read_jsonl(args.input), BATCH))
 
 
 def _start(args: argparse.Namespace) -> None:
@@ -87,21 +89,18 @@ def encode_batch(rows: list[tuple[int, dict]]) -> tuple[list[str], list[str], Co
         except KeyError as error:
             raise UserError(f"{where}: no field {error}; is this a prepared file?") from None
         counts["examples"] += 1
-        source_line = encode_text(source, _args.max_source_tokens, "source", where, counts)
+        source_line = encode_text(source, "source", where, counts)
         for reference in references[:1] if _args.split == "test" else references:
             sources.append(source_line)
-            targets.append(encode_text(reference, _args.max_target_tokens, "target", where, counts))
+            targets.append(encode_text(reference, "target", where, counts))
             counts["lines"] += 1
     return sources, targets, counts
 
 
-def encode_text(text: str, limit: int | None, side: str, where: str, counts: Counter) -> str:
+def encode_text(text: str, side: str, where: str, counts: Counter) -> str:
     pieces = _vocabulary.encode(text)
     if not pieces:
         raise UserError(f"{where}: nothing is left of the {side} in this vocabulary")
-    if limit and len(pieces) > limit:
-        pieces = pieces[:limit]
-        counts[f"truncated {side}s"] += 1
     counts[f"{side} tokens"] += len(pieces)
     counts[f"unknown {side} pieces"] += pieces.count("<unk>")
     return " ".join(pieces) + "\n"
@@ -112,17 +111,9 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--input", required=True, type=Path, help="a prepared split (JSON lines)")
     parser.add_argument("--output-prefix", required=True, type=Path, help="where .source and .target are written")
     parser.add_argument("--split", required=True, choices=("train", "valid", "test"), help="which split it is")
-    parser.add_argument("--max-source-tokens", type=positive, metavar="N", help="keep the first N tokens of a source")
-    parser.add_argument("--max-target-tokens", type=positive, metavar="N", help="the same for targets, in training")
     parser.add_argument("--workers", type=positive, default=1, metavar="N", help="processes (default: 1)")
     bpe.add_arguments(parser)
     return parser.parse_args(argv)
-
-
-def positive(text: str) -> int:
-    if not (text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Fetch one file: from a mirror directory where it has it, otherwise by download.
 
-Compute nodes and closed clusters have no internet, so a mirror comes first. A download continues where an interrupted
-one stopped; the file takes its final name only when its size, and its SHA-256 where one is known, are right.
+Compute nodes and closed clusters have no internet, so a mirror comes first; for X.tar.gz it may have the folder X. A
+download continues where an interrupted one stopped; the file takes its final name only when its size, and its SHA-256
+where one is known, are right.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import re
 import shutil
 import sys
+import tarfile
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -53,19 +55,26 @@ def fetch(output: Path, urls: list[str], sha256: str | None, mirrors: list[Path]
         except (Interrupted, OSError, http.client.HTTPException) as error:
             failures.append(f"{url} ({getattr(error, 'reason', None) or error})")
     looked = ", ".join(str(mirror / mirror_path) for mirror in mirrors) or "no mirror directory was given"
+    download_failed = f"not to be downloaded from {'; '.join(failures)}" if failures else "no address of it is known"
     raise UserError(
-        f"{output.name} is missing: not in a mirror (looked for: {looked}) and not to be downloaded from "
-        f"{'; '.join(failures)}. Put it at DIRECTORY/{mirror_path} and name DIRECTORY as `mirror:` in the "
-        "configuration or in the environment variable PREFIX_MIRROR"
+        f"{output.name} is missing: not in a mirror (looked for: {looked}) and {download_failed}. "
+        f"Put it at DIRECTORY/{mirror_path} and name DIRECTORY as `mirror:` in the configuration or in the environment "
+        "variable PREFIX_MIRROR"
     )
 
 
 def copy_from_mirror(output: Path, mirrors: list[Path], mirror_path: str, sha256: str | None) -> bool:
-    """Copy from the first mirror that has the file, plain or as .gz; whether there was one."""
+    """Copy from the first mirror that has the file: plain, as .gz, or as a folder to pack; whether there was one."""
     for mirror in mirrors:
         plain, packed = mirror / mirror_path, mirror / f"{mirror_path}.gz"
         source = plain if plain.is_file() else packed
         if not source.is_file():
+            folder = mirror / mirror_path.removesuffix(".tar.gz")
+            if mirror_path.endswith(".tar.gz") and folder.is_dir():
+                with atomic_path(output) as temporary:
+                    pack(folder, temporary)
+                    check_sha256(temporary, sha256, f"{folder}, packed")
+                return True
             continue
         with atomic_path(output) as temporary:
             try:
@@ -80,6 +89,24 @@ def copy_from_mirror(output: Path, mirrors: list[Path], mirror_path: str, sha256
             check_sha256(temporary, sha256, str(source))
         return True
     return False
+
+
+def pack(folder: Path, archive: Path) -> None:
+    """Pack the files of a folder as .tar.gz: the same files give the same bytes, whoever owns them and since when."""
+    files = sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.parts)
+    if not files:
+        raise UserError(f"{folder}: no files in this folder; put the files of {folder.name}.tar.gz there")
+    with (
+        open(archive, "wb") as raw,
+        gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
+        progress(files, folder.name, unit=" files") as bar,
+    ):
+        for path in bar:
+            member = tarfile.TarInfo(f"{folder.name}/{path.relative_to(folder).as_posix()}")
+            member.size = path.stat().st_size
+            with open(path, "rb") as file:
+                tar.addfile(member, file)
 
 
 def check_sha256(path: Path, sha256: str | None, origin: str) -> None:
@@ -182,7 +209,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         "--mirror-path",
         required=True,
         metavar="REL",
-        help="the file's path below a mirror directory; REL.gz is taken where REL is absent",
+        help="the file's path below a mirror directory; in its place REL.gz, or for X.tar.gz the folder X",
     )
     return parser.parse_args(argv)
 
