@@ -147,7 +147,7 @@ def test_a_second_run_does_nothing(finished):
 
 def test_a_changed_flag_reruns_its_runs_and_what_follows(workflow):
     write_configuration(workflow, overrides={"methods": {"prefix": {"train": {"lr": 0.5}}}})
-    expected = dict.fromkeys(OF_A_RUN, 2) | {"score": 4, "table": 2}
+    expected = dict.fromkeys(OF_A_RUN, 2) | {"score": 4, "table": 2, "scores": 1}
     assert planned(snakemake(workflow, "--dry-run")) == expected
     result = snakemake(workflow)
     assert result.returncode == 0, result.stderr
@@ -158,7 +158,7 @@ def test_a_changed_flag_reruns_its_runs_and_what_follows(workflow):
 def test_a_changed_beam_trains_nothing(workflow):
     write_configuration(workflow, overrides={"tasks": {"toy": {"generate": {"beam": 2}}}})
     assert planned(snakemake(workflow, "--dry-run")) == {
-        **{"import_prefix": 2, "generate": 5, "hypotheses": 5, "score": 10, "table": 2}
+        **{"import_prefix": 2, "generate": 5, "hypotheses": 5, "score": 10, "table": 2, "scores": 1}
     }
 
 
@@ -166,7 +166,7 @@ def test_another_seed_adds_its_runs_only(workflow):
     write_configuration(workflow, seeds=[1, 2, 3])
     assert planned(snakemake(workflow, "--dry-run")) == {
         **{"train": 2, "export_prefix": 1, "import_prefix": 1},
-        **{"generate": 2, "hypotheses": 2, "score": 4, "table": 2},
+        **{"generate": 2, "hypotheses": 2, "score": 4, "table": 2, "scores": 1},
     }
 
 

@@ -142,5 +142,9 @@ def pretraining(wildcards):
 
 
 def tables():
-    """The tables of the configured tasks."""
-    return [f"results/{task}/{metric}.txt" for task in study.tasks for metric in study.task(task)["metrics"]]
+    """The tables of the configured tasks: one of each score that this machine can compute, and one of all together."""
+    return [
+        f"results/{task}/{name}.txt"
+        for task in study.tasks
+        for name in [*scored_metrics(task)[0], *(["scores"] if len(study.task(task)["metrics"]) > 1 else [])]
+    ]

@@ -33,7 +33,7 @@ def unavailable() -> str | None:
 def meteor_statistics(
     hypotheses: Sequence[str], references: Sequence[Sequence[str]], memory: str = "2G"
 ) -> list[list[float]]:
-    """METEOR's sufficient statistics of every hypothesis with the best of its references, as its option -ssOut has them.
+    """METEOR's sufficient statistics of every hypothesis with the best of its references: its option -ssOut.
 
     Raises:
         UserError: Java or the package is missing, or the program failed.

@@ -24,7 +24,7 @@ import java_tools
 import numpy as np
 from common import UserError, progress
 
-# What the leaderboard of each protocol presents; a protocol also says how texts are prepared and which references count.
+# What the leaderboard of each protocol presents. A protocol also says how texts are prepared, which references count.
 PROTOCOLS = {
     "e2e": ("bleu", "nist", "meteor", "rouge", "cider"),
     "webnlg": ("bleu", "meteor", "ter"),
@@ -34,6 +34,7 @@ PROTOCOLS = {
 SEEN = frozenset(
     "Airport Astronaut Building City ComicsCharacter Food Monument SportsTeam University WrittenWork".split()
 )
+OFFICIAL_REFERENCES = 3  # of WebNLG and DART: further ones do not count
 _CHUNK = 256
 _FEW = 1000  # segments for which a second process costs more than it brings
 
@@ -142,16 +143,14 @@ def _mean(names: Sequence[str], values: Iterable, signature: str, scale: float =
 def prepared(protocol: str, metric: str, segments: Segments) -> Segments:
     """Texts and references as the official scripts of a data set hand them to the metric."""
     if protocol == "webnlg":
-        prepare_hypothesis, prepare_reference, count = webnlg_hypothesis, webnlg_reference, 3
+        prepare_hypothesis, prepare_reference = webnlg_hypothesis, webnlg_reference
     elif protocol == "dart":
-        # Only BLEU sees all three files of references there.
         prepare_hypothesis = prepare_reference = dart_text
-        count = 3 if metric == "bleu" else 1
     else:
         return segments
-    references = [[prepare_reference(text) for text in texts[:count]] for texts in segments.references]
+    references = [[prepare_reference(text) for text in texts[:OFFICIAL_REFERENCES]] for texts in segments.references]
     if metric == "bleu":  # multi-bleu.perl takes a missing line for a reference of no words
-        references = [texts + [""] * (count - len(texts)) for texts in references]
+        references = [texts + [""] * (OFFICIAL_REFERENCES - len(texts)) for texts in references]
     return replace(segments, hypotheses=list(map(prepare_hypothesis, segments.hypotheses)), references=references)
 
 
@@ -217,17 +216,30 @@ def _sacrebleu_rows(class_name: str, options: dict, pairs: list) -> list:
 
 def _ter_rows(options: dict, pairs: list) -> list:
     from sacrebleu.metrics import TER
-    from ter import edits
+    from ter import sacrebleu_edits
 
-    metric, rows = TER(**options), []
+    metric = TER(**options)
+    return _edit_rows(lambda text: metric._preprocess_segment(text).split(), sacrebleu_edits, pairs)
+
+
+def _tercom_rows(pairs: list) -> list:
+    from ter import tercom_edits
+
+    return _edit_rows(lambda text: text.lower().split(), lambda *words: tercom_edits(*words).count, pairs)
+
+
+def _edit_rows(split: Callable[[str], list[str]], edits: Callable[[list, list], int], pairs: list) -> list:
+    """For every segment the edits to the nearest reference, and the mean length of all."""
+    rows = []
     for hypothesis, references in pairs:
-        words = metric._preprocess_segment(hypothesis).split()
-        split = [metric._preprocess_segment(text).split() for text in references]
-        rows.append([min(edits(words, reference) for reference in split), sum(map(len, split)) / len(split)])
+        words, others = split(hypothesis), [split(text) for text in references]
+        rows.append([min(edits(words, other) for other in others), sum(map(len, others)) / len(others)])
     return rows
 
 
-def _sacrebleu(name: str, class_name: str, rows: Callable[[dict, list], list]) -> Callable[[Segments, dict], Statistics]:
+def _sacrebleu(
+    name: str, class_name: str, rows: Callable[[dict, list], list]
+) -> Callable[[Segments, dict], Statistics]:
     """The function of a metric of sacrebleu; its options are the arguments of sacrebleu's class."""
 
     def make(segments: Segments, options: dict) -> Statistics:
@@ -265,8 +277,15 @@ def bleu(segments: Segments, options: dict) -> Statistics:
 
 
 def ter(segments: Segments, options: dict) -> Statistics:
-    """TER by sacrebleu, as tercom with its default options; both protocols only prepare the text."""
-    return _generic_ter(segments, {key: value for key, value in options.items() if key != "protocol"})
+    """TER by sacrebleu; for webnlg and dart as tercom 0.7.25 with its default options."""
+    if "protocol" not in options:
+        return _generic_ter(segments, options)
+    signature = _signature(segments, case="lc", tok="tercom", norm="no", punct="yes", version="tercom-0.7.25")
+    return Statistics(["ter"], _rows(_tercom_rows, segments, "ter"), _tercom_score, signature)
+
+
+def _tercom_score(sums: np.ndarray) -> list[float]:
+    return [100 * sums[0] / sums[1] if sums[1] else 100.0 * bool(sums[0])]
 
 
 # BLEU and NIST of e2e-metrics -----------------------------------------------------------------------------------------
@@ -498,7 +517,9 @@ def bertscore(segments: Segments, options: dict) -> Statistics:
     except (OSError, ValueError, AssertionError, KeyError) as error:
         raise _options_error("bertscore", options, error) from None
     name, version = os.path.basename(os.path.normpath(model)), importlib.metadata.version("bert-score")
-    return _mean(["bertscore"], values.tolist(), _signature(segments, model=name, layer=layer, idf="no", version=version))
+    return _mean(
+        ["bertscore"], values.tolist(), _signature(segments, model=name, layer=layer, idf="no", version=version)
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
     args = parse_args(argv)
     metrics = wanted_metrics(args)
     references, groups = read_references(args, metrics)
-    systems = {str(path): read_hypotheses(path, references, args) for path in [args.hypotheses, *args.compare]}
+    systems = [read_hypotheses(path, references, args) for path in [args.hypotheses, *args.compare]]
     scored = {}
     for metric, options in metrics.items():
         if reason := unavailable(metric, options):
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
                 groups,
                 options,
             )
-            for hypotheses in systems.values()
+            for hypotheses in systems
         ]
     if not scored:
         raise UserError("nothing could be computed; what is missing is said above")
@@ -190,13 +190,12 @@ def make_report(args: argparse.Namespace, metrics: dict, scored: dict, groups: l
     """What goes into the JSON file: for each metric its scores, intervals, signature and comparisons."""
     report = {
         "bootstrap": {"samples": args.samples, "seed": args.seed},
+        "compared": [str(path) for path in args.compare],
         "count": len(groups),
         "hypotheses": str(args.hypotheses),
         "hypotheses_sha256": sha256_file(args.hypotheses),
         "metrics": {},
-        "unavailable": {
-            name: unavailable(name, options) for name, options in metrics.items() if name not in scored
-        },
+        "unavailable": {name: unavailable(name, options) for name, options in metrics.items() if name not in scored},
     }
     for metric, (baseline, *others) in scored.items():
         entry = {"signature": baseline["all"].signature, "scores": {}, "intervals": {}, "counts": {}}
@@ -219,9 +218,7 @@ def _compared(baseline: dict[str, Statistics], other: dict[str, Statistics], arg
     result = {}
     for split, part in other.items():
         tests = compare(baseline[split], part, args.samples, args.trials, args.seed)
-        for name, score, before, test in zip(
-            part.names, part.scores(), baseline[split].scores(), tests, strict=True
-        ):
+        for name, score, before, test in zip(part.names, part.scores(), baseline[split].scores(), tests, strict=True):
             result[score_name(name, split)] = {"score": score, "difference": score - before, **test._asdict()}
     return result
 
@@ -233,24 +230,26 @@ def text_report(report: dict) -> str:
     """The table for people: scores with intervals, comparisons below them, signatures at the end."""
     from table import aligned
 
-    first = next(iter(report["metrics"].values()))
-    splits = list(dict.fromkeys(split for entry in report["metrics"].values() for split in entry["counts"]))
-    counts = {split: entry["counts"][split] for entry in report["metrics"].values() for split in entry["counts"]}
-    rows = [["score", *(f"{split} ({counts[split]:,})" for split in splits)]]
+    counts: dict[str, int] = {}
+    columns: dict[str, dict[str, str]] = {}  # score -> split -> cell
     for entry in report["metrics"].values():
-        names = [name for name in entry["scores"] if ":" not in name]
-        rows += [[name, *(with_interval(entry, score_name(name, split)) for split in splits)] for name in names]
+        counts |= entry["counts"]
+        for name in entry["scores"]:
+            score, _, split = name.partition(":")
+            columns.setdefault(score, {})[split or "all"] = with_interval(entry, name)
+    rows = [["split", "segments", *columns]]
+    for split, count in counts.items():
+        rows.append([split, f"{count:,}", *(cells.get(split, "") for cells in columns.values())])
     lines = [
-        f"{report['hypotheses']}: {report['count']:,} hypotheses; in brackets 95 % intervals "
-        f"of {report['bootstrap']['samples']} bootstrap samples",
+        f"{report['hypotheses']}; in brackets 95 % intervals of {report['bootstrap']['samples']:,} bootstrap samples",
         "",
         *aligned(rows, left=1),
     ]
-    for path in first.get("comparisons", {}):
+    for path in report["compared"]:
         rows = [["score", "score of it", "difference", "p (bootstrap)", "p (randomisation)"]]
         for entry in report["metrics"].values():
             for name, found in entry["comparisons"][path].items():
-                digits = _digits(name)
+                digits = digits_of(name)
                 rows.append(
                     [name, f"{found['score']:.{digits}f}", f"{found['difference']:+.{digits}f}"]
                     + [f"{found[test]:.4f}" for test in ("bootstrap", "randomisation")]
@@ -261,16 +260,15 @@ def text_report(report: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _digits(name: str) -> int:
+def digits_of(name: str) -> int:
+    """How many digits of a score are shown."""
     return DIGITS.get(name.partition(":")[0], 2)
 
 
 def with_interval(entry: dict, name: str) -> str:
-    """A score with its interval, such as 45.13 [44.01, 46.22]; empty where there is none."""
-    if name not in entry["scores"]:
-        return ""
+    """A score with its interval, such as 45.13 [44.01, 46.22]."""
     low, high = entry["intervals"][name]
-    digits = _digits(name)
+    digits = digits_of(name)
     return f"{entry['scores'][name]:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
@@ -325,13 +323,17 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         "--compare", type=Path, nargs="+", default=[], metavar="FILE", help="other systems' hypotheses, to test against"
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write everything as JSON")
-    parser.add_argument("--samples", type=positive, default=SAMPLES, metavar="N", help="bootstrap samples [%(default)s]")
+    parser.add_argument(
+        "--samples", type=positive, default=SAMPLES, metavar="N", help="bootstrap samples [%(default)s]"
+    )
     parser.add_argument(
         "--trials", type=positive, default=TRIALS, metavar="N", help="trials of the randomisation test [%(default)s]"
     )
     parser.add_argument("--seed", type=int, default=SEED, metavar="N", help="of both tests [%(default)s, sacrebleu's]")
     parser.add_argument("--threads", type=positive, default=1, metavar="N", help="processes; changes no score [1]")
-    parser.add_argument("--java-memory", default="2G", metavar="SIZE", help="for METEOR and the tokeniser [%(default)s]")
+    parser.add_argument(
+        "--java-memory", default="2G", metavar="SIZE", help="for METEOR and the tokeniser [%(default)s]"
+    )
     args = parser.parse_args(argv)
     if args.references and args.examples:
         parser.error("--references and --examples are two sources of the same; give one")

@@ -66,5 +66,9 @@ def _swapped(one: Statistics, other: Statistics, trials: int, seed: int) -> np.n
 
 
 def _p_values(sampled: np.ndarray, observed: np.ndarray) -> list[float]:
-    """The share of samples that exceed what was observed; one is added to both, so that it never is zero."""
-    return [float(value) for value in ((sampled > observed).sum(axis=0) + 1) / (len(sampled) + 1)]
+    """The share of samples that exceed what was observed; one is added to both, so that it never is zero.
+
+    No difference at all is no reason to doubt that there is none: p is 1, where sacrebleu's count would make it 0.
+    """
+    exceeding = ((sampled > observed).sum(axis=0) + 1) / (len(sampled) + 1)
+    return [float(p) if difference else 1.0 for p, difference in zip(exceeding, observed, strict=True)]

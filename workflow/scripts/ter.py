@@ -31,7 +31,7 @@ class Edits(NamedTuple):
 
 
 def tercom_edits(hypothesis: list[str], reference: list[str]) -> Edits:
-    """Insertions, deletions, substitutions and shifts that make the reference of the hypothesis, as tercom counts them."""
+    """Insertions, deletions, substitutions and shifts that make the reference of the hypothesis, counted by tercom."""
     if not (hypothesis and reference):
         return Edits(len(hypothesis) + len(reference), 0)
     distance, words, shifts, tried = _TercomDistance(reference), hypothesis, 0, 0
@@ -81,8 +81,8 @@ def _shifts(words: list[str], reference: list[str], trace: str) -> list[list[tup
     found: list[list[tuple[int, int]]] = [[] for _ in range(MAX_SHIFT_SIZE)]
     for start, word in enumerate(words):
         places = positions.get(word, [])
-        reachable = (place for place in places if -MAX_SHIFT_DISTANCE - 1 <= aligned[place] - start <= MAX_SHIFT_DISTANCE)
-        if not any(aligned[place] != start for place in reachable):
+        distances = [aligned[place] - start for place in places]
+        if not any(-MAX_SHIFT_DISTANCE - 1 <= distance <= MAX_SHIFT_DISTANCE for distance in distances if distance):
             continue
         for length in range(1, min(MAX_SHIFT_SIZE, len(words) - start) + 1):
             last = length - 1
@@ -118,7 +118,7 @@ def _targets(aligned: dict[int, int], place: int, start: int, length: int) -> It
 
 
 def _shifted(words: list[str], start: int, length: int, target: int) -> list[str]:
-    """The words with some of them moved behind the word `target`; inside themselves, they move that far to the right."""
+    """The words with some of them moved behind the word `target`; inside of themselves they move that far on."""
     moved, rest = words[start : start + length], words[:start] + words[start + length :]
     if target < start:
         place = target + 1
@@ -221,12 +221,14 @@ class _TercomDistance(_EditDistance):
     """tercom goes on from a cell only if it is at most 20 worse than the best diagonal step into its row."""
 
     def _surely_found(self, count: int, value: int) -> bool:
-        return value <= BEAM_WIDTH
+        return value + (value + abs(count - self._size)) // 2 <= 2 * BEAM_WIDTH
 
     def _found(self, rows: list[Row], operations: str, cells: list[tuple[int, int, int]]) -> bool:
+        # Neighbours differ by at most 1, and a cell is at least as far from 0 as from the diagonal: whatever is more
+        # than 20 better than a cell of value v lies so far away that v and the way to the diagonal exceed 40.
         return all(
-            value <= BEAM_WIDTH or value - min(self._values(rows, i)) <= BEAM_WIDTH
-            for i, _, value in cells
+            value + abs(i - j) <= 2 * BEAM_WIDTH or value - min(self._values(rows, i)) <= BEAM_WIDTH
+            for i, j, value in cells
             if i < len(rows) - 1
         )
 
