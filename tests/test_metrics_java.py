@@ -76,7 +76,7 @@ def test_what_is_missing_is_said(monkeypatch, tmp_path):
 
 
 def test_meteor_of_statistics_by_hand(monkeypatch):
-    # 4 words against 5, of which 1 and 2 are function words; 2 content words and 1 function word match exactly, in 2 chunks
+    # 4 words against 5, of which 1 and 2 are function words; 2 content words and 1 function word match, in 2 chunks
     row = [4, 5, 1, 2, 2, 2, 1, 1, *[0] * 12, 2, 3, 3]
     whole = [2, 2, 0, 0, 2, 2, 0, 0, *[0] * 12, 1, 2, 2]
     monkeypatch.setattr(java_tools, "unavailable", lambda: None)
@@ -99,7 +99,11 @@ with_java = pytest.mark.skipif(
 @with_java
 def test_tokens():
     texts = ("The Vaults - a pub, isn't it?", "", "Café (5 out of 5) costs £20-25.")
-    assert java_tools.ptb_tokens(texts) == ("the vaults a pub is n't it", "", "café 5 out of 5 costs £ 20-25")
+    assert java_tools.ptb_tokens(texts) == (
+        "the vaults a pub is n't it",
+        "",
+        "café -lrb- 5 out of 5 -rrb- costs # 20-25",
+    )
 
 
 @with_java

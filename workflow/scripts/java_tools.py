@@ -60,11 +60,9 @@ def ptb_tokens(lines: tuple[str, ...], memory: str = "2G") -> tuple[str, ...]:
         UserError: Java or the package is missing, or the program failed.
     """
     options = ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
-    text = "\n".join(map(single_line, lines))
+    text = "".join(single_line(line) + "\n" for line in lines)
     output = _run("tokenizer/stanford-corenlp-3.4.1.jar", memory, ["-cp"], options, text)
-    tokenised = output.split("\n")
-    if tokenised and not tokenised[-1] and len(tokenised) == len(lines) + 1:
-        del tokenised[-1]
+    tokenised = output.split("\n")[:-1]
     if len(tokenised) != len(lines):
         raise UserError(f"the Penn Treebank tokeniser gave {len(tokenised)} lines for {len(lines)}")
     return tuple(" ".join(word for word in line.rstrip().split(" ") if word not in PUNCTUATION) for line in tokenised)
