@@ -91,6 +91,9 @@ def read_row(model: str, method: str, runs: list[Path], metrics: list[str]) -> R
     if len(counts) != 1:
         raise UserError(f"{runs[0].parent}: its seeds differ in their parameters; they were not trained alike")
     trained, stored, base = counts.pop()
+    for metric, entries in scored.items():
+        if len({(*entry["scores"],) for entry in entries}) != 1:
+            raise UserError(f"{metric}: the runs in {runs[0].parent} were not scored alike; score them again")
     names = [(metric, name) for metric in metrics for name in scored[metric][0]["scores"]]
     return Row(
         model,
