@@ -20,7 +20,7 @@ from metrics import (
 from significance import compare, intervals
 
 
-def score(metric, hypotheses, references, threads=1, **options):
+def score(metric, hypotheses, references, /, threads=1, **options):
     result = statistics(metric, Segments(hypotheses, references, threads), options)
     return dict(zip(result.names, result.scores(), strict=True)), result.signature
 
@@ -133,7 +133,9 @@ def test_rouge_by_hand():
 def test_rouge_takes_the_best_reference_of_each_example_and_the_mean_over_examples():
     scores, signature = score("rouge", ["a b c", "x"], [["a b c", "z"], ["y"]])
     assert scores["rouge1"] == pytest.approx(50)
-    assert signature.startswith("nrefs:var|refs:max|agg:mean|")
+    assert signature.startswith("nrefs:var|refs:best|agg:mean|")
+    mean, signature = score("rouge", ["a b c", "x"], [["a b c", "z"], ["y"]], references="mean")
+    assert mean["rouge1"] == pytest.approx(25) and "refs:mean" in signature
 
 
 def test_rouge_lsum_splits_sentences():
@@ -151,7 +153,9 @@ def test_rouge_equals_rouge_score():
     assert scores == {name: 100 * sum(each[name].fmeasure for each in best) / 3 for name in ("rouge1", "rougeL")}
 
 
-@pytest.mark.parametrize("options", [{"types": ["rouge-l"]}, {"types": "rouge1"}, {"types": []}, {"stemmer": "yes"}])
+@pytest.mark.parametrize(
+    "options", [{"types": ["rouge-l"]}, {"types": "rouge1"}, {"types": []}, {"stemmer": "yes"}, {"references": "all"}]
+)
 def test_bad_rouge_options_are_refused(options):
     with pytest.raises(UserError, match="rouge"):
         score("rouge", ["a"], [["a"]], **options)

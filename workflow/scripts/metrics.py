@@ -450,30 +450,34 @@ def _coco_signature(segments: Segments) -> str:
 
 
 def rouge(segments: Segments, options: dict) -> Statistics:
-    """Mean F of rouge-score over the segments; of several references the best counts, for each type by itself."""
+    """Mean F of rouge-score over the segments; of several references the best counts, or their mean, for each type."""
     if options.get("protocol") == "e2e":
         return _coco_rouge(segments)
     types, stemmer = options.get("types", ["rouge1", "rouge2", "rougeL"]), options.get("stemmer", True)
-    if not (isinstance(types, list) and types and isinstance(stemmer, bool)):
-        raise UserError("rouge: types is a list such as [rouge1, rougeL], and stemmer is true or false")
+    several = options.get("references", "best")
+    if not (isinstance(types, list) and types and isinstance(stemmer, bool) and several in ("best", "mean")):
+        raise UserError(
+            "rouge: types is a list such as [rouge1, rougeL], stemmer is true or false, and references is best or mean"
+        )
+    rows_of = functools.partial(_rouge_rows, types, stemmer, np.max if several == "best" else np.mean)
     try:
-        _rouge_rows(types, stemmer, [("", [""])])
+        rows_of([("", [""])])
     except (TypeError, ValueError) as error:
         raise _options_error("rouge", options, error) from None
-    rows = _rows(functools.partial(_rouge_rows, types, stemmer), segments, "rouge")
-    parts = {"refs": "max", "agg": "mean", "case": "lc", "tok": "rouge-score", "stem": "porter" if stemmer else "no"}
+    rows = _rows(rows_of, segments, "rouge")
+    parts = {"refs": several, "agg": "mean", "case": "lc", "tok": "rouge-score", "stem": "porter" if stemmer else "no"}
     if "rougeLsum" in types:
         parts["sent"] = ".?!"
     return _mean(types, rows, _signature(segments, **parts, version=importlib.metadata.version("rouge-score")))
 
 
-def _rouge_rows(types: list[str], stemmer: bool, pairs: list) -> list:
+def _rouge_rows(types: list[str], stemmer: bool, of_several: Callable, pairs: list) -> list:
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer, rows = RougeScorer(types, tokenizer=_rouge_tokenizer(stemmer)), []
     for hypothesis, references in pairs:
-        best = scorer.score_multi([_sentences(text) for text in references], _sentences(hypothesis))
-        rows.append([best[name].fmeasure for name in types])
+        found = [scorer.score(_sentences(text), _sentences(hypothesis)) for text in references]
+        rows.append([of_several([scores[name].fmeasure for scores in found]) for name in types])
     return rows
 
 
@@ -544,7 +548,7 @@ METRICS: dict[str, Metric] = {
     ),
     "nist": Metric(nist),
     "meteor": Metric(meteor, (), _java),
-    "rouge": Metric(rouge, ("types", "stemmer"), _java_for_e2e),
+    "rouge": Metric(rouge, ("types", "stemmer", "references"), _java_for_e2e),
     "cider": Metric(cider, (), _java),
     "ter": Metric(ter, ("normalized", "no_punct", "asian_support", "case_sensitive")),
     "chrf": Metric(
