@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import json
 import re
 import sys
 import xml.etree.ElementTree
@@ -344,14 +343,26 @@ def main() -> None:
     if missing:
         print(f"without METEOR, CIDEr and E2E's ROUGE-L: each {missing}", file=sys.stderr)
         kept = {data: tuple(m for m in metrics if (data, m) not in JAVA) for data, metrics in kept.items()}
-    lines = [*e2e(folder, kept["e2e"]), *webnlg(folder, kept["webnlg"]), *dart(folder, kept["dart"]), *xsum(folder)]
-    rows = [["data", "system", "score", "published", "ours", "difference", "equal"]]
-    for line in lines:
-        shown = min(line.digits, 6)
-        rows.append([line.data, line.system, line.score, f"{line.published:.{shown}f}", f"{line.ours:.{shown}f}"]
-                    + [f"{line.ours - line.published:+.1e}", "yes" if line.equal else "no"])  # fmt: skip
-    print("\n".join(aligned(rows, left=3)))
-    print(json.dumps({"figures": len(lines), "equal to every published digit": sum(line.equal for line in lines)}))
+    found = []
+    for lines in (
+        xsum(folder),
+        dart(folder, kept["dart"]),
+        e2e(folder, kept["e2e"]),
+        webnlg(folder, kept["webnlg"]),
+    ):
+        part = list(lines)
+        found += part
+        print("\n".join([*aligned([HEADER, *map(shown, part)], left=3), ""]), flush=True)
+    print(f"{sum(line.equal for line in found)} of {len(found)} figures equal to every published digit")
+
+
+HEADER = ["data", "system", "score", "published", "ours", "difference", "equal"]
+
+
+def shown(line: Line) -> list[str]:
+    digits = min(line.digits, 6)
+    figures = [f"{line.published:.{digits}f}", f"{line.ours:.{digits}f}", f"{line.ours - line.published:+.1e}"]
+    return [line.data, line.system, line.score, *figures, "yes" if line.equal else "no"]
 
 
 if __name__ == "__main__":

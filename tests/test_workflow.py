@@ -203,7 +203,8 @@ def test_the_shipped_overlays_plan_three_methods_per_task(tmp_path, name):
     shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
     plan = planned(snakemake(tmp_path, "--dry-run", "--configfile", f"configs/{name}.yaml"))
     tasks = {"demo": 2, "small": 1}[name]
-    assert (plan["pretrain"], plan["train"], plan["generate"], plan["table"]) == (1, 2 * tasks, 3 * tasks, tasks)
+    assert (plan["pretrain"], plan["train"], plan["generate"]) == (1, 2 * tasks, 3 * tasks)
+    assert plan["table"] >= tasks  # one for each score that this machine can compute
 
 
 def test_a_mistake_is_one_sentence_before_anything_runs(workflow):

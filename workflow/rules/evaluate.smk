@@ -1,26 +1,9 @@
 # Beam search -> text -> scores -> tables. From hypotheses on nothing needs torch.
 
 
-from metrics import unavailable
-
-
 localrules:
     table,
     scores,
-
-
-def scored_metrics(task):
-    """Metrics of a task that this machine can compute, and a sentence about each of the others."""
-    metrics = study.task(task)["metrics"]
-    missing = {metric: unavailable(metric, options) for metric, options in metrics.items()}
-    return (
-        [metric for metric in metrics if not missing[metric]],
-        [f"{metric}: not computed; it {reason}" for metric, reason in missing.items() if reason],
-    )
-
-
-def scored(task, metrics):
-    return [f"{run}/{metric}.json" for run in run_folders(task) for metric in metrics]
 
 
 rule generate:
