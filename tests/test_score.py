@@ -47,6 +47,8 @@ def test_report(score, tmp_path, capsys):
     whole = json.loads((tmp_path / "scores.json").read_text())
     assert (whole["count"], report["counts"], whole["bootstrap"]) == (3, {"all": 3}, {"samples": 40, "seed": 12345})
     assert whole["hypotheses_sha256"] == hashlib.sha256((tmp_path / "hypotheses.txt").read_bytes()).hexdigest()
+    digest = hashlib.sha256((tmp_path / "test.jsonl").read_bytes()).hexdigest()
+    assert whole["references_sha256"] == {str(tmp_path / "test.jsonl"): digest}
     low, high = report["intervals"]["bleu"]
     assert low <= report["scores"]["bleu"] <= high
     assert f"{report['scores']['bleu']:.2f} [{low:.2f}, {high:.2f}]" in capsys.readouterr().out
@@ -190,12 +192,15 @@ def test_bom_crlf_tabs_and_gzip_do_not_matter(tmp_path, write_lines, capsys):
 def test_a_task_by_its_name(tmp_path, monkeypatch, write_jsonl, write_lines, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs" / "tasks").mkdir(parents=True)
-    (tmp_path / "configs" / "tasks" / "mine.yaml").write_text("reader: jsonl\nmetrics: {chrf: {word_order: 2}}\n")
+    text = "reader: jsonl\ninputs: {test: {path: t.jsonl}}\nmetrics: {chrf: {word_order: 2}}\n"
+    (tmp_path / "configs" / "tasks" / "mine.yaml").write_text(text)
     write_jsonl("data/mine/test.jsonl", [example(0, "source", "a b c")])
     main(["--task", "mine", "--hypotheses", write_lines("h", ["a b c"]), "--samples", "40"])
     assert "chrf: nrefs:1|case:mixed|eff:yes|nc:6|nw:2" in capsys.readouterr().out
     with pytest.raises(UserError, match="no task is called 'yours'"):
         main(["--task", "yours", "--hypotheses", "h"])
+    with pytest.raises(UserError, match="data/e2e/test.jsonl: cannot be read"):
+        main(["--task", "e2e", "--hypotheses", "h"])  # of the project's own tasks, not prepared here
 
 
 @pytest.mark.parametrize(

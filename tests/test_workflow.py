@@ -105,6 +105,8 @@ def test_a_table_for_every_metric_with_every_method(finished):
         text = (finished / "results" / "toy" / f"{metric}.txt").read_text()
         assert [line.split()[1] for line in text.splitlines()[4:7]] == CONFIG["methods"]
         assert (finished / "results" / "toy" / f"{metric}.tsv").exists()
+    header = (finished / "results" / "toy" / "scores.txt").read_text().splitlines()[2]
+    assert header.split()[-4:] == ["bleu", "rouge1", "rouge2", "rougeL"]
 
 
 def test_fairseq_gets_data_base_seed_and_flags(finished):

@@ -74,17 +74,17 @@ def wanted_metrics(args: argparse.Namespace) -> dict[str, dict]:
 
 
 def _metrics_of_task(task: str) -> dict[str, dict]:
-    from config import check, load_yaml
+    """What configs/tasks/{task}.yaml says, here or else in the project, with the changes of the configuration beside it."""
+    from config import Configuration, load_yaml
 
-    candidates = [folder / "configs" / "tasks" / f"{task}.yaml" for folder in (Path(), PROJECT)]
-    for path in candidates:
-        if path.is_file():
-            values = load_yaml(path)
-            check(values, "task", str(path))
-            if unknown := [name for name in values["metrics"] if name not in METRICS]:
-                raise UserError(f"{path}: metrics: no metric is called {unknown[0]!r}; there are: {', '.join(METRICS)}")
-            return values["metrics"]
-    raise UserError(f"no task is called {task!r}: there is no {candidates[-1]}")
+    folders = [folder for folder in (Path("configs"), PROJECT / "configs") if folder.is_dir()]
+    file = next(folder / "config.yaml" for folder in folders if (folder / "config.yaml").is_file())
+    return Configuration(load_yaml(file), str(file), folders).task(task)["metrics"]
+
+
+def reference_files(args: argparse.Namespace) -> list[Path]:
+    """The files that references come from: one test set, or text files."""
+    return args.references or [args.examples or Path("data") / args.task / "test.jsonl"]
 
 
 def read_references(args: argparse.Namespace, metrics: dict[str, dict]) -> tuple[list[list[str]], list[str | None]]:
@@ -97,7 +97,7 @@ def read_references(args: argparse.Namespace, metrics: dict[str, dict]) -> tuple
         in_groups = any(options.get("protocol") == "e2e" for options in metrics.values())
         references = _read_plain(args.references, in_groups)
         return references, [None] * len(references)
-    path = args.examples or Path("data") / args.task / "test.jsonl"
+    [path] = reference_files(args)
     references, groups = [], []
     for number, row in read_jsonl(path):
         texts = row.get("references")
@@ -151,7 +151,7 @@ def read_hypotheses(path: Path, references: list, args: argparse.Namespace) -> l
     """
     hypotheses = [line for _, line in read_lines(path)]
     if len(hypotheses) != len(references):
-        source = ", ".join(map(str, args.references or [args.examples or Path("data") / args.task / "test.jsonl"]))
+        source = ", ".join(map(str, reference_files(args)))
         raise UserError(
             f"{path} has {len(hypotheses)} lines and {source} {len(references)} examples; "
             "there must be one hypothesis per example, in order"
@@ -194,6 +194,7 @@ def make_report(args: argparse.Namespace, metrics: dict, scored: dict, groups: l
         "count": len(groups),
         "hypotheses": str(args.hypotheses),
         "hypotheses_sha256": sha256_file(args.hypotheses),
+        "references_sha256": {str(path): sha256_file(path) for path in reference_files(args)},
         "metrics": {},
         "unavailable": {name: unavailable(name, options) for name, options in metrics.items() if name not in scored},
     }
