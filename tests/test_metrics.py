@@ -249,3 +249,8 @@ def test_a_subset_scores_as_if_alone():
         part = statistics(metric, Segments(hypotheses, references), {}).subset(picked)
         alone = statistics(metric, Segments([hypotheses[i] for i in picked], [references[i] for i in picked]), {})
         assert part.scores() == pytest.approx(alone.scores())
+
+
+def test_bertscore_says_what_it_needs():
+    with pytest.raises(UserError, match="bertscore needs the (package bert-score|options model)"):
+        score("bertscore", ["a"], [["a"]])

@@ -509,21 +509,25 @@ def _sentences(text: str) -> str:
 
 def bertscore(segments: Segments, options: dict) -> Statistics:
     """F of BERTScore with a model from a directory; of several references the best counts. Nothing is downloaded."""
-    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
-    from bert_score import BERTScorer
-
     model, layer = options.get("model"), options.get("layer")
     if not (isinstance(model, str) and os.path.isfile(os.path.join(model, "config.json")) and isinstance(layer, int)):
         raise UserError("bertscore needs the options model, a directory with config.json, and layer, such as 17")
+    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
+    # Empty texts score 0 there; bert-score cannot encode them with newer versions of transformers.
+    kept = [index for index, text in enumerate(segments.hypotheses) if text.strip()]
+    values = np.zeros(len(segments.hypotheses))
     try:
+        from bert_score import BERTScorer
+
         scorer = BERTScorer(model_type=model, num_layers=layer, nthreads=segments.threads)
-        _, _, values = scorer.score(segments.hypotheses, segments.references)
-    except (OSError, ValueError, AssertionError, KeyError) as error:
+        if kept:
+            chosen = [segments.hypotheses[index] for index in kept], [segments.references[index] for index in kept]
+            values[kept] = scorer.score(*chosen)[2].numpy()
+    except (ImportError, OSError, ValueError, AssertionError, KeyError, AttributeError, OverflowError) as error:
         raise _options_error("bertscore", options, error) from None
-    name, version = os.path.basename(os.path.normpath(model)), importlib.metadata.version("bert-score")
-    return _mean(
-        ["bertscore"], values.tolist(), _signature(segments, model=name, layer=layer, idf="no", version=version)
-    )
+    parts = {"model": os.path.basename(os.path.normpath(model)), "layer": layer, "idf": "no"}
+    signature = _signature(segments, **parts, version=importlib.metadata.version("bert-score"))
+    return _mean(["bertscore"], values, signature)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

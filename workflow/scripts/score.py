@@ -74,7 +74,7 @@ def wanted_metrics(args: argparse.Namespace) -> dict[str, dict]:
 
 
 def _metrics_of_task(task: str) -> dict[str, dict]:
-    """What configs/tasks/{task}.yaml says, here or else in the project, with the changes of the configuration beside it."""
+    """What configs/tasks/{task}.yaml says, here or else in the project, with the changes of config.yaml."""
     from config import Configuration, load_yaml
 
     folders = [folder for folder in (Path("configs"), PROJECT / "configs") if folder.is_dir()]
