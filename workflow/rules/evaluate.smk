@@ -67,7 +67,7 @@ rule score:
         "runs/{task}/{model}/{method}/{seed}/{metric}.json",
     log:
         "logs/runs/{task}/{model}/{method}/{seed}/{metric}.log",
-    threads: lambda wildcards: 2 if wildcards.metric in ("rouge", "ter", "chrf") else 1
+    threads: lambda wildcards: 2 if wildcards.metric in ("ter", "chrf") else 1
     resources:
         mem_mb=4000,
         runtime=60,
