@@ -7,16 +7,19 @@ VENV := .venv/bin/python
 SOURCES := fairseq_prefix workflow tests setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test demo test lint clean
+.PHONY: help setup setup-test setup-scores demo test test-scores bench-scores lint clean
 
 help:  ## List the targets
-	@sed -n 's/^\([a-z-]*\):.*##/\1#/p' Makefile | while IFS='#' read -r name text; do printf '  make %-8s%s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*##/\1#/p' Makefile | while IFS='#' read -r name text; do printf '  make %-14s%s\n' "$$name" "$$text"; done
 
 setup:  ## Create .venv with the locked versions (done by the other targets too)
 	@PYTHON="$(PYTHON)" workflow/setup.sh run
 
 setup-test:
 	@PYTHON="$(PYTHON)" workflow/setup.sh test
+
+setup-scores: setup  ## Add what METEOR, CIDEr and E2E's ROUGE-L need (100 MB, and Java)
+	@PYTHON="$(PYTHON)" workflow/setup.sh scores
 
 demo: setup  ## Train a prefix over a small frozen BART, from nothing to a table of scores, offline
 	@$(VENV) workflow/scripts/unlock.py
@@ -25,6 +28,12 @@ demo: setup  ## Train a prefix over a small frozen BART, from nothing to a table
 
 test: lint  ## Linters, then all tests
 	@$(VENV) -m pytest -n 2
+
+test-scores: setup-test setup-scores  ## Every published score against ours, those of Java programs too (10 minutes)
+	@$(VENV) -m pytest -m "slow or not slow" tests/test_score.py tests/test_metrics.py tests/test_metrics_java.py tests/test_published.py
+
+bench-scores: setup-test  ## Times of the scores, beside those of the packages they are built on
+	@$(VENV) tests/bench_scores.py
 
 lint: setup-test  ## ruff, snakefmt and Snakemake's own linter
 	@$(VENV) -m ruff check $(SOURCES)

@@ -27,10 +27,11 @@ setup(
             "sentencepiece>=0.2,<0.3",
             "snakemake>=9.11,<10",
             "tqdm>=4.66,<5",
+            "unidecode>=1.3,<2",
         ],
-        "parquet": [
-            "pyarrow>=14",
-        ],
+        "parquet": ["pyarrow>=14"],
+        "scores": ["pycocoevalcap>=1.2,<2"],  # METEOR, CIDEr and the Treebank tokeniser; they also need Java
+        "bertscore": ["bert-score>=0.3.13,<0.4"],
         "test": [
             "pyarrow>=14",
             "pytest>=8",

@@ -1,4 +1,4 @@
-"""Scores: those of sacrebleu and rouge-score, whatever the number of references, and never over misaligned files."""
+"""The command: what it reads and refuses, its scores by several references, splits, comparisons, and what it writes."""
 
 import hashlib
 import json
@@ -15,26 +15,52 @@ HYPOTHESES = ["the cat sat on a mat", "the dog ran off", "one two four"]
 
 @pytest.fixture
 def score(tmp_path, write_jsonl):
-    """A function (metric, hypotheses, references, options) that returns the report."""
+    """A function (metric, hypotheses, references, options, more arguments) that returns the metric's report."""
 
-    def call(metric, hypotheses, references, options=None):
+    def call(metric, hypotheses, references, options=None, *arguments, groups=None):
         (tmp_path / "hypotheses.txt").write_text("".join(line + "\n" for line in hypotheses), encoding="utf-8")
-        examples = write_jsonl("test.jsonl", [example(n, "source", *texts) for n, texts in enumerate(references)])
-        files = ["--hypotheses", str(tmp_path / "hypotheses.txt"), "--examples", str(examples)]
-        files += ["--output", str(tmp_path / f"{metric}.json")]
-        main(["--metric", metric, *files, *(["--options", json.dumps(options)] if options is not None else [])])
-        return json.loads((tmp_path / f"{metric}.json").read_text())
+        groups = groups or [None] * len(references)
+        rows = [example(n, "source", *texts, group=group) for n, (texts, group) in enumerate(zip(references, groups))]  # noqa: B905
+        files = ["--hypotheses", str(tmp_path / "hypotheses.txt"), "--examples", str(write_jsonl("test.jsonl", rows))]
+        files += ["--output", str(tmp_path / "scores.json"), "--samples", "40", "--trials", "50"]
+        given = metric if options is None else f"{metric}={json.dumps(options)}"
+        main(["--metric", given, *files, *arguments])
+        return json.loads((tmp_path / "scores.json").read_text())["metrics"][metric]
 
     return call
 
 
-def test_report(score, tmp_path):
+@pytest.fixture
+def write_lines(tmp_path):
+    """A function (name, lines) that writes a text file and returns its path as text."""
+
+    def write(name, lines):
+        (tmp_path / name).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        return str(tmp_path / name)
+
+    return write
+
+
+def test_report(score, tmp_path, capsys):
     report = score("bleu", HYPOTHESES, REFERENCES)
-    assert set(report) == {"metric", "scores", "signature", "count", "hypotheses_sha256", "examples_sha256"}
-    assert (report["metric"], report["count"]) == ("bleu", 3)
-    for name in ("hypotheses.txt", "test.jsonl"):
-        digest = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
-        assert digest in (report["hypotheses_sha256"], report["examples_sha256"])
+    assert set(report) == {"signature", "scores", "intervals", "counts"}
+    whole = json.loads((tmp_path / "scores.json").read_text())
+    assert (whole["count"], report["counts"], whole["bootstrap"]) == (3, {"all": 3}, {"samples": 40, "seed": 12345})
+    assert whole["hypotheses_sha256"] == hashlib.sha256((tmp_path / "hypotheses.txt").read_bytes()).hexdigest()
+    digest = hashlib.sha256((tmp_path / "test.jsonl").read_bytes()).hexdigest()
+    assert whole["references_sha256"] == {str(tmp_path / "test.jsonl"): digest}
+    low, high = report["intervals"]["bleu"]
+    assert low <= report["scores"]["bleu"] <= high
+    assert f"{report['scores']['bleu']:.2f} [{low:.2f}, {high:.2f}]" in capsys.readouterr().out
+
+
+def test_several_metrics_in_one_call(write_lines, capsys):
+    files = ["--hypotheses", write_lines("h", HYPOTHESES), "--references", write_lines("r", ["a b c d"] * 3)]
+    main(["--metric", "chrf", "--metric", 'bleu={"lowercase": true}', *files, "--samples", "40"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].split() == ["split", "segments", "chrf", "bleu"]
+    assert lines[4].split()[:2] == ["all", "3"] and len({len(line) for line in lines[3:5]}) == 1
+    assert any(line.startswith("bleu: nrefs:1|case:lc") for line in lines)
 
 
 @pytest.mark.parametrize(("metric", "best"), [("bleu", 100), ("chrf", 100), ("ter", 0), ("rouge", 100)])
@@ -57,15 +83,16 @@ def test_equal_to_sacrebleu_with_variable_references(score, metric, name):
     streams = [[texts[i] if i < len(texts) else None for texts in REFERENCES] for i in range(3)]
     expected = theirs.corpus_score(HYPOTHESES, streams).score
     report = score(metric, HYPOTHESES, REFERENCES)
-    assert report["scores"] == {metric: expected}
+    assert report["scores"] == pytest.approx({metric: expected})
     assert report["signature"] == theirs.get_signature().format()
     assert report["signature"].startswith("nrefs:var|")
     assert "version:" in report["signature"]
 
 
-def test_a_missing_reference_is_not_an_empty_one(score):
+@pytest.mark.parametrize("empty", [[], [""]])
+def test_a_missing_reference_is_not_an_empty_one(score, empty):
     """An empty reference of length 0 would be closest to a short hypothesis and lift the brevity penalty."""
-    variable = score("bleu", ["a b c d", "x"], [["a b c d", "e f g h"], ["x y z"]])["scores"]["bleu"]
+    variable = score("bleu", ["a b c d", "x"], [["a b c d", "e f g h"], ["x y z", *empty]])["scores"]["bleu"]
     fixed = score("bleu", ["a b c d", "x"], [["a b c d", "e f g h"], ["x y z", "x y z"]])["scores"]["bleu"]
     assert variable == fixed
 
@@ -77,25 +104,103 @@ def test_options_reach_the_metric_and_the_signature(score):
     assert "case:mixed" in cased["signature"] and "case:lc" in folded["signature"]
 
 
-def test_rouge_by_hand(score):
-    # "cats sat" against "cat sat there": with stemming 2 of 2 and 2 of 3 unigrams, 1 of 1 and 1 of 2 bigrams
-    report = score("rouge", ["cats sat"], [["cat sat there"]])
-    assert report["scores"] == pytest.approx({"rouge1": 80, "rouge2": 100 * 2 / 3, "rougeL": 80})
-    plain = score("rouge", ["cats sat"], [["cat sat there"]], {"stemmer": False, "types": ["rouge1"]})
-    assert plain["scores"] == pytest.approx({"rouge1": 40})
-    assert "stem:porter" in report["signature"] and "stem:no" in plain["signature"]
-
-
-def test_rouge_takes_the_best_reference_of_each_example_and_the_mean_over_examples(score):
-    report = score("rouge", ["a b c", "x"], [["a b c", "z"], ["y"]])
-    assert report["scores"]["rouge1"] == pytest.approx(50)
-    assert report["signature"].startswith("nrefs:var|refs:max|agg:mean|")
-
-
 def test_empty_hypotheses_count(score):
     assert score("rouge", ["", "a b"], [["a b"], ["a b"]])["scores"]["rouge1"] == pytest.approx(50)
-    for metric in ("bleu", "chrf", "ter"):
-        assert score(metric, ["", "a b c d"], [["a b c d"], ["a b c d"]])["count"] == 2
+    for metric in ("bleu", "chrf", "ter", "nist"):
+        assert score(metric, ["", "a b c d"], [["a b c d"], ["a b c d"]])["counts"] == {"all": 2}
+
+
+# Splits ---------------------------------------------------------------------------------------------------------------
+
+GROUPS = ["Airport", "Politician", "Food"]
+
+
+def test_webnlg_is_split_into_seen_and_unseen(score):
+    report = score("bleu", HYPOTHESES, REFERENCES, {"protocol": "webnlg"}, groups=GROUPS)
+    assert report["counts"] == {"all": 3, "seen": 2, "unseen": 1}
+    alone = score("bleu", HYPOTHESES[1:2], REFERENCES[1:2], {"protocol": "webnlg"})
+    assert report["scores"]["bleu:unseen"] == alone["scores"]["bleu"]
+    assert alone["counts"] == {"all": 1}  # examples without groups are not split
+
+
+@pytest.mark.parametrize("arguments", [["--by-group"], []])
+def test_groups_on_request(score, arguments):
+    options = {} if arguments else {"groups": True}
+    report = score("rouge", HYPOTHESES, REFERENCES, options, *arguments, groups=["x", "y", "x"])
+    assert report["counts"] == {"all": 3, "x": 2, "y": 1}
+    assert set(report["scores"]) == {
+        *(name + split for name in ("rouge1", "rouge2", "rougeL") for split in ("", ":x", ":y"))
+    }
+    assert "counts" in score("rouge", HYPOTHESES, REFERENCES, groups=["x", "y", "x"])
+
+
+# Comparisons ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_system_against_itself_and_a_better_one(write_lines, tmp_path, capsys):
+    references = [f"the {n} cats sat on the mat number {n}" for n in range(60)]
+    worse = [text if n % 3 else "nothing of it" for n, text in enumerate(references)]
+    first, better = write_lines("first", worse), write_lines("better", references)
+    files = ["--hypotheses", first, "--references", write_lines("r", references), "--output", str(tmp_path / "o.json")]
+    main(["--metric", "bleu", "--metric", "rouge", *files, "--compare", better, first, "--trials", "200"])
+    for entry in json.loads((tmp_path / "o.json").read_text())["metrics"].values():
+        for name, found in entry["comparisons"][better].items():
+            assert found["difference"] == pytest.approx(found["score"] - entry["scores"][name])
+            assert found["difference"] > 0 and found["bootstrap"] < 0.01 and found["randomisation"] < 0.01
+        assert {(found["bootstrap"], found["randomisation"]) for found in entry["comparisons"][first].values()} == {
+            (1, 1)
+        }
+    assert f"{better}, against the first" in capsys.readouterr().out
+
+
+def test_the_seed_decides_the_interval(score):
+    references = [[f"w{n % 7} x y z {n % 3}"] for n in range(40)]
+    hypotheses = [f"w{n % 5} x y z {n % 4}" for n in range(40)]
+    first, again, other = (
+        score("bleu", hypotheses, references, None, "--seed", seed)["intervals"] for seed in ("1", "1", "2")
+    )
+    assert first == again != other
+
+
+# Reading --------------------------------------------------------------------------------------------------------------
+
+
+def test_reference_files_line_by_line(write_lines, capsys):
+    files = [write_lines("r0", ["a b c d e", "f g h i j"]), write_lines("r1", ["", "k l m n o"])]
+    hypotheses = write_lines("h", ["a b c d e", "k l m n o"])
+    main(["--metric", "bleu", "--hypotheses", hypotheses, "--references", *files, "--samples", "40"])
+    assert "100.00" in (out := capsys.readouterr().out) and "nrefs:var" in out
+    main(["--protocol", "webnlg", "--metric", 'bleu={"protocol": "webnlg"}', "--hypotheses", hypotheses]
+         + ["--references", *files, "--samples", "40"])  # fmt: skip
+    assert "nrefs:3" in capsys.readouterr().out  # missing lines are references of no words
+
+
+def test_e2e_references_in_one_file_with_empty_lines_between(write_lines, tmp_path):
+    references = write_lines("refs", ["a b c d", "e f g h", "", "i j k l", ""])
+    main(["--metric", 'bleu={"protocol": "e2e"}', "--hypotheses", write_lines("h", ["e f g h", "i j k l"])]
+         + ["--references", references, "--output", str(tmp_path / "o"), "--samples", "40"])  # fmt: skip
+    assert json.loads((tmp_path / "o").read_text())["metrics"]["bleu"]["scores"]["bleu"] == pytest.approx(100)
+
+
+def test_bom_crlf_tabs_and_gzip_do_not_matter(tmp_path, write_lines, capsys):
+    (tmp_path / "windows").write_bytes("\ufeffa b\tc d é\r\ne f g h i\r\n".encode())
+    references = write_lines("r", ["a b c d é", "e f g h i"])
+    main(["--metric", "bleu", "--hypotheses", str(tmp_path / "windows"), "--references", references, "--samples", "40"])
+    assert " 100.00 " in capsys.readouterr().out
+
+
+def test_a_task_by_its_name(tmp_path, monkeypatch, write_jsonl, write_lines, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs" / "tasks").mkdir(parents=True)
+    text = "reader: jsonl\ninputs: {test: {path: t.jsonl}}\nmetrics: {chrf: {word_order: 2}}\n"
+    (tmp_path / "configs" / "tasks" / "mine.yaml").write_text(text)
+    write_jsonl("data/mine/test.jsonl", [example(0, "source", "a b c")])
+    main(["--task", "mine", "--hypotheses", write_lines("h", ["a b c"]), "--samples", "40"])
+    assert "chrf: nrefs:1|case:mixed|eff:yes|nc:6|nw:2" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no task is called 'yours'"):
+        main(["--task", "yours", "--hypotheses", "h"])
+    with pytest.raises(UserError, match="data/e2e/test.jsonl: cannot be read"):
+        main(["--task", "e2e", "--hypotheses", "h"])  # of the project's own tasks, not prepared here
 
 
 @pytest.mark.parametrize(
@@ -104,39 +209,46 @@ def test_empty_hypotheses_count(score):
         (["a"], [["a"], ["b"]], None, "hypotheses.txt has 1 lines and .*test.jsonl 2 examples"),
         (["a", "b"], [["a"]], None, "hypotheses.txt has 2 lines and .*test.jsonl 1 examples"),
         (["a"], [[]], None, "test.jsonl, line 1: no references"),
+        (["a", "b"], [["a"], [" "]], None, "test.jsonl, line 2: no references"),
         ([], [], None, "test.jsonl: no examples"),
-        (
-            ["a"],
-            [["a"]],
-            {"lower": True},
-            "unknown option 'lower'; it knows: lowercase|unknown option 'lower' for bleu",
-        ),
+        (["a\0b"], [["a"]], None, "hypotheses.txt, line 1: holds a NUL byte"),
+        (["a"], [["a"]], {"lower": True}, "unknown option 'lower' for bleu; it knows: lowercase"),
         (["a"], [["a"]], {"tokenize": "what"}, "do not suit bleu"),
+        (["a"], [["a"]], {"protocol": "xsum"}, "bleu has no protocol 'xsum'; it has: e2e, webnlg, dart"),
+        (["a"], [["a"]], {"protocol": "e2e", "lowercase": True}, "the protocol e2e says how it is computed; leave out"),
+        (["a"], [["a"]], {"groups": "yes"}, "groups is true or false"),
     ],
 )
 def test_refusals_leave_no_score(score, tmp_path, hypotheses, references, options, message):
     with pytest.raises(UserError, match=message):
         score("bleu", hypotheses, references, options)
-    assert not (tmp_path / "bleu.json").exists()
+    assert not (tmp_path / "scores.json").exists()
 
 
-def test_bad_rouge_type_is_refused(score):
-    with pytest.raises(UserError, match="do not suit rouge"):
-        score("rouge", ["a"], [["a"]], {"types": ["rouge-l"]})
+def test_reference_files_of_unequal_length_are_refused(write_lines):
+    files = [write_lines("r0", ["a", "b"]), write_lines("r1", ["a"])]
+    with pytest.raises(UserError, match="r1 has 1 lines and .*r0 2"):
+        main(["--metric", "bleu", "--hypotheses", write_lines("h", ["a", "b"]), "--references", *files])
+    with pytest.raises(UserError, match="r0, line 2: no references"):
+        main(["--metric", "bleu", "--hypotheses", files[0], "--references", write_lines("r0", ["a", ""])])
 
 
-def test_real_e2e_bleu(shared_data, tmp_path):
-    """The official BLEU of a published system on the E2E development set, to its last digit."""
-    from prepare import main as prepare
+def test_latin_1_is_refused_with_its_line(tmp_path, write_lines):
+    (tmp_path / "latin").write_bytes("fine\ncafé\n".encode("latin-1"))
+    with pytest.raises(UserError, match="latin, line 2: not UTF-8"):
+        main(
+            ["--metric", "bleu", "--hypotheses", str(tmp_path / "latin"), "--references", write_lines("r", ["a", "b"])]
+        )
 
-    published = shared_data("references/e2e_dev/scores.tsv").read_text().split("\n")
-    values = {row.split("\t")[0]: row.split("\t")[2] for row in published[1:] if row}
-    files = {"train": "devset.csv", "valid": "devset.csv", "test": "devset.csv"}
-    inputs = [part for key, name in files.items() for part in ("--input", f"{key}={shared_data(f'e2e/{name}')}")]
-    prepare(["--reader", "e2e", *inputs, "--output-dir", str(tmp_path)])
-    for name in ("mlp_seed01_epoch16", "mlp_seed15_epoch19"):
-        hypotheses = shared_data(f"references/e2e_dev/{name}.txt")
-        argv = ["--examples", str(tmp_path / "test.jsonl"), "--output", str(tmp_path / "bleu.json")]
-        main(["--metric", "bleu", "--hypotheses", str(hypotheses), *argv, "--options", '{"lowercase": true}'])
-        value = json.loads((tmp_path / "bleu.json").read_text())["scores"]["bleu"]
-        assert round(value, 2) == pytest.approx(100 * float(values[f"{name}.txt"]))
+
+def test_without_java_every_other_score_appears(write_lines, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    files = ["--hypotheses", write_lines("h", HYPOTHESES), "--references", write_lines("r", ["a b c d"] * 3)]
+    main(["--protocol", "e2e", *files, "--samples", "40", "--output", str(tmp_path / "o.json")])
+    captured = capsys.readouterr()
+    assert captured.err.count("\nmeteor needs") + captured.err.startswith("meteor needs") == 1
+    report = json.loads((tmp_path / "o.json").read_text())
+    assert set(report["metrics"]) == {"bleu", "nist"} and set(report["unavailable"]) == {"meteor", "rouge", "cider"}
+    assert "meteor: not computed; it needs " in captured.out
+    with pytest.raises(UserError, match="nothing could be computed"):
+        main(["--metric", "meteor", *files])

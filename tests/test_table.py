@@ -7,6 +7,13 @@ import table
 from common import UserError
 from conftest import example
 
+
+def recorded(scores, signature="stemmer:yes", metric="rouge"):
+    """What score.py writes; every interval reaches one below and two above."""
+    intervals = {name: [score - 1, score + 2] for name, score in scores.items()}
+    return {"metrics": {metric: {"scores": scores, "intervals": intervals, "signature": signature}}}
+
+
 SCORES = {
     "base/0": ({"rouge1": 10.0, "rougeL": 8.0}, 0, 0),
     "prefix/1": ({"rouge1": 40.0, "rougeL": 30.0}, 501_504, 30_720),
@@ -22,7 +29,8 @@ def runs(tmp_path, write_jsonl):
     for name, (scores, trained, stored) in SCORES.items():
         folder = tmp_path / "runs" / "task" / "bart" / name
         folder.mkdir(parents=True)
-        (folder / "rouge.json").write_text(json.dumps({"scores": scores, "signature": "stemmer:yes"}))
+        (folder / "rouge.json").write_text(json.dumps(recorded(scores)))
+        (folder / "nist.json").write_text(json.dumps(recorded({"nist": 8.12345}, "case:lc", "nist")))
         record = {"trained_parameters": trained, "stored_parameters": stored, "base_parameters": 1_228_800}
         (folder / "run.json").write_text(json.dumps({**record, "seconds": 12.3}))
         (folder / "hypotheses.txt").write_text("".join(f"{name} wrote {n}\n" for n in range(10)))
@@ -38,10 +46,22 @@ def test_rows_are_methods_with_mean_deviation_and_parameters(runs, tmp_path):
     lines = (tmp_path / "results" / "rouge.txt").read_text().splitlines()
     assert lines[0] == "task: rouge on 10 test examples, 2 seeds, mean ± standard deviation"
     assert lines[2].split() == ["model", "method", "trained", "stored", "%", "of", "base", "rouge1", "rougeL"]
-    assert lines[4].split() == ["bart", "base", "0", "0", "0.00", "10.00", "8.00"]
+    assert lines[4].split() == "bart base 0 0 0.00 10.00 [9.00, 12.00] 8.00 [7.00, 10.00]".split()  # a single seed
     assert lines[5].split() == "bart prefix 501,504 30,720 2.50 41.00 ± 1.41 30.50 ± 0.71".split()
     assert len({len(line) for line in lines[3:6]}) == 1  # aligned
     assert "rouge: stemmer:yes" in lines
+
+
+def test_several_metrics_share_a_table(runs, tmp_path):
+    runs[runs.index("rouge")] = "nist"
+    runs.insert(runs.index("nist") + 1, "rouge")
+    table.main([*runs, "--note", "meteor: not computed; it needs Java"])
+    lines = (tmp_path / "results" / "rouge.txt").read_text().splitlines()
+    assert lines[0].startswith("task: nist, rouge on 10 test examples")
+    assert lines[2].split()[-3:] == ["nist", "rouge1", "rougeL"]
+    assert "8.1235 [7.1235, 10.1235]" in lines[4] and "8.1235 ± 0.0000" in lines[5]
+    for line in ("nist: case:lc", "rouge: stemmer:yes", "meteor: not computed; it needs Java"):
+        assert line in lines
 
 
 def test_examples_show_every_method_beside_the_reference(runs, tmp_path):
@@ -66,6 +86,7 @@ def test_the_tsv_has_every_seed(runs, tmp_path):
     ]
     assert rows[0]["standard_deviation"] == ""
     assert rows[2] | {"mean": "41.0000", "standard_deviation": "1.4142", "values": "40.0000,42.0000"} == rows[2]
+    assert rows[2]["intervals"] == "39.0000:42.0000,41.0000:44.0000"
     assert (rows[2]["seeds"], rows[2]["trained_parameters"], rows[2]["stored_parameters"]) == ("1,2", "501504", "30720")
 
 
@@ -86,8 +107,11 @@ def test_the_seconds_of_a_run_change_nothing(runs, tmp_path):
     [
         ("prefix/1/run.json", {"stored_parameters": 5}, "its seeds differ in their parameters"),
         ("prefix/2/run.json", {"stored_parameters": 5}, "its seeds differ in their parameters"),
-        ("base/0/rouge.json", {"signature": "stemmer:no"}, "not scored alike"),
-        ("prefix/2/rouge.json", {"signature": "stemmer:no"}, "not scored alike"),
+        ("base/0/rouge.json", recorded({"rouge1": 10.0, "rougeL": 8.0}, "stemmer:no"), "not scored alike"),
+        ("prefix/2/rouge.json", recorded({"rouge1": 10.0, "rougeL": 8.0}, "stemmer:no"), "not scored alike"),
+        ("base/0/rouge.json", recorded({"rouge1": 10.0}), "not scored alike"),
+        ("prefix/2/rouge.json", recorded({"rouge1": 10.0}), "not scored alike"),
+        ("prefix/2/rouge.json", {"metrics": {}}, "rouge.json: holds no scores of rouge; remove it"),
         ("prefix/1/hypotheses.txt", "one line\n", "1 hypotheses for 10 examples"),
     ],
 )

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Create or update the virtual environment .venv: `workflow/setup.sh run`, or `test` for the test tools as well.
+# Create or update the virtual environment .venv: `workflow/setup.sh run`; `test` and `scores` add the test tools, and
+# what METEOR and CIDEr need.
 # Does nothing when the lock files have not changed since it last finished. PYTHON chooses the interpreter.
 set -eu
 cd "$(dirname "$0")/.."
@@ -75,6 +76,12 @@ install_test() {
     pip_install --no-deps --force-reinstall --requirement requirements-test.lock
 }
 
+install_scores() {
+    echo "Installing METEOR, CIDEr and the Treebank tokeniser (100 MB)"
+    pip_install --no-deps --requirement requirements-scores.lock
+    command -v java >/dev/null 2>&1 || echo "They also need Java, and there is no java on the PATH yet."
+}
+
 # One install step, skipped when this folder and the files the step depends on ($2 ...) are those it last finished with.
 ensure() {
     step=$1
@@ -87,12 +94,12 @@ ensure() {
 }
 
 kind=${1:-run}
-target=$([ "$kind" = test ] && echo test || echo setup)
+target=$([ "$kind" = run ] && echo setup || echo "setup-$kind")
 if [ -f "$unfinished" ] || ! "$venv/bin/python" -c 'import pip' 2>/dev/null; then
     create_venv
 fi
 ensure run requirements.lock setup.py
 rm -f "$unfinished"
-if [ "$kind" = test ]; then
-    ensure test requirements.lock requirements-test.lock
+if [ "$kind" != run ]; then
+    ensure "$kind" requirements.lock "requirements-$kind.lock"
 fi

@@ -12,7 +12,7 @@ sys.path.append(str(PROJECT / "workflow" / "scripts"))
 
 from common import UserError
 from config import Configuration, arguments
-from score import METRICS
+from metrics import METRICS, unavailable
 from snakemake.exceptions import WorkflowError
 
 
@@ -154,6 +154,24 @@ def pretraining(wildcards):
     return study.model(wildcards.model)["base"]["pretrained"]
 
 
+def scored_metrics(task):
+    """Metrics of a task that this machine can compute, and a sentence about each of the others."""
+    metrics = study.task(task)["metrics"]
+    missing = {metric: unavailable(metric, options) for metric, options in metrics.items()}
+    return (
+        [metric for metric in metrics if not missing[metric]],
+        [f"{metric}: not computed; it {reason}" for metric, reason in missing.items() if reason],
+    )
+
+
+def scored(task, metrics):
+    return [f"{run}/{metric}.json" for run in run_folders(task) for metric in metrics]
+
+
 def tables():
-    """The tables of the configured tasks."""
-    return [f"results/{task}/{metric}.txt" for task in study.tasks for metric in study.task(task)["metrics"]]
+    """The tables of the configured tasks: one of each score that this machine can compute, and one of all together."""
+    return [
+        f"results/{task}/{name}.txt"
+        for task in study.tasks
+        for name in [*scored_metrics(task)[0], *(["scores"] if len(study.task(task)["metrics"]) > 1 else [])]
+    ]

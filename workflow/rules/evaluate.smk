@@ -3,6 +3,7 @@
 
 localrules:
     table,
+    scores,
 
 
 rule generate:
@@ -66,23 +67,26 @@ rule score:
         "runs/{task}/{model}/{method}/{seed}/{metric}.json",
     log:
         "logs/runs/{task}/{model}/{method}/{seed}/{metric}.log",
+    threads: lambda wildcards: 2 if wildcards.metric in ("ter", "chrf") else 1
     resources:
-        mem_mb=2000,
+        mem_mb=4000,
         runtime=60,
     params:
-        options=lambda wildcards: compact_json(study.task(wildcards.task)["metrics"].get(wildcards.metric, {})),
+        metric=lambda wildcards: "{}={}".format(
+            wildcards.metric, compact_json(study.task(wildcards.task)["metrics"].get(wildcards.metric, {}))
+        ),
     message:
         "Scoring {wildcards.method} of {wildcards.model} on {wildcards.task}, seed {wildcards.seed}: {wildcards.metric}"
     shell:
-        "python {input.script:q} --metric {wildcards.metric} --options {params.options:q} --hypotheses {input.hypotheses:q}"
-        " --examples {input.examples:q} --output {output:q} 2> >(tee {log:q} >&2)"
+        "python {input.script:q} --metric {params.metric:q} --hypotheses {input.hypotheses:q}"
+        " --examples {input.examples:q} --threads {threads} --output {output:q} 2> >(tee {log:q} >&2) >&2"
 
 
 rule table:
     input:
         script=script("table.py"),
         examples="data/{task}/test.jsonl",
-        scores=lambda wildcards: [f"{run}/{wildcards.metric}.json" for run in run_folders(wildcards.task)],
+        scores=lambda wildcards: scored(wildcards.task, [wildcards.metric]),
         records=lambda wildcards: [f"{run}/run.json" for run in run_folders(wildcards.task)],
         hypotheses=lambda wildcards: [f"{run}/hypotheses.txt" for run in run_folders(wildcards.task)],
     output:
@@ -96,4 +100,27 @@ rule table:
         "Making the table of {wildcards.task}: {wildcards.metric}"
     shell:
         "python {input.script:q} --task {wildcards.task} --metric {wildcards.metric} --run {params.runs:q}"
+        " --examples {input.examples:q} --output {output.text:q} 2> >(tee {log:q} >&2)"
+
+
+rule scores:
+    input:
+        script=script("table.py"),
+        examples="data/{task}/test.jsonl",
+        scores=lambda wildcards: scored(wildcards.task, scored_metrics(wildcards.task)[0]),
+        records=lambda wildcards: [f"{run}/run.json" for run in run_folders(wildcards.task)],
+        hypotheses=lambda wildcards: [f"{run}/hypotheses.txt" for run in run_folders(wildcards.task)],
+    output:
+        text="results/{task}/scores.txt",
+        tsv="results/{task}/scores.tsv",
+    log:
+        "logs/results/{task}/scores.log",
+    params:
+        metrics=lambda wildcards: scored_metrics(wildcards.task)[0],
+        notes=lambda wildcards: [f"--note={note}" for note in scored_metrics(wildcards.task)[1]],
+        runs=lambda wildcards: run_folders(wildcards.task),
+    message:
+        "Making the table of all scores of {wildcards.task}"
+    shell:
+        "python {input.script:q} --task {wildcards.task} --metric {params.metrics:q} {params.notes:q} --run {params.runs:q}"
         " --examples {input.examples:q} --output {output.text:q} 2> >(tee {log:q} >&2)"

@@ -1,4 +1,4 @@
-"""The table of a task and a metric: methods over models, parameters, scores over the seeds, and what was written.
+"""The table of a task: methods over models, parameters, scores of one or more metrics, and what was written.
 
 A text table for people and a TSV beside it for programs, both from what the runs recorded ({metric}.json, run.json,
 hypotheses.txt). Nothing that differs from machine to machine or from day to day enters them.
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import UserError, atomic_open, atomic_path, read_json, read_jsonl, read_lines, run_main
+from score import digits_of, with_interval
 
 WIDTH = 118
 
@@ -29,7 +30,8 @@ class Row:
     stored: int
     base: int
     scores: dict[str, list[float]]
-    signatures: list[str]
+    intervals: dict[str, list[list[float]]]
+    signatures: dict[str, set[str]]  # of each metric
     hypotheses: list[str]  # of the first seed
 
     @property
@@ -47,20 +49,25 @@ def main(argv: list[str]) -> None:
     for row in rows:
         if len(row.hypotheses) != len(examples):
             raise UserError(f"{row.model}, {row.method}: {len(row.hypotheses)} hypotheses for {len(examples)} examples")
-    if len({(signature, *row.scores) for row in rows for signature in row.signatures}) != 1:
-        raise UserError(
-            f"{args.metric}: the runs were not scored alike, and cannot stand in one table; score them again"
-        )
+    for metric in args.metric:
+        if (
+            len(set().union(*(row.signatures[metric] for row in rows))) != 1
+            or len({(*row.scores,) for row in rows}) != 1
+        ):
+            raise UserError(
+                f"{metric}: the runs were not scored alike, and cannot stand in one table; score them again"
+            )
     # Entered first, hence renamed last: where the text table stands, the TSV does.
     with atomic_open(args.output) as text, atomic_path(args.output.with_suffix(".tsv")) as tsv:
         tsv.write_text(tab_separated(rows), encoding="utf-8")
-        text.write(report(args.task, args.metric, rows, examples, args.samples))
+        text.write(report(args.task, rows, examples, args.samples, args.note))
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", required=True, help="the task's name, for the heading")
-    parser.add_argument("--metric", required=True, help="whose {metric}.json is read from every run")
+    parser.add_argument("--metric", nargs="+", required=True, help="whose {metric}.json are read from every run")
+    parser.add_argument("--note", action="append", default=[], metavar="TEXT", help="a line below the table")
     parser.add_argument(
         "--run",
         type=Path,
@@ -76,14 +83,18 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def read_row(model: str, method: str, runs: list[Path], metric: str) -> Row:
+def read_row(model: str, method: str, runs: list[Path], metrics: list[str]) -> Row:
     """What the runs of one model and method recorded."""
     records = [read_json(run / "run.json") for run in runs]
-    scored = [read_json(run / f"{metric}.json") for run in runs]
+    scored = {metric: [_read_scores(run / f"{metric}.json", metric) for run in runs] for metric in metrics}
     counts = {tuple(record[f"{kind}_parameters"] for kind in ("trained", "stored", "base")) for record in records}
     if len(counts) != 1:
         raise UserError(f"{runs[0].parent}: its seeds differ in their parameters; they were not trained alike")
     trained, stored, base = counts.pop()
+    for metric, entries in scored.items():
+        if len({(*entry["scores"],) for entry in entries}) != 1:
+            raise UserError(f"{metric}: the runs in {runs[0].parent} were not scored alike; score them again")
+    names = [(metric, name) for metric in metrics for name in scored[metric][0]["scores"]]
     return Row(
         model,
         method,
@@ -91,47 +102,56 @@ def read_row(model: str, method: str, runs: list[Path], metric: str) -> Row:
         trained,
         stored,
         base,
-        {name: [score["scores"][name] for score in scored] for name in scored[0]["scores"]},
-        [score["signature"] for score in scored],
+        {name: [entry["scores"][name] for entry in scored[metric]] for metric, name in names},
+        {name: [entry["intervals"][name] for entry in scored[metric]] for metric, name in names},
+        {metric: {entry["signature"] for entry in entries} for metric, entries in scored.items()},
         [line for _, line in read_lines(runs[0] / "hypotheses.txt")],
     )
 
 
+def _read_scores(path: Path, metric: str) -> dict:
+    try:
+        return read_json(path)["metrics"][metric]
+    except (KeyError, TypeError):
+        raise UserError(f"{path}: holds no scores of {metric}; remove it, and it is made again") from None
+
+
 def tab_separated(rows: list[Row]) -> str:
-    """One line per model, method and score: name, mean, standard deviation (empty for one seed), every seed's value."""
-    lines = [
-        "model\tmethod\tseeds\ttrained_parameters\tstored_parameters\tbase_parameters\tscore\tmean\tstandard_deviation\tvalues"
-    ]
+    """One line per model, method and score: mean, standard deviation (empty for one seed), every seed's value."""
+    names = "model method seeds trained_parameters stored_parameters base_parameters score mean standard_deviation"
+    lines = ["\t".join([*names.split(), "values", "intervals"])]
     for row in rows:
         for name, values in row.scores.items():
-            deviation = f"{statistics.stdev(values):.4f}" if len(values) > 1 else ""
-            seeds = ",".join(map(str, row.seeds))
-            lines.append(
-                f"{row.model}\t{row.method}\t{seeds}\t{row.trained}\t{row.stored}\t{row.base}\t{name}"
-                f"\t{statistics.fmean(values):.4f}\t{deviation}\t{','.join(f'{value:.4f}' for value in values)}"
-            )
+            fields = [row.model, row.method, ",".join(map(str, row.seeds)), row.trained, row.stored, row.base, name]
+            fields.append(f"{statistics.fmean(values):.4f}")
+            fields.append(f"{statistics.stdev(values):.4f}" if len(values) > 1 else "")
+            fields.append(",".join(f"{value:.4f}" for value in values))
+            fields.append(",".join(f"{low:.4f}:{high:.4f}" for low, high in row.intervals[name]))
+            lines.append("\t".join(map(str, fields)))
     return "\n".join(lines) + "\n"
 
 
-def report(task: str, metric: str, rows: list[Row], examples: list[dict], samples: int) -> str:
+def report(task: str, rows: list[Row], examples: list[dict], samples: int, notes: list[str]) -> str:
     """The text table and the examples below it."""
     names = list(rows[0].scores)
     header = ["model", "method", "trained", "stored", "% of base", *names]
     body = [
         [row.model, row.method, f"{row.trained:,}", f"{row.stored:,}", f"{row.stored_percent:.2f}"]
-        + [mean_and_deviation(row.scores[name]) for name in names]
+        + [summary(row, name) for name in names]
         for row in rows
     ]
     seeds = max(rows, key=lambda row: (len(row.seeds), row.trained)).seeds  # an untrained model has none of its own
     of_seeds = f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds, mean ± standard deviation"
+    notes = [f"{metric}: {next(iter(found))}" for metric, found in rows[0].signatures.items()] + notes
     return "\n".join(
         [
-            f"{task}: {metric} on {len(examples):,} test examples, {of_seeds}",
+            f"{task}: {', '.join(rows[0].signatures)} on {len(examples):,} test examples, {of_seeds}",
             "",
             *aligned([header, *body], left=2),
             "",
             "trained: parameters that training changed; stored: those that are kept for the task",
-            *textwrap.wrap(f"{metric}: {rows[0].signatures[0]}", WIDTH, break_on_hyphens=False),
+            "in brackets: 95 % interval of one seed's score, by bootstrap over the test examples",
+            *itertools.chain.from_iterable(textwrap.wrap(note, WIDTH, break_on_hyphens=False) for note in notes),
             "",
             *itertools.chain.from_iterable(
                 sample(examples[index], [(label(row, rows), row.hypotheses[index]) for row in rows])
@@ -141,9 +161,12 @@ def report(task: str, metric: str, rows: list[Row], examples: list[dict], sample
     )
 
 
-def mean_and_deviation(values: list[float]) -> str:
-    mean = f"{statistics.fmean(values):.2f}"
-    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+def summary(row: Row, name: str) -> str:
+    """The mean and standard deviation of several seeds' scores; of one seed the score and its interval."""
+    values, digits = row.scores[name], digits_of(name)
+    if len(values) > 1:
+        return f"{statistics.fmean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+    return with_interval({"scores": {name: values[0]}, "intervals": {name: row.intervals[name][0]}}, name)
 
 
 def aligned(table: list[list[str]], left: int) -> list[str]:

@@ -1,0 +1,563 @@
+"""The metrics. Each turns hypotheses and references into one row of statistics per segment, whose sums make the scores.
+
+Rows are what confidence intervals, significance tests and splits of the test set are made of. sacrebleu, rouge-score
+and pycocoevalcap do the counting wherever they give the official number; `protocol` in a metric's options asks for the
+official evaluation of one data set. docs/scores.md says for each task what is computed how.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import json
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+
+import java_tools
+import numpy as np
+from common import UserError, progress
+
+# What the leaderboard of each protocol presents. A protocol also says how texts are prepared, which references count.
+PROTOCOLS = {
+    "e2e": ("bleu", "nist", "meteor", "rouge", "cider"),
+    "webnlg": ("bleu", "meteor", "ter"),
+    "dart": ("bleu", "meteor", "ter"),
+}
+# The categories of WebNLG 2017 that its training data has; the test set has five more.
+SEEN = frozenset(
+    "Airport Astronaut Building City ComicsCharacter Food Monument SportsTeam University WrittenWork".split()
+)
+OFFICIAL_REFERENCES = 3  # of WebNLG and DART: further ones do not count
+_CHUNK = 256
+_FEW = 1000  # segments for which a second process costs more than it brings
+
+
+class Statistics:
+    """Rows of one metric's statistics, (segments, columns), and what makes scores of their sums."""
+
+    def __init__(
+        self, names: Sequence[str], rows: Iterable, compute: Callable[[np.ndarray], Sequence[float]], signature: str
+    ) -> None:
+        self.names, self.compute, self.signature = tuple(names), compute, signature
+        self.rows = np.array(rows, dtype=float)
+
+    def scores(self) -> list[float]:
+        return [float(score) for score in self.compute(self.rows.sum(axis=0))]
+
+    def subset(self, segments: np.ndarray) -> Statistics:
+        """The statistics of some segments; weights that come from the whole test set (NIST, CIDEr) stay as they are."""
+        return Statistics(self.names, self.rows[segments], self.compute, self.signature)
+
+
+@dataclass(frozen=True)
+class Segments:
+    """What is scored: hypotheses and the references of each, and how much of the machine may be used."""
+
+    hypotheses: list[str]
+    references: list[list[str]]
+    threads: int = 1
+    java_memory: str = "2G"
+
+    def count(self) -> str:
+        """The number of references, as signatures have it."""
+        numbers = {len(texts) for texts in self.references}
+        return str(numbers.pop()) if len(numbers) == 1 else "var"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric: its function, the names of its own options, and what it needs beyond the base installation."""
+
+    statistics: Callable[[Segments, dict], Statistics]
+    options: tuple[str, ...] = ()
+    missing: Callable[[dict], str | None] = lambda options: None
+
+
+def statistics(metric: str, segments: Segments, options: dict) -> Statistics:
+    """The statistics of a metric with its options.
+
+    Raises:
+        UserError: an option is unknown or does not suit the metric, or what it needs is not installed.
+    """
+    check_options(metric, options)
+    if reason := unavailable(metric, options):
+        raise UserError(f"{metric} {reason}")
+    own = {key: value for key, value in options.items() if key != "groups"}
+    if protocol := own.get("protocol"):
+        segments = prepared(protocol, metric, segments)
+    result = METRICS[metric].statistics(segments, own)
+    if protocol:
+        result.signature += f"|protocol:{protocol}"
+    return result
+
+
+def check_options(metric: str, options: dict) -> None:
+    """Refuse what the metric does not know, and options beside a protocol, which leaves nothing open."""
+    known = (*METRICS[metric].options, *(["protocol"] if _protocols(metric) else []), "groups")
+    for name in options:
+        if name not in known:
+            raise UserError(f"unknown option {name!r} for {metric}; it knows: {', '.join(known)}")
+    protocol = options.get("protocol")
+    if protocol is not None and protocol not in _protocols(metric):
+        raise UserError(f"{metric} has no protocol {protocol!r}; it has: {', '.join(_protocols(metric))}")
+    if protocol is not None and (beside := sorted(set(options) - {"protocol", "groups"})):
+        raise UserError(f"{metric}: the protocol {protocol} says how it is computed; leave out {', '.join(beside)}")
+    if not isinstance(options.get("groups", False), bool):
+        raise UserError(f"{metric}: groups is true or false, not {options['groups']!r}")
+
+
+def unavailable(metric: str, options: dict) -> str | None:
+    """Why the metric cannot be computed on this machine, as the end of a sentence; None where it can."""
+    return METRICS[metric].missing(options)
+
+
+def _protocols(metric: str) -> list[str]:
+    return [name for name, metrics in PROTOCOLS.items() if metric in metrics]
+
+
+def _signature(segments: Segments, **parts: object) -> str:
+    return "|".join(f"{key}:{value}" for key, value in {"nrefs": segments.count(), **parts}.items())
+
+
+def _options_error(metric: str, options: dict, error: Exception) -> UserError:
+    return UserError(f"the options {json.dumps(options)} do not suit {metric} ({error})")
+
+
+def _mean(names: Sequence[str], values: Iterable, signature: str, scale: float = 100) -> Statistics:
+    """The statistics of scores that are means over the segments; the last column counts them."""
+    columns = np.array(values, dtype=float).reshape(-1, len(names))
+    rows = np.column_stack([columns, np.ones(len(columns))])
+    return Statistics(names, rows, lambda sums: scale * sums[:-1] / sums[-1], signature)
+
+
+# Protocols ------------------------------------------------------------------------------------------------------------
+
+
+def prepared(protocol: str, metric: str, segments: Segments) -> Segments:
+    """Texts and references as the official scripts of a data set hand them to the metric."""
+    if protocol == "webnlg":
+        prepare_hypothesis, prepare_reference = webnlg_hypothesis, webnlg_reference
+    elif protocol == "dart":
+        prepare_hypothesis = prepare_reference = dart_text
+    else:
+        return segments
+    references = [[prepare_reference(text) for text in texts[:OFFICIAL_REFERENCES]] for texts in segments.references]
+    if metric == "bleu":  # multi-bleu.perl takes a missing line for a reference of no words
+        references = [texts + [""] * (OFFICIAL_REFERENCES - len(texts)) for texts in references]
+    return replace(segments, hypotheses=list(map(prepare_hypothesis, segments.hypotheses)), references=references)
+
+
+def webnlg_hypothesis(text: str) -> str:
+    """A hypothesis as the official script of WebNLG 2017 prepares it: in ASCII first, then split."""
+    from unidecode import unidecode
+
+    return _split_words(unidecode(unidecode(text.strip()).lower()))
+
+
+def webnlg_reference(text: str) -> str:
+    """A reference as the official script of WebNLG 2017 prepares it: split first, then in ASCII."""
+    from unidecode import unidecode
+
+    return unidecode(_split_words(text).lower())
+
+
+def dart_text(text: str) -> str:
+    """A text as DART's reference files have it; what is in that form already stays as it is."""
+    return _split_words(text).lower()
+
+
+def _split_words(text: str) -> str:
+    return " ".join(" ".join(re.split(r"(\W)", text)).split())
+
+
+# Many segments, several processes -------------------------------------------------------------------------------------
+
+
+def _rows(function: Callable[[list], list], segments: Segments, description: str) -> list:
+    """Rows of all segments in order, whatever the number of processes; `function` makes those of some pairs."""
+    pairs = list(zip(segments.hypotheses, segments.references, strict=True))
+    chunks = [pairs[start : start + _CHUNK] for start in range(0, len(pairs), _CHUNK)]
+    rows: list = []
+    with progress(None, description, total=len(pairs)) as bar:
+        for part in _mapped(function, chunks, 1 if len(pairs) < _FEW else segments.threads):
+            rows += part
+            bar.update(len(part))
+    return rows
+
+
+def _mapped(function: Callable, chunks: list, threads: int) -> Iterable:
+    if threads == 1:
+        yield from map(function, chunks)
+        return
+    # Spawned, not forked: progress bars have a thread, and a fork copies the locks it may hold.
+    with ProcessPoolExecutor(threads, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(function, chunks)
+
+
+# Metrics of sacrebleu -------------------------------------------------------------------------------------------------
+
+
+def _sacrebleu_rows(class_name: str, options: dict, pairs: list) -> list:
+    from sacrebleu import metrics
+
+    hypotheses, references = zip(*pairs, strict=True)
+    width = max(map(len, references))
+    # One stream per reference number; None, unlike "", is no reference at all.
+    streams = [[texts[i] if i < len(texts) else None for texts in references] for i in range(width)]
+    return getattr(metrics, class_name)(**options)._extract_corpus_statistics(hypotheses, streams)
+
+
+def _ter_rows(options: dict, pairs: list) -> list:
+    from sacrebleu.metrics import TER
+    from ter import sacrebleu_edits
+
+    metric = TER(**options)
+    return _edit_rows(lambda text: metric._preprocess_segment(text).split(), sacrebleu_edits, pairs)
+
+
+def _tercom_rows(pairs: list) -> list:
+    from ter import tercom_edits
+
+    return _edit_rows(lambda text: text.lower().split(), lambda *words: tercom_edits(*words).count, pairs)
+
+
+def _edit_rows(split: Callable[[str], list[str]], edits: Callable[[list, list], int], pairs: list) -> list:
+    """For every segment the edits to the nearest reference, and the mean length of all."""
+    rows = []
+    for hypothesis, references in pairs:
+        words, others = split(hypothesis), [split(text) for text in references]
+        rows.append([min(edits(words, other) for other in others), sum(map(len, others)) / len(others)])
+    return rows
+
+
+def _sacrebleu(
+    name: str, class_name: str, rows: Callable[[dict, list], list]
+) -> Callable[[Segments, dict], Statistics]:
+    """The function of a metric of sacrebleu; its options are the arguments of sacrebleu's class."""
+
+    def make(segments: Segments, options: dict) -> Statistics:
+        from sacrebleu import metrics
+
+        try:
+            metric = getattr(metrics, class_name)(**options)
+            metric._preprocess_segment("")
+        except (TypeError, ValueError, AssertionError, KeyError) as error:
+            raise _options_error(name, options, error) from None
+        count = segments.count()
+        metric.num_refs = -1 if count == "var" else int(count)
+        return Statistics(
+            [name],
+            _rows(functools.partial(rows, options), segments, name),
+            lambda sums: [metric._compute_score_from_stats(list(sums)).score],
+            metric.get_signature().format(),
+        )
+
+    return make
+
+
+_generic_bleu = _sacrebleu("bleu", "BLEU", functools.partial(_sacrebleu_rows, "BLEU"))
+_generic_ter = _sacrebleu("ter", "TER", _ter_rows)
+
+
+def bleu(segments: Segments, options: dict) -> Statistics:
+    """BLEU by sacrebleu; for e2e as pymteval of e2e-metrics, for webnlg and dart as Moses' multi-bleu.perl."""
+    protocol = options.get("protocol")
+    if protocol == "e2e":
+        return _mteval_bleu(segments)
+    if protocol:
+        options = {"lowercase": True, "tokenize": "none", "smooth_method": "none", "force": True}
+    return _generic_bleu(segments, options)
+
+
+def ter(segments: Segments, options: dict) -> Statistics:
+    """TER by sacrebleu; for webnlg and dart as tercom 0.7.25 with its default options."""
+    if "protocol" not in options:
+        return _generic_ter(segments, options)
+    signature = _signature(segments, case="lc", tok="tercom", norm="no", punct="yes", version="tercom-0.7.25")
+    return Statistics(["ter"], _rows(_tercom_rows, segments, "ter"), _tercom_score, signature)
+
+
+def _tercom_score(sums: np.ndarray) -> list[float]:
+    return [100 * sums[0] / sums[1] if sums[1] else 100.0 * bool(sums[0])]
+
+
+# BLEU and NIST of e2e-metrics -----------------------------------------------------------------------------------------
+# Its module pymteval differs from sacrebleu where texts are very short or empty, and its NIST from nltk's: it takes the
+# n-grams of all references of a segment together, and their mean length.
+
+_NIST_BETA = -math.log(0.5) / math.log(1.5) ** 2
+
+
+def _mteval_tokens(texts: Iterable[str]) -> list[list[str]]:
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+
+    tokenise = Tokenizer13a()
+    return [tokenise(text.strip()).lower().split(" ") for text in texts]
+
+
+def _ngrams(words: list[str], order: int) -> Counter:
+    return Counter(zip(*(words[start:] for start in range(order)), strict=False))
+
+
+def _hits(hypothesis: list[str], references: list[list[str]], order: int) -> Counter:
+    """The n-grams of a hypothesis that references have, each at most as often as one of them has it."""
+    most: Counter = Counter()
+    for reference in references:
+        most |= _ngrams(reference, order)
+    return _ngrams(hypothesis, order) & most
+
+
+def _mteval_bleu(segments: Segments) -> Statistics:
+    rows = []
+    for hypothesis, references in progress(_tokenised(segments), "bleu", total=len(segments.hypotheses)):
+        hits = [_hits(hypothesis, references, order).total() for order in range(1, 5)]
+        lengths = [len(hypothesis) - order + 1 for order in range(1, 5)]
+        closest = min(map(len, references), key=lambda length: (abs(length - len(hypothesis)), length))  # noqa: B023
+        rows.append([*hits, *lengths, closest])
+    return Statistics(["bleu"], rows, _mteval_bleu_score, _mteval_signature(segments))
+
+
+def _mteval_bleu_score(sums: np.ndarray) -> list[float]:
+    hits, lengths, reference = sums[:4], sums[4:8], sums[8]
+    penalty = math.exp(1 - reference / (lengths[0] or 1e-5)) if lengths[0] <= reference else 1
+    precisions = [max(hit, 1e-15) / max(length, 1e-9) for hit, length in zip(hits, lengths, strict=True)]
+    return [100 * penalty * math.exp(sum(map(math.log, precisions)) / 4)]
+
+
+def nist(segments: Segments, options: dict) -> Statistics:
+    """NIST over 1- to 5-grams as pymteval of e2e-metrics; an n-gram's weight comes from all references together."""
+    tokenised = list(_tokenised(segments))
+    counts: Counter = Counter()
+    for _, references in tokenised:
+        for reference in references:
+            counts[()] += len(reference)
+            for order in range(1, 6):
+                counts.update(_ngrams(reference, order))
+    rows = []
+    for hypothesis, references in progress(tokenised, "nist"):
+        gains = [
+            sum(
+                hits * math.log2(counts[ngram[:-1]] / counts[ngram])
+                for ngram, hits in _hits(hypothesis, references, order).items()
+            )
+            for order in range(1, 6)
+        ]
+        lengths = [len(hypothesis) - order + 1 for order in range(1, 6)]
+        rows.append([*gains, *lengths, sum(map(len, references)) / len(references)])
+    return Statistics(["nist"], rows, _nist_score, _mteval_signature(segments))
+
+
+def _nist_score(sums: np.ndarray) -> list[float]:
+    gains, lengths, reference = sums[:5], sums[5:10], sums[10]
+    ratio = lengths[0] / reference if reference else 1
+    penalty = 1 if ratio >= 1 else math.exp(-_NIST_BETA * math.log(ratio) ** 2) if ratio > 0 else 0
+    return [penalty * sum(gain / length for gain, length in zip(gains, lengths, strict=True) if length > 0)]
+
+
+def _tokenised(segments: Segments) -> Iterable[tuple[list[str], list[list[str]]]]:
+    references = map(_mteval_tokens, segments.references)
+    return zip(_mteval_tokens(segments.hypotheses), references, strict=True)
+
+
+def _mteval_signature(segments: Segments) -> str:
+    return _signature(segments, case="lc", tok="13a", smooth="none", version="pymteval")
+
+
+# Metrics of pycocoevalcap ---------------------------------------------------------------------------------------------
+
+_METEOR_ALPHA, _METEOR_BETA, _METEOR_GAMMA, _METEOR_DELTA = 0.85, 0.2, 0.6, 0.75
+_METEOR_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])  # exact, stem, synonym, paraphrase
+
+
+def _ptb(segments: Segments) -> Segments:
+    """The segments as the evaluation of COCO captions tokenises them, which that of E2E took over."""
+    flat = tuple(text for texts in segments.references for text in texts)
+    tokenised = iter(java_tools.ptb_tokens(flat, segments.java_memory))
+    references = [[next(tokenised) for _ in texts] for texts in segments.references]
+    hypotheses = list(java_tools.ptb_tokens(tuple(segments.hypotheses), segments.java_memory))
+    return replace(segments, hypotheses=hypotheses, references=references)
+
+
+def meteor(segments: Segments, options: dict) -> Statistics:
+    """METEOR 1.5 with the parameters for English, case folded and normalised by the program itself."""
+    e2e = options.get("protocol") == "e2e"
+    segments = _ptb(segments) if e2e else segments
+    rows = np.array(
+        java_tools.meteor_statistics(segments.hypotheses, segments.references, segments.java_memory), dtype=float
+    )
+    # A match of everything in one chunk is no fragmentation, and the program leaves it out of its sums.
+    rows[_matched_whole(rows), 20] = 0
+    signature = _signature(segments, case="lc", tok="ptb+norm" if e2e else "norm", version=1.5)
+    return Statistics(["meteor"], rows, _meteor_score, signature)
+
+
+def _matched_whole(rows: np.ndarray) -> np.ndarray:
+    stages = rows[..., 4:20].reshape(*rows.shape[:-1], 4, 4)
+    matches = stages[..., 0].sum(-1) + stages[..., 2].sum(-1), stages[..., 1].sum(-1) + stages[..., 3].sum(-1)
+    return (matches[0] == rows[..., 0]) & (matches[1] == rows[..., 1]) & (rows[..., 20] == 1)
+
+
+def _meteor_score(sums: np.ndarray) -> list[float]:
+    """METEOR of summed statistics (Denkowski and Lavie, 2014): weighted matches, length, and how they are broken up."""
+    delta, stages = _METEOR_DELTA, sums[4:20].reshape(4, 4)
+    content, function = stages[:, :2].T @ _METEOR_WEIGHTS, stages[:, 2:].T @ _METEOR_WEIGHTS
+    matches = delta * content + (1 - delta) * function
+    lengths = delta * (sums[:2] - sums[2:4]) + (1 - delta) * sums[2:4]
+    if not (matches > 0).all():
+        return [0.0]
+    precision, recall = matches / lengths
+    mean = 1 / ((1 - _METEOR_ALPHA) / precision + _METEOR_ALPHA / recall)
+    broken = 0 if _matched_whole(sums) else sums[20] / (sums[21:23].sum() / 2)
+    return [100 * max(0.0, mean * (1 - _METEOR_GAMMA * broken**_METEOR_BETA))]
+
+
+def cider(segments: Segments, options: dict) -> Statistics:
+    """CIDEr-D as the evaluation of COCO captions has it, 0 to 10; weights of n-grams come from all references."""
+    from pycocoevalcap.cider.cider_scorer import CiderScorer
+
+    tokenised, scorer = _ptb(segments), CiderScorer(n=4, sigma=6.0)
+    for hypothesis, references in zip(tokenised.hypotheses, tokenised.references, strict=True):
+        scorer += (hypothesis, references)
+    _, values = scorer.compute_score()
+    return _mean(["cider"], values, _coco_signature(segments), scale=1)
+
+
+def _coco_rouge(segments: Segments) -> Statistics:
+    """ROUGE-L as the evaluation of COCO captions has it: beta 1.2, the best precision and recall of any reference."""
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    tokenised, scorer = _ptb(segments), Rouge()
+    values = [
+        scorer.calc_score([hypothesis], references)
+        for hypothesis, references in zip(tokenised.hypotheses, tokenised.references, strict=True)
+    ]
+    return _mean(["rougeL"], values, _coco_signature(segments))
+
+
+def _coco_signature(segments: Segments) -> str:
+    version = importlib.metadata.version("pycocoevalcap")
+    return _signature(segments, case="lc", tok="ptb", stem="no", version=f"pycocoevalcap-{version}")
+
+
+# ROUGE ----------------------------------------------------------------------------------------------------------------
+
+
+def rouge(segments: Segments, options: dict) -> Statistics:
+    """Mean F of rouge-score over the segments; of several references the best counts, or their mean, for each type."""
+    if options.get("protocol") == "e2e":
+        return _coco_rouge(segments)
+    types, stemmer = options.get("types", ["rouge1", "rouge2", "rougeL"]), options.get("stemmer", True)
+    several = options.get("references", "best")
+    if not (isinstance(types, list) and types and isinstance(stemmer, bool) and several in ("best", "mean")):
+        raise UserError(
+            "rouge: types is a list such as [rouge1, rougeL], stemmer is true or false, and references is best or mean"
+        )
+    rows_of = functools.partial(_rouge_rows, types, stemmer, np.max if several == "best" else np.mean)
+    try:
+        rows_of([("", [""])])
+    except (TypeError, ValueError) as error:
+        raise _options_error("rouge", options, error) from None
+    rows = _rows(rows_of, segments, "rouge")
+    parts = {"refs": several, "agg": "mean", "case": "lc", "tok": "rouge-score", "stem": "porter" if stemmer else "no"}
+    if "rougeLsum" in types:
+        parts["sent"] = ".?!"
+    return _mean(types, rows, _signature(segments, **parts, version=importlib.metadata.version("rouge-score")))
+
+
+def _rouge_rows(types: list[str], stemmer: bool, of_several: Callable, pairs: list) -> list:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer, rows = RougeScorer(types, tokenizer=_rouge_tokenizer(stemmer)), []
+    for hypothesis, references in pairs:
+        found = [scorer.score(_sentences(text), _sentences(hypothesis)) for text in references]
+        rows.append([of_several([scores[name].fmeasure for scores in found]) for name in types])
+    return rows
+
+
+@functools.cache
+def _rouge_tokenizer(stemmer: bool):
+    """rouge-score's own tokeniser, which remembers the stems it has seen; stemming is most of the time it takes."""
+    from nltk.stem.porter import PorterStemmer
+    from rouge_score import tokenize
+    from rouge_score.tokenizers import Tokenizer
+
+    porter = PorterStemmer() if stemmer else None
+    if porter is not None:
+        porter.stem = functools.cache(porter.stem)
+
+    class Remembering(Tokenizer):
+        def tokenize(self, text: str) -> list[str]:
+            return tokenize.tokenize(text, porter)
+
+    return Remembering()
+
+
+def _sentences(text: str) -> str:
+    """One sentence a line, as rougeLsum wants it; to the other types a line break is a space."""
+    return re.sub(r"(?<=[.?!])\s+", "\n", text)
+
+
+# BERTScore ------------------------------------------------------------------------------------------------------------
+
+
+def bertscore(segments: Segments, options: dict) -> Statistics:
+    """F of BERTScore with a model from a directory; of several references the best counts. Nothing is downloaded."""
+    model, layer = options.get("model"), options.get("layer")
+    if not (isinstance(model, str) and os.path.isfile(os.path.join(model, "config.json")) and isinstance(layer, int)):
+        raise UserError("bertscore needs the options model, a directory with config.json, and layer, such as 17")
+    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
+    # Empty texts score 0 there; bert-score cannot encode them with newer versions of transformers.
+    kept = [index for index, text in enumerate(segments.hypotheses) if text.strip()]
+    values = np.zeros(len(segments.hypotheses))
+    try:
+        from bert_score import BERTScorer
+
+        scorer = BERTScorer(model_type=model, num_layers=layer, nthreads=segments.threads)
+        if kept:
+            chosen = [segments.hypotheses[index] for index in kept], [segments.references[index] for index in kept]
+            values[kept] = scorer.score(*chosen)[2].numpy()
+    except (ImportError, OSError, ValueError, AssertionError, KeyError, AttributeError, OverflowError) as error:
+        raise _options_error("bertscore", options, error) from None
+    parts = {"model": os.path.basename(os.path.normpath(model)), "layer": layer, "idf": "no"}
+    signature = _signature(segments, **parts, version=importlib.metadata.version("bert-score"))
+    return _mean(["bertscore"], values, signature)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def _java(options: dict) -> str | None:
+    return java_tools.unavailable()
+
+
+def _java_for_e2e(options: dict) -> str | None:
+    return java_tools.unavailable() if options.get("protocol") == "e2e" else None
+
+
+def _bert_score(options: dict) -> str | None:
+    found = importlib.util.find_spec("bert_score")
+    return None if found else "needs the package bert-score; install it with `pip install bert-score`"
+
+
+METRICS: dict[str, Metric] = {
+    "bleu": Metric(
+        bleu, ("lowercase", "tokenize", "smooth_method", "smooth_value", "max_ngram_order", "effective_order")
+    ),
+    "nist": Metric(nist),
+    "meteor": Metric(meteor, (), _java),
+    "rouge": Metric(rouge, ("types", "stemmer", "references"), _java_for_e2e),
+    "cider": Metric(cider, (), _java),
+    "ter": Metric(ter, ("normalized", "no_punct", "asian_support", "case_sensitive")),
+    "chrf": Metric(
+        _sacrebleu("chrf", "CHRF", functools.partial(_sacrebleu_rows, "CHRF")),
+        ("char_order", "word_order", "beta", "lowercase", "whitespace", "eps_smoothing"),
+    ),
+    "bertscore": Metric(bertscore, ("model", "layer"), _bert_score),
+}
