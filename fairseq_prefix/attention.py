@@ -159,7 +159,7 @@ class SourceAttention(PrefixAttention):
     """
 
     def begin(self, incremental_state: dict, source: dict | None, rows: int) -> None:
-        """Start a search over `rows` hypotheses; `source` holds `key`, `value` (B x H x S x d) and `padding` (B x S)."""
+        """Start a search over `rows` hypotheses after a source: `key`, `value` (B x H x S x d), `padding` (B x S)."""
         cache = {"prev_key": None, "prev_value": None, "source_key": None}
         if source is not None:
             cache |= {f"source_{name}": tensor for name, tensor in source.items()}
@@ -183,8 +183,8 @@ class SourceAttention(PrefixAttention):
 
         Args:
             query: T x N x D; with a search's incremental state T is 1.
-            attn_mask: true where [prefix | keys] may be attended to, T x (P+T) or N x 1 x T x (P+T). None: causal, which
-                is possible without a prefix only.
+            attn_mask: true where [prefix | keys] may be attended to, T x (P+T) or N x 1 x T x (P+T). None: causal,
+                which is possible without a prefix only.
         """
         length, rows, width = query.shape
         q, k, v = (self._split_heads(project(query)) for project in (self.q_proj, self.k_proj, self.v_proj))

@@ -11,8 +11,8 @@ A decoder-only model reads both as one text, and is trained on what comes after 
 
     text      source </s> target        (predicts target </s> from the first </s> on)
 
-`</s>` is GPT-2's `<|endoftext|>`, which the original code writes there as bos and eos. A batch holds sources and targets
-apart, so that everything which counts or prints targets concerns them alone; the model joins them.
+`</s>` is GPT-2's `<|endoftext|>`, which the original code writes there as bos and eos. A batch holds sources and
+targets apart, so that everything which counts or prints targets concerns them alone; the model joins them.
 
 Lengths in tokens count what stands between `<s>` and `</s>`.
 """
@@ -109,9 +109,9 @@ class JoinedPairDataset(CompletePairDataset):
         longest = indices[np.argmax(self.sizes[indices])] if len(indices) else 0
         if max_sizes is not None and len(indices) and self.sizes[longest] > max_sizes:
             raise UsageError(
-                f"example {longest} has {self.sizes[longest]} tokens, source and target together, but there is room for "
-                f"{max_sizes} (the model's positions less the prefix, or --max-tokens); lower --max-source-tokens or "
-                "--max-target-tokens"
+                f"example {longest} has {self.sizes[longest]} tokens, source and target together, but there is room "
+                f"for {max_sizes} (the model's positions less the prefix, or --max-tokens); lower --max-source-tokens "
+                "or --max-target-tokens"
             )
         return indices, []
 
@@ -277,8 +277,8 @@ class ConditionalLMTask(PairTask):
         room = self._max_positions - 2
         if self.cfg.max_source_tokens > room:
             raise UsageError(
-                f"--max-source-tokens {self.cfg.max_source_tokens} exceeds the {room} that prefix, </s> and a target of "
-                "one token leave of the model's positions"
+                f"--max-source-tokens {self.cfg.max_source_tokens} exceeds the {room} that prefix, </s> and a target "
+                "of one token leave of the model's positions"
             )
         return model
 
