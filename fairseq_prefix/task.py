@@ -270,6 +270,11 @@ class ConditionalLMTask(PairTask):
         return {"bos": False, "separator": "</s>", "max_source_tokens": self.cfg.max_source_tokens}
 
     def build_model(self, cfg, from_checkpoint=False):
+        if self.source_dictionary != self.target_dictionary:
+            raise UsageError(
+                f"{self.cfg.data}: source and target have dictionaries of their own, but are one text here; "
+                "binarise them with --joined-dictionary"
+            )
         model = super().build_model(cfg, from_checkpoint)
         if not isinstance(model, FairseqLanguageModel):
             raise UsageError(f"--arch {cfg.arch} has an encoder; pass --task conditional_generation")

@@ -484,6 +484,8 @@ def test_the_frozen_base_is_guarded(base):
     model.decoder.layers[1].fc1.bias.requires_grad_(True)
     with pytest.raises(UsageError, match="decoder.layers.1.fc1.bias would be trained"):
         verify_trainable(model)
+    whole = tiny.build("full_gpt2_tiny", base_model=base, decoder_layers=2)
+    assert verify_trainable(whole) == whole.base_parameters == whole.folded_parameters
 
 
 # Decoding -------------------------------------------------------------------------------------------------------------
