@@ -68,24 +68,33 @@ class PrefixAttention(MultiheadAttention):
         else:
             k, v, padding = self._own_keys(query, key_padding_mask, incremental_state)
 
-        prefix, site, layer = self._attached
-        prefix_key_value = prefix.key_value(site, layer)
-        prefix_length = 0
-        if prefix_key_value is not None:
-            prefix_length = prefix_key_value[0].size(2)
-            k, v = (
-                torch.cat([p.to(x.dtype).expand(x.size(0), -1, -1, -1), x], dim=2)  # B x H x (P+S) x d
-                for p, x in zip(prefix_key_value, (k, v), strict=True)
-            )
-
-        dropout = self.dropout_module
-        drop = dropout.p if self.training or dropout.apply_during_inference else 0.0
-        mask = _additive_mask(attn_mask, padding, prefix_length, q.dtype)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop)
+        k, v = self._after_prefix(k, v)
+        mask = _additive_mask(attn_mask, padding, self.attached_length, q.dtype)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=self._drop_probability)
         if y.size(0) != rows:
             y = y.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)  # N x H x T x d
         y = y.permute(2, 0, 1, 3).reshape(length, rows, width)
         return self.out_proj(y), None
+
+    def _prefix_key_value(self) -> tuple[Tensor, Tensor] | None:
+        prefix, site, layer = self._attached
+        return prefix.key_value(site, layer)
+
+    def _after_prefix(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values with the prefix's before them, B x H x (P+S) x d."""
+        prefix = self._prefix_key_value()
+        if prefix is None:
+            return k, v
+        k, v = (
+            torch.cat([p.to(x.dtype).expand(x.size(0), -1, -1, -1), x], dim=2)
+            for p, x in zip(prefix, (k, v), strict=True)
+        )
+        return k, v
+
+    @property
+    def _drop_probability(self) -> float:
+        dropout = self.dropout_module
+        return dropout.p if self.training or dropout.apply_during_inference else 0.0
 
     def _split_heads(self, x: Tensor) -> Tensor:
         length, rows, _ = x.shape
@@ -193,33 +202,22 @@ class SourceAttention(PrefixAttention):
             y = self._step(q, k, v, cache)
         else:
             cache.update(prev_key=k, prev_value=v)
-            y = self._read(q, k, v, attn_mask)
+            k, v = self._after_prefix(k, v)
+            drop = self._drop_probability
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask, drop, is_causal=attn_mask is None)
         if incremental_state is not None:
             self._set_input_buffer(incremental_state, cache)
         y = y.permute(2, 0, 1, 3).reshape(length, rows, width)
         return self.out_proj(y), None
-
-    def _read(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        prefix, site, layer = self._attached
-        prefix_key_value = prefix.key_value(site, layer)
-        if prefix_key_value is not None:
-            k, v = (
-                torch.cat([p.to(x.dtype).expand(x.size(0), -1, -1, -1), x], dim=2)  # N x H x (P+T) x d
-                for p, x in zip(prefix_key_value, (k, v), strict=True)
-            )
-        drop = self.dropout_module.p if self.training or self.dropout_module.apply_during_inference else 0.0
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=drop)
 
     def _step(self, q: Tensor, k: Tensor, v: Tensor, cache: dict) -> Tensor:
         if cache["prev_key"] is not None:
             k = torch.cat([cache["prev_key"], k], dim=2)
             v = torch.cat([cache["prev_value"], v], dim=2)
         cache.update(prev_key=k, prev_value=v)
-        parts = []
-        prefix, site, layer = self._attached
-        prefix_key_value = prefix.key_value(site, layer)
-        if prefix_key_value is not None:
-            parts.append((*(p.to(q.dtype) for p in prefix_key_value), None))
+        parts, prefix = [], self._prefix_key_value()
+        if prefix is not None:
+            parts.append((*(p.to(q.dtype) for p in prefix), None))
         if cache["source_key"] is not None:
             parts.append((cache["source_key"], cache["source_value"], cache["source_padding"]))
         return self._attend_to_parts(q, [*parts, (k, v, None)])

@@ -287,14 +287,16 @@ def stock(base):
     return model.eval()
 
 
-def test_sizes_are_gpt2s():
+@pytest.mark.parametrize(
+    ("size", "parameters"),
+    [("small", 124_439_808), ("medium", 354_823_168), ("large", 774_030_080), ("xl", 1_557_611_200)],
+)
+def test_sizes_are_gpt2s(size, parameters):
+    task = tiny.make_lm_task(tiny.dictionary(mask=False, words=50257 - tiny.SPECIALS))
     with torch.device("meta"):
-        for size, expected in (("small", 124_439_808), ("medium", 354_823_168), ("large", 774_030_080)):
-            task = tiny.make_lm_task(tiny.dictionary(mask=False, words=50257 - tiny.SPECIALS))
-            model = tiny.ARCH_MODEL_REGISTRY[f"full_gpt2_{size}"]
-            built = model.__mro__[2].build_model.__func__(model, tiny.make_args(f"full_gpt2_{size}"), task)
-            positions = 2 * built.decoder.embed_dim  # fairseq's two rows before the first position
-            assert sum(p.numel() for p in built.parameters()) - positions == expected
+        model = tiny.build(f"full_gpt2_{size}", task)
+    before_the_first = 2 * model.decoder.embed_dim  # rows of fairseq's table of positions
+    assert model.base_parameters - before_the_first == parameters
 
 
 @torch.no_grad()
