@@ -703,15 +703,11 @@ def test_generation_from_checkpoint_export_and_lines_is_the_same_and_complete(wo
 
 def test_a_base_pretrained_with_fairseqs_language_modeling_takes_a_prefix(world, tmp_path):
     """The archive form: the checkpoint that pretraining wrote, with its dict.txt."""
-    preprocess = (
-        "preprocess",
-        "--only-source",
-        "--srcdict",
-        world / "base" / "dict.txt",
-        "--destdir",
-        tmp_path / "bin",
-    )
-    test_training.command(*preprocess, "--trainpref", world / "train.source", "--validpref", world / "valid.source")
+    (tmp_path / "bin").mkdir()
+    shutil.copy(world / "base" / "dict.txt", tmp_path / "bin")
+    for name in ("train.bin", "train.idx", "valid.bin", "valid.idx"):
+        split, _, suffix = name.partition(".")
+        shutil.copy(world / "bin" / f"{split}.source-target.source.{suffix}", tmp_path / "bin" / name)
     test_training.command(
         *("train", tmp_path / "bin", "--user-dir", REPOSITORY / "fairseq_prefix", "--task", "language_modeling"),
         *("--arch", "full_gpt2_tiny", "--tokens-per-sample", 40, "--sample-break-mode", "none"),
