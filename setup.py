@@ -5,7 +5,7 @@ from setuptools import setup
 setup(
     name="fairseq-prefix",
     version="0.1.0",
-    description="Prefix-tuning of pretrained BART in fairseq, with a workflow from raw data to score",
+    description="Prefix-tuning of pretrained BART and GPT-2 in fairseq, with a workflow from raw data to score",
     long_description="Prefix-tuning (Li and Liang, 2021) as a fairseq plugin, and a Snakemake workflow around it.",
     packages=["fairseq_prefix"],
     python_requires=">=3.11",

@@ -6,9 +6,11 @@ import argparse
 import json
 from pathlib import Path
 
+from fairseq.models import ARCH_MODEL_REGISTRY
+from fairseq.tasks import TASK_REGISTRY
+
 from . import checkpoint as files
-from .bart import PrefixBARTModel
-from .task import ConditionalGenerationTask
+from .errors import UsageError
 
 
 def export(args: argparse.Namespace) -> None:
@@ -37,11 +39,14 @@ def import_(args: argparse.Namespace) -> None:
 def base(args: argparse.Namespace) -> None:
     """The untouched base as a checkpoint: a prefix of length 0, to compare with."""
     dictionary = files.read_dictionary(Path(args.base_model) / "dict.txt")
+    model_class = ARCH_MODEL_REGISTRY.get(args.arch)
+    if not args.arch.startswith("prefix_") or model_class is None:
+        raise UsageError(f"--arch {args.arch} is no architecture of a prefix, such as prefix_bart_large")
     model_args = {"arch": args.arch, "prefix_length": 0, "prefix_reparam": "flat"}
     cfg = files.configuration(model_args, {}, args.base_model)
-    cfg.task.max_source_tokens = min(cfg.task.max_source_tokens, cfg.model.max_source_positions - 2)
-    task = ConditionalGenerationTask(cfg.task, dictionary, dictionary)
-    files.write_checkpoint(args.output, cfg, PrefixBARTModel.build_model(cfg.model, task).state_dict())
+    cfg.task.max_source_tokens = min(cfg.task.max_source_tokens, model_class.source_room(cfg.model))
+    task = TASK_REGISTRY[model_class.default_task](cfg.task, dictionary, dictionary)
+    files.write_checkpoint(args.output, cfg, model_class.build_model(cfg.model, task).state_dict())
     _print(files.describe(args.output), args.json)
 
 

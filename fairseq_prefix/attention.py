@@ -1,4 +1,5 @@
-"""The one place where a prefix meets attention: encoder self, decoder self and cross, teacher-forced and incremental.
+"""The one place where a prefix meets attention: encoder self, decoder self and cross, teacher-forced and incremental;
+and the self-attention of a decoder that reads the source itself (`SourceAttention`).
 
 `PrefixAttention` replaces fairseq's `MultiheadAttention` (same parameters, same names). It attends with one softmax
 to [prefix | keys], fused, and records no attention weights. The prefix is *pulled* from the model's `Prefix` at every
@@ -15,6 +16,8 @@ head width.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from fairseq.modules import MultiheadAttention
@@ -30,6 +33,12 @@ class PrefixAttention(MultiheadAttention):
     def attach(self, prefix: Prefix, site: str, layer: int) -> None:
         """Say which prefix feeds this module. (A tuple holds it: as an attribute it would be registered as a child.)"""
         self._attached = (prefix, site, layer)
+
+    @property
+    def attached_length(self) -> int:
+        """How many virtual tokens come before the keys."""
+        prefix, site, _ = self._attached
+        return prefix.length(site)
 
     def forward(
         self,
@@ -59,24 +68,33 @@ class PrefixAttention(MultiheadAttention):
         else:
             k, v, padding = self._own_keys(query, key_padding_mask, incremental_state)
 
-        prefix, site, layer = self._attached
-        prefix_key_value = prefix.key_value(site, layer)
-        prefix_length = 0
-        if prefix_key_value is not None:
-            prefix_length = prefix_key_value[0].size(2)
-            k, v = (
-                torch.cat([p.to(x.dtype).expand(x.size(0), -1, -1, -1), x], dim=2)  # B x H x (P+S) x d
-                for p, x in zip(prefix_key_value, (k, v), strict=True)
-            )
-
-        dropout = self.dropout_module
-        drop = dropout.p if self.training or dropout.apply_during_inference else 0.0
-        mask = _additive_mask(attn_mask, padding, prefix_length, q.dtype)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop)
+        k, v = self._after_prefix(k, v)
+        mask = _additive_mask(attn_mask, padding, self.attached_length, q.dtype)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=self._drop_probability)
         if y.size(0) != rows:
             y = y.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)  # N x H x T x d
         y = y.permute(2, 0, 1, 3).reshape(length, rows, width)
         return self.out_proj(y), None
+
+    def _prefix_key_value(self) -> tuple[Tensor, Tensor] | None:
+        prefix, site, layer = self._attached
+        return prefix.key_value(site, layer)
+
+    def _after_prefix(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values with the prefix's before them, B x H x (P+S) x d."""
+        prefix = self._prefix_key_value()
+        if prefix is None:
+            return k, v
+        k, v = (
+            torch.cat([p.to(x.dtype).expand(x.size(0), -1, -1, -1), x], dim=2)
+            for p, x in zip(prefix, (k, v), strict=True)
+        )
+        return k, v
+
+    @property
+    def _drop_probability(self) -> float:
+        dropout = self.dropout_module
+        return dropout.p if self.training or dropout.apply_during_inference else 0.0
 
     def _split_heads(self, x: Tensor) -> Tensor:
         length, rows, _ = x.shape
@@ -124,12 +142,113 @@ class PrefixAttention(MultiheadAttention):
         if not self.encoder_decoder_attention:
             return super().reorder_incremental_state(incremental_state, new_order)
         cache = self._get_input_buffer(incremental_state)
-        if cache and cache["prev_key"].size(0) * cache["beams"] != new_order.numel():  # finished sentences leave
-            beams = cache["beams"]
-            sentences = new_order.view(-1, beams)[:, 0] // beams
-            for name in ("prev_key", "prev_value", "prev_key_padding_mask"):
-                if cache[name] is not None:
-                    cache[name] = cache[name].index_select(0, sentences)
+        if cache:
+            _drop_finished(cache, ("prev_key", "prev_value", "prev_key_padding_mask"), new_order)
+            self._set_input_buffer(incremental_state, cache)
+        return incremental_state
+
+
+def _drop_finished(cache: dict, names: tuple[str, ...], new_order: Tensor) -> None:
+    """Of what is kept once per sentence, keep what belongs to the sentences that the search goes on with."""
+    beams = cache["beams"]
+    if cache[names[0]].size(0) * beams != new_order.numel():
+        sentences = new_order.view(-1, beams)[:, 0] // beams
+        for name in names:
+            if cache[name] is not None:
+                cache[name] = cache[name].index_select(0, sentences)
+
+
+class SourceAttention(PrefixAttention):
+    """Self-attention of a decoder-only model, whose texts are [source | target].
+
+    Called with a whole text it is causal attention; into an empty incremental state it then puts the text's keys and
+    values. Called for one step of a search that `begin` was told of, the query attends with one softmax to three parts,
+    each of which is kept once for all that share it: the prefix (one row), the source (a row per sentence) and what the
+    hypothesis itself has put out (a row per hypothesis).
+    """
+
+    def begin(self, incremental_state: dict, source: dict | None, rows: int) -> None:
+        """Start a search over `rows` hypotheses after a source: `key`, `value` (B x H x S x d), `padding` (B x S)."""
+        cache = {"prev_key": None, "prev_value": None, "source_key": None}
+        if source is not None:
+            cache |= {f"source_{name}": tensor for name, tensor in source.items()}
+            cache["beams"] = rows // source["key"].size(0)
+        self._set_input_buffer(incremental_state, cache)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None,
+        value: Tensor | None,
+        key_padding_mask: Tensor | None = None,
+        incremental_state: dict | None = None,
+        need_weights: bool = True,
+        static_kv: bool = False,
+        attn_mask: Tensor | None = None,
+        before_softmax: bool = False,
+        need_head_weights: bool = False,
+    ) -> tuple[Tensor, None]:
+        """As `PrefixAttention`'s, for texts that are padded on the right.
+
+        Args:
+            query: T x N x D; with a search's incremental state T is 1.
+            attn_mask: true where [prefix | keys] may be attended to, T x (P+T) or N x 1 x T x (P+T). None: causal,
+                which is possible without a prefix only.
+        """
+        length, rows, width = query.shape
+        q, k, v = (self._split_heads(project(query)) for project in (self.q_proj, self.k_proj, self.v_proj))
+        cache = self._get_input_buffer(incremental_state) if incremental_state is not None else {}
+        if cache:
+            y = self._step(q, k, v, cache)
+        else:
+            cache.update(prev_key=k, prev_value=v)
+            k, v = self._after_prefix(k, v)
+            drop = self._drop_probability
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask, drop, is_causal=attn_mask is None)
+        if incremental_state is not None:
+            self._set_input_buffer(incremental_state, cache)
+        y = y.permute(2, 0, 1, 3).reshape(length, rows, width)
+        return self.out_proj(y), None
+
+    def _step(self, q: Tensor, k: Tensor, v: Tensor, cache: dict) -> Tensor:
+        if cache["prev_key"] is not None:
+            k = torch.cat([cache["prev_key"], k], dim=2)
+            v = torch.cat([cache["prev_value"], v], dim=2)
+        cache.update(prev_key=k, prev_value=v)
+        parts, prefix = [], self._prefix_key_value()
+        if prefix is not None:
+            parts.append((*(p.to(q.dtype) for p in prefix), None))
+        if cache["source_key"] is not None:
+            parts.append((cache["source_key"], cache["source_value"], cache["source_padding"]))
+        return self._attend_to_parts(q, [*parts, (k, v, None)])
+
+    def _attend_to_parts(self, q: Tensor, parts: list[tuple[Tensor, Tensor, Tensor | None]]) -> Tensor:
+        """One softmax over several tables of keys, each with the rows of its own: 1, B or N of them.
+
+        Args:
+            q: N x H x 1 x d.
+            parts: key and value (R x H x K x d), and where padding hides keys (R x K).
+        """
+        q, scores = q * self.scaling, []
+        for key, _, padding in parts:
+            part = self._group_beams(q, key.size(0)) @ key.mT  # R x H x N/R x K
+            if padding is not None:
+                part = part.masked_fill(padding[:, None, None], float("-inf"))
+            scores.append(part.transpose(1, 2).flatten(0, 1))  # N x H x K
+        weights = self.dropout_module(torch.cat(scores, dim=-1).float().softmax(dim=-1).to(q.dtype))
+        y = torch.zeros_like(q)
+        for (_, value, _), part in zip(parts, weights.split([s.size(-1) for s in scores], dim=-1), strict=True):
+            attended = self._group_beams(part.unsqueeze(2), value.size(0)) @ value  # R x H x N/R x d
+            y = y + attended.transpose(1, 2).flatten(0, 1).unsqueeze(2)
+        return y
+
+    def reorder_incremental_state(self, incremental_state: dict, new_order: Tensor) -> dict:
+        """Follow the beam search: own keys go with the hypotheses, the source's only with the sentences."""
+        cache = self._get_input_buffer(incremental_state)
+        if cache and cache["prev_key"] is not None:
+            cache.update({name: cache[name].index_select(0, new_order) for name in ("prev_key", "prev_value")})
+            if cache["source_key"] is not None:
+                _drop_finished(cache, ("source_key", "source_value", "source_padding"), new_order)
             self._set_input_buffer(incremental_state, cache)
         return incremental_state
 
@@ -154,6 +273,20 @@ class PrefixEncoderLayer(TransformerEncoderLayerBase):
     def build_self_attention(self, embed_dim, cfg):
         return PrefixAttention(
             embed_dim, cfg.encoder.attention_heads, dropout=cfg.attention_dropout, self_attention=True
+        )
+
+
+class SourceDecoderLayer(TransformerDecoderLayerBase):
+    """fairseq's decoder layer without cross-attention, with `SourceAttention`; GELU's approximation is one kernel."""
+
+    def __init__(self, cfg):
+        super().__init__(cfg, no_encoder_attn=True)
+        if cfg.activation_fn == "gelu_accurate":
+            self.activation_fn = partial(F.gelu, approximate="tanh")
+
+    def build_self_attention(self, embed_dim, cfg, add_bias_kv=False, add_zero_attn=False):
+        return SourceAttention(
+            embed_dim, cfg.decoder.attention_heads, dropout=cfg.attention_dropout, self_attention=True
         )
 
 

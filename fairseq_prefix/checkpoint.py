@@ -22,6 +22,7 @@ from fairseq import options
 from fairseq.data import Dictionary
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.file_io import PathManager
+from fairseq.models import ARCH_MODEL_REGISTRY
 from omegaconf import OmegaConf
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -33,9 +34,7 @@ from .prefix import Prefix, SiteGeometry
 FORMAT = 1
 METADATA_KEY = "prefix.metadata"
 EXPORT_KEY = "fairseq_prefix"
-EMBEDDING = "encoder.embed_tokens.weight"
-TIED = ("decoder.embed_tokens.weight", "decoder.output_projection.weight", "encoder.output_projection.weight")
-
+ABSENT_SYMBOLS = "decoder.absent_symbols"  # which symbols of the dictionary a GPT-2 does not know, as a mask
 BOOKKEEPING = (".version", "._float_tensor")  # ends of names that are fairseq's own and no weights
 
 
@@ -128,18 +127,31 @@ class Base(NamedTuple):
     state: dict[str, Tensor]
     symbols: list[str] | None
     settings: dict  # of those that no shape shows: fairseq's names of options -> value
+    rows: dict[str, int] | None = None  # symbol -> its embedding, where these are not in the dictionary's order
 
 
-def read_base(path: str) -> Base:
+class Family(NamedTuple):
+    """A kind of base: the names of its tensors in fairseq, and how a Hugging Face folder of it is read."""
+
+    name: str
+    parts: tuple[str, ...]  # the sub-modules that make up the base
+    embedding: str  # the tensor that has one row per symbol
+    tied: tuple[str, ...]  # other names of that tensor
+    settings: tuple[str, ...]  # options that change what a model computes but not the shapes of its weights
+    expected: dict  # of a Hugging Face config.json; a key that is not there has the value expected
+    convert: Callable[[Path, dict, dict[str, Tensor]], Base]  # (folder, config.json, weights) -> base
+
+
+def read_base(path: str, family: Family) -> Base:
     """Read `--base-model`: a folder with model.pt and dict.txt, a .pt file, or a Hugging Face folder.
 
     Raises:
-        UsageError: nothing there, or not a BART.
+        UsageError: nothing there, or not of this family.
     """
     base = Path(path)
     if base.is_dir():
         if (base / "config.json").exists():
-            return _read_hugging_face(base)
+            return family.convert(base, *_read_hugging_face(base, family.expected))
         if not (base / "model.pt").exists():
             raise UsageError(f"--base-model {path}: the folder holds neither model.pt nor config.json")
         base = base / "model.pt"
@@ -149,57 +161,133 @@ def read_base(path: str) -> Base:
             f"--model-overrides \"{{'base_model': 'PATH'}}\")"
         )
     state = load_tensors(base)
-    if not isinstance(state.get("model"), dict) or EMBEDDING not in state["model"]:
-        raise UsageError(f"--base-model {base} is not a fairseq BART checkpoint (it has no {EMBEDDING})")
+    if family_of(state.get("model")) is not family:
+        raise UsageError(
+            f"--base-model {base} is not a fairseq {family.name} checkpoint (it has no {family.embedding})"
+        )
     options = (state.get("cfg") or {}).get("model") or state.get("args")
     return Base(base, dict(state["model"]), _symbols(base.parent), _plain(options) if options else {})
 
 
-HUGGING_FACE_NAMES = {
-    "shared.": "encoder.embed_tokens.",
-    "encoder.": "encoder.",
-    "decoder.": "decoder.",
-}
-
-
-def _read_hugging_face(folder: Path) -> Base:
+def _read_hugging_face(folder: Path, expected: dict) -> tuple[dict, dict[str, Tensor]]:
+    """config.json, of which what is `expected` is checked, and the weights."""
     try:
         config = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise UsageError(f"{folder}/config.json is not a model's configuration ({error})") from None
-    expected = {
-        "model_type": "bart",
-        "activation_function": "gelu",
-        "scale_embedding": False,
-        "normalize_before": False,
-    }
     for key, value in expected.items():
         if config.get(key, value) != value:
             raise UsageError(f"{folder}/config.json: {key} is {config[key]!r}, but only {value!r} is supported")
     if (folder / "model.safetensors").exists():
         try:
-            raw = load_file(folder / "model.safetensors")
+            return config, load_file(folder / "model.safetensors")
         except SafetensorError as error:
             raise UsageError(f"{folder}/model.safetensors cannot be loaded: {error}") from None
-    elif (folder / "pytorch_model.bin").exists():
-        raw = load_tensors(folder / "pytorch_model.bin")
-    else:
-        raise UsageError(f"--base-model {folder}: neither model.safetensors nor pytorch_model.bin is there")
+    if (folder / "pytorch_model.bin").exists():
+        return config, load_tensors(folder / "pytorch_model.bin")
+    raise UsageError(f"--base-model {folder}: neither model.safetensors nor pytorch_model.bin is there")
+
+
+def _convert_bart(folder: Path, config: dict, raw: dict[str, Tensor]) -> Base:
     raw = {name.removeprefix("model."): tensor for name, tensor in raw.items()}
     if raw.pop("final_logits_bias", torch.zeros(1)).any():
         raise UsageError(f"{folder}: final_logits_bias is not zero; fairseq's BART has no place for it")
     tied = [name for name in ("shared.weight", "encoder.embed_tokens.weight", "lm_head.weight") if name in raw]
-    if tied:  # safetensors keeps one of the names of tied weights
-        raw["shared.weight"] = raw[tied[0]]
-    state = {}
-    for name, tensor in raw.items():
-        for theirs, ours in HUGGING_FACE_NAMES.items():
-            if name.startswith(theirs):
-                state[ours + name.removeprefix(theirs)] = tensor
-    if EMBEDDING not in state:
+    if not tied:
         raise UsageError(f"{folder}: the weights hold no embedding; this is not a BART")
+    state = {name: tensor for name, tensor in raw.items() if name.startswith(("encoder.", "decoder."))}
+    state[BART.embedding] = raw[tied[0]]  # safetensors keeps one of the names of tied weights
     heads = {f"{part}_attention_heads": config.get(f"{part}_attention_heads") for part in ("encoder", "decoder")}
     return Base(folder, state, _symbols(folder), heads)
+
+
+GPT2_LAYER = {
+    "ln_1": "self_attn_layer_norm",
+    "attn.c_proj": "self_attn.out_proj",
+    "ln_2": "final_layer_norm",
+    "mlp.c_fc": "fc1",
+    "mlp.c_proj": "fc2",
+}
+
+
+def _convert_gpt2(folder: Path, config: dict, raw: dict[str, Tensor]) -> Base:
+    """Linear layers are stored transposed ("Conv1D"), with q, k and v in one; positions start at fairseq's row 2.
+
+    The vocabulary's ids are the words of fairseq's dict.txt, in another order. `<|endoftext|>`, which separates texts
+    and ends them, is `</s>`; where `<s>` or its number stands in a text, that is read as the same.
+    """
+    raw = {name.removeprefix("transformer."): tensor for name, tensor in raw.items()}
+    if "wte.weight" not in raw or "wpe.weight" not in raw:
+        raise UsageError(f"{folder}: the weights hold no wte and wpe; this is not a GPT-2")
+    embedding, positions = raw["wte.weight"], raw["wpe.weight"]
+    if not torch.equal(raw.get("lm_head.weight", embedding), embedding):
+        raise UsageError(f"{folder}: lm_head differs from wte; only tied embeddings are supported")
+    end = config.get("eos_token_id", 50256)
+    if not isinstance(end, int) or not 0 <= end < len(embedding):
+        raise UsageError(f"{folder}/config.json: eos_token_id is {end!r}, but there are {len(embedding)} embeddings")
+    state = {
+        GPT2.embedding: embedding,
+        "decoder.embed_positions.weight": torch.cat([positions.new_zeros(2, positions.size(1)), positions]),
+        "decoder.version": torch.tensor([3.0]),  # from there on fairseq has a last layer norm
+    }
+    state |= {f"decoder.layer_norm.{name[5:]}": tensor for name, tensor in raw.items() if name.startswith("ln_f.")}
+    for name, tensor in raw.items():
+        _, _, rest = name.partition(".")
+        layer, _, rest = rest.partition(".")
+        stem, _, kind = rest.rpartition(".")
+        if not name.startswith("h.") or kind not in ("weight", "bias") or stem == "attn":  # attn.bias: a causal mask
+            continue
+        ours, tensor = f"decoder.layers.{layer}", tensor.T if tensor.dim() == 2 else tensor
+        if stem == "attn.c_attn":
+            for letter, part in zip("qkv", tensor.chunk(3), strict=True):
+                state[f"{ours}.self_attn.{letter}_proj.{kind}"] = part
+        else:
+            state[f"{ours}.{GPT2_LAYER.get(stem, stem)}.{kind}"] = tensor
+    rows = {str(number): number for number in range(len(embedding))} | {"</s>": end, "<s>": end}
+    return Base(folder, state, _symbols(folder), {"decoder_attention_heads": config.get("n_head")}, rows)
+
+
+BART = Family(
+    name="BART",
+    parts=("encoder", "decoder"),
+    embedding="encoder.embed_tokens.weight",
+    tied=("decoder.embed_tokens.weight", "decoder.output_projection.weight", "encoder.output_projection.weight"),
+    settings=(
+        *("encoder_attention_heads", "decoder_attention_heads", "encoder_normalize_before"),
+        *("decoder_normalize_before", "activation_fn", "no_scale_embedding"),
+    ),
+    expected={
+        "model_type": "bart",
+        "activation_function": "gelu",
+        "scale_embedding": False,
+        "normalize_before": False,
+    },
+    convert=_convert_bart,
+)
+GPT2 = Family(
+    name="GPT-2",
+    parts=("decoder",),
+    embedding="decoder.embed_tokens.weight",
+    tied=("decoder.output_projection.weight",),
+    settings=("decoder_attention_heads", "decoder_normalize_before", "activation_fn", "no_scale_embedding"),
+    expected={
+        "model_type": "gpt2",
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False,
+        "tie_word_embeddings": True,
+    },
+    convert=_convert_gpt2,
+)
+
+
+def family_of(state: object) -> Family | None:
+    """Of which family a whole model's state is."""
+    if not isinstance(state, dict):
+        return None
+    return next((family for family in (BART, GPT2) if family.embedding in state), None)
 
 
 def read_dictionary(path: Path) -> Dictionary:
@@ -225,24 +313,24 @@ def _symbols(folder: Path) -> list[str] | None:
 
 
 def load_into(model: nn.Module, base: Base, dictionary: Dictionary, arch: str) -> None:
-    """Load a base's weights into `model.encoder` and `model.decoder`.
+    """Load a base's weights into the parts of `model` that make up its family's base.
 
     Raises:
         UsageError: the dictionary or the architecture is not the base's.
     """
+    family = model.family
     _check_dictionary(base, dictionary)
     _check_settings(base, model, arch)
-    rows = _fit_rows(base.state[EMBEDDING], base, dictionary)
-    state = {
-        name: t for name, t in base.state.items() if name.startswith(("encoder.", "decoder.")) and name not in TIED
-    }
-    state |= dict.fromkeys((EMBEDDING, "decoder.embed_tokens.weight", "decoder.output_projection.weight"), rows)
-    model.upgrade_state_dict_named(state, "")
+    parts = tuple(f"{part}." for part in family.parts)
+    state = {name: t for name, t in base.state.items() if name.startswith(parts) and name not in family.tied}
     wanted = {
         name: tensor
-        for part in ("encoder", "decoder")
+        for part in family.parts
         for name, tensor in getattr(model, part).state_dict(prefix=f"{part}.").items()
     }
+    _place_rows(state, base, family, dictionary)
+    state |= dict.fromkeys((name for name in family.tied if name in wanted), state[family.embedding])
+    model.upgrade_state_dict_named(state, "")
     state = {name: tensor for name, tensor in state.items() if not name.endswith(BOOKKEEPING)}
     missing = [name for name in wanted if name not in state and not name.endswith(BOOKKEEPING)]
     surplus = [name for name in state if name not in wanted]
@@ -255,26 +343,20 @@ def load_into(model: nn.Module, base: Base, dictionary: Dictionary, arch: str) -
                 f"{base.path}: {name} is {_shape(tensor)}, but --arch {arch} expects {_shape(wanted[name])}; "
                 "choose the architecture of this base"
             )
-    for part in ("encoder", "decoder"):
+    for part in family.parts:
         own = {name.removeprefix(f"{part}."): t.float() for name, t in state.items() if name.startswith(f"{part}.")}
         getattr(model, part).load_state_dict(own, strict=False)  # completeness was checked above
 
 
 def _check_settings(base: Base, model: nn.Module, arch: str) -> None:
     """Heads and the like, which change what a model computes but not the shapes of its weights."""
-    for option in SETTINGS:
+    for option in model.family.settings:
         theirs, ours = base.settings.get(option), getattr(model.args, option)
         if theirs is not None and theirs != ours:
             raise UsageError(
                 f"{base.path} was trained with --{option.replace('_', '-')} {theirs}, but --arch {arch} has {ours}; "
                 "choose the architecture of this base"
             )
-
-
-SETTINGS = (
-    *("encoder_attention_heads", "decoder_attention_heads", "encoder_normalize_before", "decoder_normalize_before"),
-    *("activation_fn", "no_scale_embedding"),
-)
 
 
 def _shape(tensor: Tensor) -> str:
@@ -296,6 +378,36 @@ def _check_dictionary(base: Base, dictionary: Dictionary) -> None:
             f"the dictionary of the data has {len(ours)} symbols, the base's {len(theirs)}; "
             "binarise the data with the base's dict.txt"
         )
+
+
+def _place_rows(state: dict[str, Tensor], base: Base, family: Family, dictionary: Dictionary) -> None:
+    """Bring the embedding, and a GPT-2's mask of absent symbols, into the order of this dictionary."""
+    if base.rows is not None:
+        state[family.embedding], absent = _reordered_rows(state[family.embedding], base, dictionary)
+    else:
+        rows = state[family.embedding]
+        absent = _fit_rows(state.get(ABSENT_SYMBOLS, torch.zeros(len(rows), dtype=torch.bool)), base, dictionary)
+        state[family.embedding] = _fit_rows(rows, base, dictionary)
+    if family is GPT2:
+        state[ABSENT_SYMBOLS] = absent
+
+
+def _reordered_rows(rows: Tensor, base: Base, dictionary: Dictionary) -> tuple[Tensor, Tensor]:
+    """Embeddings in the dictionary's order, and which symbols can never be put out: those that the base lacks, and
+    those that are `</s>` to it.
+    """
+    end = base.rows["</s>"]
+    unknown = [symbol for symbol, row in base.rows.items() if symbol not in dictionary.indices and row != end]
+    if unknown:
+        raise UsageError(
+            f"{base.path}: token {unknown[0]} is not in the dictionary of the data; "
+            "binarise the data with the dict.txt of the base's BPE"
+        )
+    indices = torch.tensor([base.rows.get(symbol, -1) for symbol in dictionary.symbols])
+    placed = rows[indices.clamp(min=0)] * indices.ge(0)[:, None]
+    absent = indices.eq(-1) | indices.eq(end)
+    absent[dictionary.eos()] = False
+    return placed, absent
 
 
 def _fit_rows(rows: Tensor, base: Base, dictionary: Dictionary) -> Tensor:
@@ -334,11 +446,11 @@ def fingerprint(model: nn.Module, dictionary: Dictionary) -> str:
     """
     digest = hashlib.sha256()
     rows = len(_plain_symbols(dictionary.symbols))
-    for part in ("encoder", "decoder"):
+    for part in model.family.parts:
         for name, tensor in sorted(getattr(model, part).state_dict(prefix=f"{part}.").items()):
-            if name in TIED or name.endswith(BOOKKEEPING):
+            if name in model.family.tied or name.endswith(BOOKKEEPING):
                 continue
-            tensor = tensor[:rows] if name == EMBEDDING else tensor
+            tensor = tensor[:rows] if name in (model.family.embedding, ABSENT_SYMBOLS) else tensor
             digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
     return digest.hexdigest()
@@ -380,7 +492,7 @@ def unpack_metadata(state: dict[str, Tensor]) -> dict:
         UsageError: there is none, or it is damaged, or of a later format.
     """
     if METADATA_KEY not in state:
-        kind = "a whole model, which belongs to --base-model" if EMBEDDING in state else "something else"
+        kind = "a whole model, which belongs to --base-model" if family_of(state) else "something else"
         raise UsageError(f"this checkpoint is not a prefix's but {kind}")
     try:
         metadata = json.loads(bytes((255 - state[METADATA_KEY]).tolist()).decode("ascii"))
@@ -424,6 +536,8 @@ def _verify_conventions(theirs: dict, ours: dict) -> None:
         with_bos = "with" if theirs["bos"] else "without"
         task = "conditional_generation" if theirs["bos"] else "translation"
         raise UsageError(f"the prefix was trained {with_bos} <s> around the text; pass --task {task}")
+    if theirs.get("prefix_position") != ours.get("prefix_position"):
+        raise UsageError(f"the prefix was trained with --prefix-position {theirs.get('prefix_position')}; pass that")
     if theirs.get("max_source_tokens") != ours.get("max_source_tokens"):
         raise UsageError(
             f"the prefix was trained on sources of up to {theirs['max_source_tokens']} tokens; "
@@ -502,7 +616,7 @@ def describe(path: str) -> dict:
     if not str(path).endswith(".safetensors") and size:
         loaded = load_tensors(Path(path))
         updates = {"updates": history[-1].get("num_updates")} if (history := loaded.get("optimizer_history")) else {}
-        if isinstance(loaded.get("model"), dict) and EMBEDDING in loaded["model"]:
+        if family_of(loaded.get("model")):
             return {**_describe_whole(loaded), **updates, "bytes": size}
     else:
         updates = {}
@@ -519,9 +633,9 @@ def describe(path: str) -> dict:
 
 
 def _describe_whole(loaded: dict) -> dict:
-    tied = {name for name in TIED if name in loaded["model"]}
+    left_out = (*family_of(loaded["model"]).tied, ABSENT_SYMBOLS)
     tensors = {
-        n: t for n, t in loaded["model"].items() if n not in tied and not n.endswith(("version", "_float_tensor"))
+        n: t for n, t in loaded["model"].items() if n not in left_out and not n.endswith(("version", "_float_tensor"))
     }
     count = sum(tensor.numel() for tensor in tensors.values())
     cfg = loaded.get("cfg") or {}
@@ -537,7 +651,7 @@ def _describe_whole(loaded: dict) -> dict:
     }
 
 
-MODEL_ARGS_KEPT = ("arch", "activation_fn", "max_source_positions", "max_target_positions")
+MODEL_ARGS_KEPT = ("arch", "activation_fn", "max_source_positions", "max_target_positions", "prefix_position")
 TASK_ARGS_KEPT = ("_name", "source_lang", "target_lang", "max_source_tokens", "max_target_tokens")
 
 
@@ -571,7 +685,7 @@ def write_checkpoint(path: str, cfg, model_state: dict[str, Tensor]) -> None:
 
 def configuration(model_args: dict, task: dict, base_model: str):
     """The configuration that fairseq-train would record for this model, for a checkpoint written without training."""
-    task_name = task.get("_name", "conditional_generation")
+    task_name = task.get("_name") or ARCH_MODEL_REGISTRY[model_args["arch"]].default_task
     command = [".", "--task", task_name, "--arch", model_args["arch"], "--base-model", base_model]
     args = options.parse_args_and_arch(options.get_training_parser(), command)
     vars(args).update(model_args)

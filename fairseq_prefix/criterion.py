@@ -31,7 +31,9 @@ class PrefixCrossEntropyConfig(LabelSmoothedCrossEntropyCriterionConfig):
 
 @register_criterion("prefix_cross_entropy", dataclass=PrefixCrossEntropyConfig)
 class PrefixCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
-    """Mean negative log-likelihood of the target tokens, `<s>` and `</s>` among them, in base 2 as fairseq logs it."""
+    """Mean negative log-likelihood of the target tokens, `<s>` (for BART) and `</s>` among them, in base 2 as fairseq
+    logs it.
+    """
 
     _logged = False
 
@@ -47,6 +49,20 @@ class PrefixCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
                 f"{sum(p.numel() for p in model.parameters()):,}",
             )
         return super().forward(model, sample, reduce)
+
+    def compute_loss(self, model, net_output, sample, reduce=True):
+        """As fairseq's, with the smoothing spread over the symbols that the base has."""
+        absent = getattr(model.decoder, "absent_symbols", None)
+        if not self.eps or absent is None:
+            return super().compute_loss(model, net_output, sample, reduce)
+        lprobs, target = self.get_lprobs_and_target(model, net_output, sample)
+        counted = target.ne(self.padding_idx)
+        nll_loss = -lprobs.gather(1, target[:, None])[:, 0] * counted
+        smooth_loss = -lprobs.masked_fill(absent, 0.0).sum(dim=1) * counted
+        if reduce:
+            nll_loss, smooth_loss = nll_loss.sum(), smooth_loss.sum()
+        share = self.eps / ((~absent).sum() - 1)
+        return (1 - self.eps - share) * nll_loss + share * smooth_loss, nll_loss
 
 
 def verify_trainable(model) -> int:

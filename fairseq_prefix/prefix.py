@@ -125,6 +125,10 @@ class Prefix(nn.Module):
         """Parameters of the folded prefix, all sites together: what is stored and deployed."""
         return sum(site_geometry.folded_size for site_geometry in self.geometry.values())
 
+    def length(self, site: str) -> int:
+        """Virtual tokens at this site."""
+        return self.geometry[site].length if site in self.geometry else 0
+
     def forward(self) -> dict[str, Tensor]:
         """site -> keys and values, L x 2 x H x P x d."""
         evaluated = {}

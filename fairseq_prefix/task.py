@@ -1,4 +1,4 @@
-"""Conditional generation: source text in, target text out, with the conventions that BART was pretrained with.
+"""Source text in, target text out: `conditional_generation` for BART, `conditional_lm` for GPT-2.
 
 fairseq's translation task marks the beginning of a text nowhere; BART has seen `<s> text </s>` only, on both sides. A
 frozen base cannot adapt to the difference, so this task adds `<s>` to source and target, and forces it when
@@ -6,6 +6,13 @@ generating:
 
     encoder   <s> source </s>
     decoder   </s> <s> target        (predicts <s> target </s>)
+
+A decoder-only model reads both as one text, and is trained on what comes after the source:
+
+    text      source </s> target        (predicts target </s> from the first </s> on)
+
+`</s>` is GPT-2's `<|endoftext|>`, which the original code writes there as bos and eos. A batch holds sources and
+targets apart, so that everything which counts or prints targets concerns them alone; the model joins them.
 
 Lengths in tokens count what stands between `<s>` and `</s>`.
 """
@@ -15,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
 
+import numpy as np
 import torch
 from fairseq import utils
 from fairseq.data import (
@@ -27,6 +35,7 @@ from fairseq.data import (
     data_utils,
 )
 from fairseq.dataclass import FairseqDataclass
+from fairseq.models import FairseqLanguageModel
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II
 
@@ -37,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class ConditionalGenerationConfig(FairseqDataclass):
-    """Options of `--task conditional_generation`."""
+    """Options of both tasks."""
 
     # fairseq reads these annotations and does not know `X | None`
     data: Optional[str] = field(  # noqa: UP045
@@ -70,9 +79,45 @@ class CompletePairDataset(LanguagePairDataset):
         return [*batches, rest] if len(rest) else batches
 
 
-@register_task("conditional_generation", dataclass=ConditionalGenerationConfig)
-class ConditionalGenerationTask(FairseqTask):
-    """See the module's docstring."""
+class JoinedPairDataset(CompletePairDataset):
+    """Pairs that a model joins to one text each: what counts for a batch is the length of both together."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, left_pad_source=False, left_pad_target=False, **kwargs)
+        self.sizes = self.src_sizes + (self.tgt_sizes if self.tgt_sizes is not None else 1)  # 1: </s>
+
+    def num_tokens(self, index):
+        return self.sizes[index]
+
+    def num_tokens_vec(self, indices):
+        return self.sizes[indices]
+
+    def size(self, index):
+        return self.sizes[index]
+
+    def ordered_indices(self):
+        """By length, equal ones in random order in training."""
+        indices = np.random.permutation(len(self)) if self.shuffle else np.arange(len(self))
+        return indices[np.argsort(self.sizes[indices], kind="stable")]
+
+    def filter_indices_by_size(self, indices, max_sizes):
+        """None is filtered: fairseq would leave examples that are too long out of training.
+
+        Raises:
+            UsageError: one does not fit.
+        """
+        longest = indices[np.argmax(self.sizes[indices])] if len(indices) else 0
+        if max_sizes is not None and len(indices) and self.sizes[longest] > max_sizes:
+            raise UsageError(
+                f"example {longest} has {self.sizes[longest]} tokens, source and target together, but there is room "
+                f"for {max_sizes} (the model's positions less the prefix, or --max-tokens); lower --max-source-tokens "
+                "or --max-target-tokens"
+            )
+        return indices, []
+
+
+class PairTask(FairseqTask):
+    """What both tasks have in common: reading source and target."""
 
     cfg: ConditionalGenerationConfig
 
@@ -80,7 +125,7 @@ class ConditionalGenerationTask(FairseqTask):
         super().__init__(cfg)
         self._source_dictionary = source_dictionary
         self._target_dictionary = target_dictionary
-        self._max_positions: tuple[int, int] | None = None
+        self._max_positions: tuple[int, int] | int | None = None
 
     @classmethod
     def setup_task(cls, cfg: ConditionalGenerationConfig, **kwargs):
@@ -105,23 +150,8 @@ class ConditionalGenerationTask(FairseqTask):
     def target_dictionary(self) -> Dictionary:
         return self._target_dictionary
 
-    def conventions(self) -> dict:
-        """What a prefix gets used to, and must find again when it generates."""
-        return {"bos": True, "max_source_tokens": self.cfg.max_source_tokens}
-
-    def build_model(self, cfg, from_checkpoint=False):
-        model = super().build_model(cfg, from_checkpoint)
-        self._max_positions = model.max_positions()
-        room = self._max_positions[0] - 2
-        if self.cfg.max_source_tokens > room:
-            raise UsageError(
-                f"--max-source-tokens {self.cfg.max_source_tokens} exceeds the model's {room} "
-                f"({room + 2} positions less <s> and </s>)"
-            )
-        return model
-
-    def max_positions(self) -> tuple[int, int] | None:
-        """The model's, so that an example that does not fit is an error and not a dropped one."""
+    def max_positions(self) -> tuple[int, int] | int | None:
+        """The model's."""
         return self._max_positions
 
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs) -> None:
@@ -144,10 +174,41 @@ class ConditionalGenerationTask(FairseqTask):
         if target is not None and len(source) != len(target):
             raise UsageError(f"{stem}: {len(source)} sources but {len(target)} targets")
 
-        max_target = self.cfg.max_target_tokens if split == self.cfg.train_subset else 0
+        training = split == self.cfg.train_subset
+        max_target = self.cfg.max_target_tokens if training else 0
+        self.datasets[split] = self._pairs(source, target, max_target, shuffle=training)
+        logger.info("%s %s: %d examples", folder, split, len(source))
+
+    def _pairs(self, source, target, max_target: int, shuffle: bool) -> CompletePairDataset:
+        """The dataset of one split; `target` may be None."""
+        raise NotImplementedError
+
+
+@register_task("conditional_generation", dataclass=ConditionalGenerationConfig)
+class ConditionalGenerationTask(PairTask):
+    """For encoder-decoders; see the module's docstring."""
+
+    def conventions(self) -> dict:
+        """What a prefix gets used to, and must find again when it generates."""
+        return {"bos": True, "max_source_tokens": self.cfg.max_source_tokens}
+
+    def build_model(self, cfg, from_checkpoint=False):
+        model = super().build_model(cfg, from_checkpoint)
+        if isinstance(model, FairseqLanguageModel):
+            raise UsageError(f"--arch {cfg.arch} reads source and target as one text; pass --task conditional_lm")
+        self._max_positions = model.max_positions()
+        room = self._max_positions[0] - 2
+        if self.cfg.max_source_tokens > room:
+            raise UsageError(
+                f"--max-source-tokens {self.cfg.max_source_tokens} exceeds the model's {room} "
+                f"({room + 2} positions less <s> and </s>)"
+            )
+        return model
+
+    def _pairs(self, source, target, max_target, shuffle):
         source = self._mark(source, self.source_dictionary, self.cfg.max_source_tokens)
         target = self._mark(target, self.target_dictionary, max_target) if target is not None else None
-        self.datasets[split] = CompletePairDataset(
+        return CompletePairDataset(
             source,
             source.sizes,
             self.source_dictionary,
@@ -156,10 +217,9 @@ class ConditionalGenerationTask(FairseqTask):
             self.target_dictionary,
             left_pad_source=False,
             left_pad_target=False,
-            shuffle=split == self.cfg.train_subset,
+            shuffle=shuffle,
             pad_to_multiple=self.cfg.required_seq_len_multiple,
         )
-        logger.info("%s %s: %d examples", folder, split, len(source))
 
     @staticmethod
     def _mark(dataset, dictionary: Dictionary, max_tokens: int):
@@ -199,3 +259,63 @@ class ConditionalGenerationTask(FairseqTask):
             prefix_tokens = sample["net_input"]["src_tokens"].new_full((rows, 1), self.target_dictionary.bos())
         with torch.no_grad():
             return generator.generate(models, sample, prefix_tokens=prefix_tokens, constraints=constraints)
+
+
+@register_task("conditional_lm", dataclass=ConditionalGenerationConfig)
+class ConditionalLMTask(PairTask):
+    """For decoder-only models; see the module's docstring."""
+
+    def conventions(self) -> dict:
+        """What a prefix gets used to, and must find again when it generates."""
+        return {"bos": False, "separator": "</s>", "max_source_tokens": self.cfg.max_source_tokens}
+
+    def build_model(self, cfg, from_checkpoint=False):
+        if self.source_dictionary != self.target_dictionary:
+            raise UsageError(
+                f"{self.cfg.data}: source and target have dictionaries of their own, but are one text here; "
+                "binarise them with --joined-dictionary"
+            )
+        model = super().build_model(cfg, from_checkpoint)
+        if not isinstance(model, FairseqLanguageModel):
+            raise UsageError(f"--arch {cfg.arch} has an encoder; pass --task conditional_generation")
+        self._max_positions = model.max_positions()
+        room = self._max_positions - 2
+        if self.cfg.max_source_tokens > room:
+            raise UsageError(
+                f"--max-source-tokens {self.cfg.max_source_tokens} exceeds the {room} that prefix, </s> and a target "
+                "of one token leave of the model's positions"
+            )
+        return model
+
+    def _pairs(self, source, target, max_target, shuffle):
+        sources = TruncateDataset(StripTokenDataset(source, self.source_dictionary.eos()), self.cfg.max_source_tokens)
+        source_sizes = np.minimum(source.sizes - 1, self.cfg.max_source_tokens)
+        target_sizes = target.sizes if target is not None else None
+        if target is not None and max_target:
+            bare = TruncateDataset(StripTokenDataset(target, self.target_dictionary.eos()), max_target)
+            target = AppendTokenDataset(bare, self.target_dictionary.eos())
+            target_sizes = np.minimum(target_sizes, max_target + 1)
+        return JoinedPairDataset(
+            sources,
+            source_sizes,
+            self.source_dictionary,
+            target,
+            target_sizes,
+            self.target_dictionary,
+            shuffle=shuffle,
+        )
+
+    def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None, **kwargs):
+        """For fairseq-interactive: token tensors that end with `</s>`."""
+        if constraints is not None:
+            raise UsageError("--constraints is not supported by --task conditional_lm")
+        bare = [tokens[:-1][: self.cfg.max_source_tokens] for tokens in src_tokens]
+        lengths = [len(tokens) for tokens in bare]
+        return JoinedPairDataset(bare, lengths, self.source_dictionary, tgt_dict=self.target_dictionary)
+
+    def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, **kwargs):
+        """fairseq's generator, kept to the positions that the longest source allowed leaves."""
+        room = min(model.max_positions() for model in models) - self.cfg.max_source_tokens
+        special = {self.target_dictionary.bos(), self.target_dictionary.pad()}
+        extra = {"symbols_to_strip_from_output": special, "max_len": room, **(extra_gen_cls_kwargs or {})}
+        return super().build_generator(models, args, seq_gen_cls, extra, **kwargs)

@@ -138,14 +138,14 @@ def test_a_hugging_face_model_of_another_kind_is_refused(tmp_path, key, value):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bart", key: value}))
     save_file({"shared.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
     with pytest.raises(UsageError, match=f"{key} is {value!r}"):
-        files.read_base(str(tmp_path))
+        files.read_base(str(tmp_path), files.BART)
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", ""])
 def test_a_malformed_configuration_is_refused(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UsageError, match="config.json is not a model's configuration"):
-        files.read_base(str(tmp_path))
+        files.read_base(str(tmp_path), files.BART)
 
 
 def test_another_number_of_heads_is_refused(base, tmp_path):
@@ -180,7 +180,7 @@ def test_a_malicious_pickle_is_refused_and_does_nothing(tmp_path, where):
             else:
                 if where == "model.pt":
                     (tmp_path / "config.json").unlink(missing_ok=True)
-                files.read_base(str(tmp_path))
+                files.read_base(str(tmp_path), files.BART)
         assert not mark.exists()
 
 

@@ -1,4 +1,6 @@
-"""Conditional generation: <s> on both sides, truncation, no example lost."""
+"""Both tasks: what stands around source and target, truncation, no example lost; what makes a batch of joined texts."""
+
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import torch
 from fairseq.data import indexed_dataset
 
 from fairseq_prefix.errors import UsageError
-from fairseq_prefix.task import ConditionalGenerationConfig, ConditionalGenerationTask
+from fairseq_prefix.task import ConditionalGenerationConfig, ConditionalGenerationTask, ConditionalLMTask
 
 
 def write_split(folder, split, pairs, symbols):
@@ -20,15 +22,26 @@ def write_split(folder, split, pairs, symbols):
         symbols.save(f"{folder}/dict.{side}.txt")
 
 
+def task_of(kind, folder, pairs, **options):
+    symbols = tiny.dictionary()
+    for split in ("train", "valid", "test"):
+        write_split(folder, split, pairs, symbols)
+    cfg = ConditionalGenerationConfig(data=str(folder), **options)
+    cfg.train_subset, cfg.dataset_impl, cfg.required_seq_len_multiple = "train", None, 1
+    return kind.setup_task(cfg)
+
+
+PAIRS = [(range(10, 10 + length), range(20, 20 + length)) for length in range(1, 22)]
+
+
 @pytest.fixture
 def task(tmp_path):
-    symbols = tiny.dictionary()
-    pairs = [(range(10, 10 + length), range(20, 20 + length)) for length in range(1, 22)]
-    for split in ("train", "valid", "test"):
-        write_split(tmp_path, split, pairs, symbols)
-    cfg = ConditionalGenerationConfig(data=str(tmp_path), max_source_tokens=5, max_target_tokens=4)
-    cfg.train_subset, cfg.dataset_impl, cfg.required_seq_len_multiple = "train", None, 1
-    return ConditionalGenerationTask.setup_task(cfg)
+    return task_of(ConditionalGenerationTask, tmp_path, PAIRS, max_source_tokens=5, max_target_tokens=4)
+
+
+@pytest.fixture
+def lm_task(tmp_path):
+    return task_of(ConditionalLMTask, tmp_path, PAIRS, max_source_tokens=5, max_target_tokens=4)
 
 
 def test_bos_and_eos_stand_on_both_sides(task):
@@ -48,8 +61,10 @@ def test_source_is_cut_always_and_target_in_training_only(task):
 
 
 @pytest.mark.parametrize("limits", [{"max_sentences": 8}, {"max_sentences": 7}, {"max_tokens": 30}])
-def test_no_example_is_left_out_of_a_pass(task, limits):
+@pytest.mark.parametrize("kind", ["task", "lm_task"])
+def test_no_example_is_left_out_of_a_pass(kind, limits, request):
     """fairseq drops the last batch unless its size is a multiple of 8."""
+    task = request.getfixturevalue(kind)
     task.load_dataset("test")
     batches = task.get_batch_iterator(task.dataset("test"), required_batch_size_multiple=8, **limits).next_epoch_itr()
     seen = [number for batch in batches for number in batch["id"].tolist()]
@@ -75,3 +90,92 @@ def test_sources_that_cannot_fit_the_model_are_refused_at_once(tmp_path):
     args = tiny.make_args("prefix_bart_tiny", base_model=str(tiny.save_base(tmp_path)), prefix_length=2)
     with pytest.raises(UsageError, match="--max-source-tokens 255 exceeds the model's 254"):
         tiny.make_task(max_source_tokens=255).build_model(args)
+
+
+# The language model's ------------------------------------------------------------------------------------------------
+
+
+def test_a_target_follows_its_source_and_one_eos(lm_task):
+    lm_task.load_dataset("train")
+    sample = lm_task.dataset("train").collater([lm_task.dataset("train")[index] for index in (1, 9)])
+    assert sample["net_input"]["src_tokens"].tolist() == [[10, 11, 12, 13, 14], [10, 11, 1, 1, 1]]
+    assert sample["net_input"]["src_lengths"].tolist() == [5, 2]
+    assert sample["net_input"]["prev_output_tokens"].tolist() == [[2, 20, 21, 22, 23], [2, 20, 21, 1, 1]]
+    assert sample["target"].tolist() == [[20, 21, 22, 23, 2], [20, 21, 2, 1, 1]]
+    assert sample["ntokens"] == 5 + 3, "tokens of the source do not count"
+
+
+def test_joined_source_is_cut_always_and_target_in_training_only(lm_task):
+    for split, target in (("train", [20, 21, 22, 23, 2]), ("valid", [*range(20, 30), 2])):
+        lm_task.load_dataset(split)
+        dataset = lm_task.dataset(split)
+        assert dataset[9]["source"].tolist() == [10, 11, 12, 13, 14]
+        assert dataset[9]["target"].tolist() == target
+        assert dataset.size(9) == dataset.num_tokens(9) == 5 + len(target)
+
+
+def test_batches_hold_texts_of_alike_total_length(tmp_path):
+    """A short source with a long target and the other way round have the same length once they are joined."""
+    rng = np.random.default_rng(0)
+    pairs = [(range(10, 10 + length), range(10, 30 - length)) for length in rng.integers(1, 19, 40)]
+    pairs += [(range(10, 12), range(10, 12))] * 40
+    task = task_of(ConditionalLMTask, tmp_path, pairs)
+    task.load_dataset("train")
+    dataset = task.dataset("train")
+    batches = task.get_batch_iterator(dataset, max_tokens=84, required_batch_size_multiple=1).next_epoch_itr()
+    sizes = [[dataset.size(number) for number in batch["id"].tolist()] for batch in batches]
+    assert sorted(sum(sizes, [])) == [5] * 40 + [21] * 40
+    assert all(max(batch) * len(batch) <= 84 for batch in sizes)
+    assert sum(max(batch) * len(batch) - sum(batch) for batch in sizes) <= 3 * 16, "one batch may be mixed"
+
+
+def test_a_pass_in_training_is_shuffled_and_one_in_evaluation_is_not(tmp_path):
+    task = task_of(ConditionalLMTask, tmp_path, [(range(10, 13), range(10, 13))] * 30)
+    for split, shuffled in (("train", True), ("valid", False)):
+        task.load_dataset(split)
+        assert (task.dataset(split).ordered_indices().tolist() != list(range(30))) is shuffled
+
+
+def test_a_text_that_does_not_fit_is_an_error_and_not_a_dropped_example(lm_task):
+    lm_task.load_dataset("valid")
+    dataset = lm_task.dataset("valid")
+    with pytest.raises(UsageError, match="example 20 has 27 tokens, source and target together, .* room for 26"):
+        lm_task.get_batch_iterator(dataset, max_sentences=4, max_positions=26, ignore_invalid_inputs=True)
+    lm_task.get_batch_iterator(dataset, max_sentences=4, max_positions=27)
+
+
+def test_joined_interactive_input_is_cut_like_the_data(lm_task):
+    lines = [torch.tensor([30, 31, 2]), torch.tensor([*range(30, 40), 2])]
+    dataset = lm_task.build_dataset_for_inference(lines, [len(line) for line in lines])
+    assert [dataset[index]["source"].tolist() for index in (0, 1)] == [[30, 31], [30, 31, 32, 33, 34]]
+    sample = dataset.collater([dataset[0], dataset[1]])
+    assert sample["net_input"]["src_lengths"].tolist() == [5, 2]
+
+
+def test_sources_that_leave_no_room_in_a_language_model_are_refused_at_once(tmp_path):
+    base = str(tiny.save_base(tmp_path, arch="full_gpt2_tiny", decoder_layers=1))
+    args = tiny.make_args("prefix_gpt2_tiny", base_model=base, prefix_length=10, decoder_layers=1)
+    with pytest.raises(UsageError, match="--max-source-tokens 245 exceeds the 244 that prefix, </s> and a target"):
+        tiny.make_lm_task(max_source_tokens=245).build_model(args)
+    tiny.make_lm_task(max_source_tokens=244).build_model(args)
+
+
+def test_source_and_target_need_one_dictionary():
+    task = ConditionalLMTask(ConditionalGenerationConfig(data="bin"), tiny.dictionary(words=5), tiny.dictionary())
+    with pytest.raises(UsageError, match="bin: source and target have dictionaries of their own"):
+        task.build_model(tiny.make_args("full_gpt2_tiny"))
+
+
+def test_generation_stops_where_the_positions_end(tmp_path):
+    """Whatever --max-len-b says: also after the longest source that is allowed."""
+    symbols = tiny.dictionary(mask=False)
+    base = str(tiny.save_base(tmp_path, arch="full_gpt2_tiny", decoder_layers=1, max_target_positions=32))
+    task = tiny.make_lm_task(symbols, max_source_tokens=12)
+    options = {"base_model": base, "prefix_length": 4, "decoder_layers": 1, "max_target_positions": 32}
+    model = task.build_model(tiny.make_args("prefix_gpt2_tiny", **options))
+    args = Namespace(beam=2, max_len_b=200, min_len=15)
+    generator = task.build_generator([model], args)
+    source = torch.arange(4, 16)[None]
+    sample = {"net_input": {"src_tokens": source, "src_lengths": torch.tensor([12])}}
+    for hypothesis in task.inference_step(generator, [model], sample)[0]:
+        assert len(hypothesis["tokens"]) == 32 - 4 - 12  # the last one is put out and not read

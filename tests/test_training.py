@@ -19,9 +19,12 @@ TASK = ["--task", "conditional_generation", "--max-source-tokens", "50"]
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
+    return make_world(tmp_path_factory.mktemp("world"), "full_bart_tiny")
+
+
+def make_world(folder, arch):
     """A random base, and reversed word lists binarised with its dictionary."""
-    folder = tmp_path_factory.mktemp("world")
-    base = tiny.save_base(folder / "base")
+    base = tiny.save_base(folder / "base", arch=arch)
     rng = random.Random(0)
     for split, count in (("train", 90), ("valid", 10), ("test", 21)):
         with open(folder / f"{split}.source", "w") as source, open(folder / f"{split}.target", "w") as target:
@@ -155,12 +158,12 @@ def test_the_translation_task_works_too(world, tmp_path):
     assert read_prefix(str(tmp_path / "checkpoint_last.pt")).metadata["conventions"] == {"bos": False}
 
 
-def make_trainer(world, bf16):
+def make_trainer(world, bf16, *more):
     from fairseq import options, tasks
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
     from fairseq.trainer import Trainer
 
-    arguments = [str(part) for part in training(world, world / "unused", "--cpu")[1:]]
+    arguments = [str(part) for part in training(world, world / "unused", "--cpu", *more)[1:]]
     args = options.parse_args_and_arch(options.get_training_parser(), arguments)
     cfg = convert_namespace_to_omegaconf(args)
     cfg.common.bf16 = bf16  # as an option fairseq takes it for a TPU where there is no GPU

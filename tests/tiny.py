@@ -8,7 +8,7 @@ from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 
 import fairseq_prefix  # noqa: F401  (registration)
-from fairseq_prefix.task import ConditionalGenerationConfig, ConditionalGenerationTask
+from fairseq_prefix.task import ConditionalGenerationConfig, ConditionalGenerationTask, ConditionalLMTask
 
 WORDS = 60
 SPECIALS = 4  # <s> <pad> </s> <unk>
@@ -29,23 +29,32 @@ def make_task(symbols: Dictionary | None = None, **options) -> ConditionalGenera
     return ConditionalGenerationTask(ConditionalGenerationConfig(**options), symbols, symbols)
 
 
+def make_lm_task(symbols: Dictionary | None = None, **options) -> ConditionalLMTask:
+    symbols = symbols or dictionary(mask=False)
+    options = {"max_source_tokens": 50, **options}
+    return ConditionalLMTask(ConditionalGenerationConfig(**options), symbols, symbols)
+
+
 def make_args(arch: str, **options) -> Namespace:
     """The options as fairseq-train would complete them."""
-    args = Namespace(arch=arch, _name=arch, task="conditional_generation", **options)
+    args = Namespace(arch=arch, _name=arch, task=ARCH_MODEL_REGISTRY[arch].default_task, **options)
     ARCH_CONFIG_REGISTRY[arch](args)
     return args
 
 
 def build(arch: str, task=None, **options):
     """A model as `fairseq-train --arch ARCH` builds it."""
-    return ARCH_MODEL_REGISTRY[arch].build_model(make_args(arch, **options), task or make_task())
+    task = task or (make_lm_task() if "gpt2" in arch else make_task())
+    return ARCH_MODEL_REGISTRY[arch].build_model(make_args(arch, **options), task)
 
 
-def save_base(folder: Path, seed: int = 0, symbols: Dictionary | None = None, **options) -> Path:
-    """A random BART in a fairseq archive's layout. Its weights are large enough for every attention to matter."""
-    symbols = symbols or dictionary()
+def save_base(
+    folder: Path, seed: int = 0, symbols: Dictionary | None = None, arch: str = "full_bart_tiny", **options
+) -> Path:
+    """A random base in a fairseq archive's layout. Its weights are large enough for every attention to matter."""
+    symbols = symbols or dictionary(mask="bart" in arch)
     torch.manual_seed(seed)
-    model = build("full_bart_tiny", make_task(symbols), **options)
+    model = build(arch, make_lm_task(symbols) if "gpt2" in arch else make_task(symbols), **options)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.normal_(1.0 if "norm" in name and name.endswith("weight") else 0.0, 0.3)

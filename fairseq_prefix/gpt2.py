@@ -1,0 +1,282 @@
+"""GPT-2 with a prefix (`prefix_gpt2_*`) and GPT-2 trained whole (`full_gpt2_*`): fairseq's transformer language model
+with GPT-2's settings. What they share with other families is in model.py.
+
+A text is [source | `</s>` | target], `</s>` being GPT-2's `<|endoftext|>`. The prefix's keys and values come before it
+(`--prefix-position prefix`: all of the text sees them) or between source and `</s>` (`infix`: the target alone does).
+Positions behind the prefix are shifted by its length, as in the original code.
+
+Rows of a batch are joined without padding between source and target, and only targets are projected to the vocabulary.
+For fairseq's generator the model passes for an encoder-decoder whose "encoder" is the decoder itself reading the source
+in one pass (`SourceReader`): the generator is fairseq's own.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from fairseq.models import register_model
+from fairseq.models.transformer import TransformerConfig, TransformerDecoderBase
+from fairseq.models.transformer_lm import TransformerLanguageModel, base_lm_architecture
+from torch import Tensor
+
+from . import checkpoint as files
+from . import model as common
+from .attention import SourceDecoderLayer
+from .errors import UsageError
+from .prefix import Prefix
+
+SITES = ("decoder",)
+PREFIX_DEFAULTS = {"prefix_length": 10, "prefix_mid_dim": 512, "prefix_position": "prefix", "base_dropout": "off"}
+NEVER = -1e4  # the logit of a symbol that a base does not have; finite, for the arithmetic of losses and of fp16
+
+
+class BaseGPT2(common.FromBase, TransformerLanguageModel):
+    """What both have in common."""
+
+    family = files.GPT2
+    sites = SITES
+    default_task = "conditional_lm"
+
+    @staticmethod
+    def add_args(parser):
+        """The sizes and dropouts of fairseq's transformer language model, and where the base is."""
+        add = parser.add_argument
+        for name in ("embed-dim", "ffn-embed-dim", "layers", "attention-heads"):
+            add(f"--decoder-{name}", type=int, metavar="N", help=f"the decoder's {name.replace('-', ' ')}")
+        add("--max-target-positions", type=int, metavar="N", help="longest text, prefix included")
+        for name in ("dropout", "attention-dropout", "activation-dropout"):
+            add(f"--{name}", type=float, metavar="D", help=f"{name.replace('-', ' ')} probability of the base")
+        add("--checkpoint-activations", action="store_true", help="recompute activations in the backward pass")
+        common.add_base_argument(
+            parser, "the pretrained GPT-2: folder with model.pt and dict.txt, a model.pt, or a Hugging Face folder"
+        )
+
+    @classmethod
+    def build_model(cls, args, task):
+        """fairseq's hook. For a task that has sources, the generator is offered an encoder."""
+        embedding = cls.build_embedding(args, task.source_dictionary, args.decoder_embed_dim)
+        model = cls(GPT2Decoder(args, task.target_dictionary, embedding))
+        model.args = args
+        if hasattr(task, "conventions"):
+            model.encoder = SourceReader(model.decoder)
+        return model
+
+    @staticmethod
+    def source_room(args) -> int:
+        return args.max_target_positions // 2
+
+    def attentions(self):
+        for layer, module in enumerate(self.decoder.layers):
+            yield "decoder", layer, module.self_attn
+
+    def forward(self, src_tokens, src_lengths=None, prev_output_tokens=None):
+        """Logits of the targets, B x T x V; or, without `prev_output_tokens`, those of whole texts.
+
+        Args:
+            src_tokens: B x S, padded on the right.
+            prev_output_tokens: `</s>` and the target, B x T, padded on the right.
+        """
+        if prev_output_tokens is None:
+            return self.decoder(src_tokens)
+        return self.decoder.continue_source(src_tokens, src_lengths, prev_output_tokens)
+
+
+@register_model("full_gpt2")
+class FullGPT2Model(common.Whole, BaseGPT2):
+    """GPT-2, trained whole: with `--task conditional_lm`, or from scratch with fairseq's `--task language_modeling`."""
+
+
+@register_model("prefix_gpt2")
+class PrefixGPT2Model(common.Prefixed, BaseGPT2):
+    """A frozen GPT-2 and a prefix, or an infix, for its attention."""
+
+    @staticmethod
+    def add_args(parser):
+        """GPT-2's options and the prefix's."""
+        BaseGPT2.add_args(parser)
+        common.add_prefix_arguments(parser, PREFIX_DEFAULTS, SITES)
+        parser.add_argument(
+            "--prefix-position",
+            choices=("prefix", "infix"),
+            help="before the source, or between source and target (default: prefix)",
+        )
+
+    @staticmethod
+    def conventions_of(args, task) -> dict:
+        conventions = common.Prefixed.conventions_of(args, task)
+        if "separator" not in conventions:
+            raise UsageError(f"--arch {args.arch} reads source and target as one text; pass --task conditional_lm")
+        return {**conventions, "prefix_position": args.prefix_position}
+
+    def word_room(self) -> int:
+        return self.decoder.embed_positions.max_positions
+
+    def read_words(self, text: list[int]) -> dict[str, int]:
+        """From position 0 on, as if the words stood before the text (original: `get_gold_init`)."""
+        self.decoder(torch.tensor([text]))
+        return {"decoder": 0}
+
+
+class SourceReader:
+    """What fairseq's generator takes for an encoder: the decoder reads the sources, once for all beams."""
+
+    def __init__(self, decoder: GPT2Decoder):
+        self.decoder = decoder
+
+    def forward_torchscript(self, net_input: dict[str, Tensor]) -> dict:
+        """Keys and values of the sources (B x S, padded on the right), and their lengths."""
+        source, lengths, state = net_input["src_tokens"], net_input["src_lengths"], {}
+        if source.size(1):
+            self.decoder.read(source, lengths, state)
+        padding = torch.arange(source.size(1), device=source.device) >= lengths[:, None]
+        return {"lengths": lengths, "padding": padding, "state": state}
+
+    def reorder_encoder_out(self, encoder_out: dict, new_order: Tensor) -> dict:
+        """Lengths go with the hypotheses. Keys and values stay: attention follows the search by itself."""
+        return {**encoder_out, "lengths": encoder_out["lengths"].index_select(0, new_order)}
+
+
+class GPT2Decoder(TransformerDecoderBase):
+    """fairseq's decoder without cross-attention; reads whole texts, or one token at a time after a source."""
+
+    def __init__(self, args, dictionary, embed_tokens):
+        super().__init__(TransformerConfig.from_namespace(args), dictionary, embed_tokens, no_encoder_attn=True)
+        self.infix = getattr(args, "prefix_position", "prefix") == "infix"
+        self.register_buffer("absent_symbols", torch.zeros(len(dictionary), dtype=torch.bool))
+        nothing = Prefix({})
+        for number, layer in enumerate(self.layers):
+            layer.self_attn.attach(nothing, "decoder", number)
+
+    def build_decoder_layer(self, cfg, no_encoder_attn=True):
+        return common.with_checkpointing(SourceDecoderLayer(cfg), cfg)
+
+    @property
+    def prefix_length(self) -> int:
+        return self.layers[0].self_attn.attached_length
+
+    def max_positions(self) -> int:
+        """What the prefix leaves for source, `</s>` and target."""
+        return self.embed_positions.max_positions - self.prefix_length
+
+    def forward(self, prev_output_tokens, encoder_out=None, incremental_state=None, features_only=False, **unused):
+        """Whole texts that have no source, or the next step of a search."""
+        if incremental_state is None:
+            lengths = torch.full_like(prev_output_tokens[:, 0], prev_output_tokens.size(1))
+            x = self.read(prev_output_tokens, lengths)
+        else:
+            x = self._step(prev_output_tokens, encoder_out, incremental_state)
+        return x if features_only else self.output_layer(x), {"attn": [None]}
+
+    def extract_features(self, prev_output_tokens, encoder_out=None, incremental_state=None, **unused):
+        return self(prev_output_tokens, encoder_out, incremental_state, features_only=True)
+
+    def continue_source(self, source: Tensor, lengths: Tensor, target: Tensor) -> tuple[Tensor, dict]:
+        """Logits at the tokens of `target`, which follow the source: B x T x V."""
+        text = self._join(source, lengths, target)
+        columns = lengths[:, None] + torch.arange(target.size(1), device=target.device)
+        columns = columns.clamp(max=text.size(1) - 1)  # at the target's padding: anything
+        x = self.read(text, lengths)
+        x = x.gather(1, columns[:, :, None].expand(-1, -1, x.size(2)))
+        return self.output_layer(x), {"attn": [None]}
+
+    def _join(self, source: Tensor, lengths: Tensor, target: Tensor) -> Tensor:
+        """[source | target] row by row, with no padding between the two."""
+        total = lengths + target.ne(self.padding_idx).sum(dim=1)
+        columns = torch.arange(int(total.max()), device=source.device)
+        starts = lengths[:, None]
+        index = torch.where(columns < starts, columns, columns - starts + source.size(1))
+        both = torch.cat([source, target], dim=1)
+        text = both.gather(1, index.clamp(max=both.size(1) - 1))
+        return text.masked_fill(columns >= total[:, None], self.padding_idx)
+
+    def read(self, tokens: Tensor, lengths: Tensor, incremental_state: dict | None = None) -> Tensor:
+        """Hidden states of texts (B x T, padded on the right), of which the first `lengths` (B) tokens are source."""
+        columns = torch.arange(tokens.size(1), device=tokens.device)
+        is_target = columns >= lengths[:, None]  # B x T
+        shifted = is_target if self.infix else torch.ones_like(columns, dtype=torch.bool)[None]
+        x = self._embed(tokens, columns + self.prefix_length * shifted).transpose(0, 1)
+        mask = self._mask(is_target)
+        for layer in self.layers:
+            x, _, _ = layer(x, incremental_state=incremental_state, self_attn_mask=mask)
+        return self.layer_norm(x).transpose(0, 1)
+
+    def _embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        rows = positions + self.padding_idx + 1  # fairseq's table of positions begins after the padding's row
+        return self.dropout_module(self.embed_tokens(tokens) + F.embedding(rows, self.embed_positions.weight))
+
+    def _mask(self, is_target: Tensor) -> Tensor | None:
+        """Where [prefix | text] may be attended to; padding on the right is behind everything that counts."""
+        if not self.prefix_length:
+            return None
+        rows, length = is_target.shape
+        visible = torch.ones(length, self.prefix_length + length, dtype=torch.bool, device=is_target.device)
+        visible = visible.tril(self.prefix_length)
+        if not self.infix:
+            return visible
+        visible = visible.repeat(rows, 1, 1, 1)
+        visible[..., : self.prefix_length] = is_target[:, None, :, None]
+        return visible
+
+    def _step(self, tokens: Tensor, encoder_out: dict | None, state: dict) -> Tensor:
+        """The hidden state at the last of `tokens` (N x t), those before it having been seen in earlier steps."""
+        if not state:
+            self._begin(encoder_out, state, len(tokens))
+        lengths = encoder_out["lengths"][:, None] if encoder_out else 0
+        positions = lengths + torch.full_like(tokens[:, -1:], tokens.size(1) - 1 + self.prefix_length)
+        x = self._embed(tokens[:, -1:], positions).transpose(0, 1)
+        for layer in self.layers:
+            x, _, _ = layer(x, incremental_state=state)
+        return self.layer_norm(x).transpose(0, 1)
+
+    def _begin(self, encoder_out: dict | None, state: dict, rows: int) -> None:
+        for layer in self.layers:
+            source = None
+            if encoder_out and encoder_out["state"]:
+                read = layer.self_attn._get_input_buffer(encoder_out["state"])
+                source = {"key": read["prev_key"], "value": read["prev_value"], "padding": encoder_out["padding"]}
+            layer.self_attn.begin(state, source, rows)
+
+    def output_layer(self, features):
+        """Logits; symbols that the base does not have get none of the probability."""
+        return self.output_projection(features).masked_fill_(self.absent_symbols, NEVER)
+
+
+def gpt2_architecture(args, layers: int, embed_dim: int, heads: int):
+    """GPT-2 (Radford et al. 2019): pre-norm, learned positions, GELU's tanh approximation, tied embeddings."""
+    common.set_defaults(args, decoder_layers=layers, decoder_embed_dim=embed_dim, decoder_attention_heads=heads)
+    common.set_defaults(
+        args,
+        decoder_ffn_embed_dim=4 * args.decoder_embed_dim,
+        decoder_learned_pos=True,
+        max_target_positions=1024,
+        dropout=0.1,
+        attention_dropout=0.1,
+        activation_dropout=0.0,
+        activation_fn="gelu_accurate",
+        share_decoder_input_output_embed=True,
+        no_scale_embedding=True,
+    )
+    base_lm_architecture(args)
+
+
+def tiny_gpt2_architecture(args):
+    """A GPT-2 that two CPU cores pretrain in minutes: about a million parameters, and no dropout."""
+    common.set_defaults(args, max_target_positions=256, dropout=0.0, attention_dropout=0.0)
+    gpt2_architecture(args, layers=4, embed_dim=128, heads=4)
+
+
+def _prefix_options(args):
+    common.prefix_defaults(args, PREFIX_DEFAULTS, SITES)
+
+
+_SIZES = {
+    "small": partial(gpt2_architecture, layers=12, embed_dim=768, heads=12),
+    "medium": partial(gpt2_architecture, layers=24, embed_dim=1024, heads=16),
+    "large": partial(gpt2_architecture, layers=36, embed_dim=1280, heads=20),
+    "xl": partial(gpt2_architecture, layers=48, embed_dim=1600, heads=25),
+    "tiny": tiny_gpt2_architecture,
+}
+common.register_architectures("prefix_gpt2", _SIZES, _prefix_options)
+common.register_architectures("full_gpt2", _SIZES, common.whole_defaults)
