@@ -78,6 +78,22 @@ class CompletePairDataset(LanguagePairDataset):
         rest = indices[sum(len(batch) for batch in batches) :]
         return [*batches, rest] if len(rest) else batches
 
+    def filter_indices_by_size(self, indices, max_sizes):
+        """None is filtered: fairseq would leave examples that are too long out of training, with a warning.
+
+        Raises:
+            UsageError: one does not fit.
+        """
+        indices, ignored = super().filter_indices_by_size(indices, max_sizes)
+        if len(ignored):
+            source, target = (sizes[ignored[0]] if sizes is not None else 0 for sizes in (self.src_sizes, self.tgt_sizes))
+            raise UsageError(
+                f"{len(ignored)} examples are too long, such as number {ignored[0]} with {source} source and {target} "
+                f"target tokens, where there is room for {max_sizes} (the model's positions, or --max-tokens); lower "
+                "--max-source-tokens or --max-target-tokens"
+            )
+        return indices, ignored
+
 
 class JoinedPairDataset(CompletePairDataset):
     """Pairs that a model joins to one text each: what counts for a batch is the length of both together."""

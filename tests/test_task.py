@@ -71,6 +71,15 @@ def test_no_example_is_left_out_of_a_pass(kind, limits, request):
     assert sorted(seen) == list(range(21))
 
 
+def test_a_pair_that_does_not_fit_is_an_error_and_not_a_dropped_example(task):
+    """In training fairseq would go on without it."""
+    task.load_dataset("valid")
+    dataset = task.dataset("valid")
+    with pytest.raises(UsageError, match=r"1 examples are too long, such as number 20 with 7 source and 23 target"):
+        task.get_batch_iterator(dataset, max_sentences=4, max_positions=(256, 22), ignore_invalid_inputs=True)
+    task.get_batch_iterator(dataset, max_sentences=4, max_positions=(256, 23))
+
+
 def test_interactive_input_is_marked_and_cut_like_the_data(task):
     lines = [torch.tensor([30, 31, 2]), torch.tensor([*range(30, 40), 2])]
     dataset = task.build_dataset_for_inference(lines, [len(line) for line in lines])
