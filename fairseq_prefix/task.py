@@ -86,9 +86,10 @@ class CompletePairDataset(LanguagePairDataset):
         """
         indices, ignored = super().filter_indices_by_size(indices, max_sizes)
         if len(ignored):
-            source, target = (sizes[ignored[0]] if sizes is not None else 0 for sizes in (self.src_sizes, self.tgt_sizes))
+            first = ignored[0]
+            source, target = (0 if sizes is None else sizes[first] for sizes in (self.src_sizes, self.tgt_sizes))
             raise UsageError(
-                f"{len(ignored)} examples are too long, such as number {ignored[0]} with {source} source and {target} "
+                f"{len(ignored)} examples are too long, such as number {first} with {source} source and {target} "
                 f"target tokens, where there is room for {max_sizes} (the model's positions, or --max-tokens); lower "
                 "--max-source-tokens or --max-target-tokens"
             )
