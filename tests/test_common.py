@@ -20,6 +20,12 @@ from common import (
 from conftest import archive
 
 
+def test_what_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file/below: cannot be written"), atomic_open(tmp_path / "file" / "below"):
+        pass
+
+
 def test_atomic_open_leaves_nothing_on_failure(tmp_path):
     (tmp_path / "kept.txt").write_text("before")
     with pytest.raises(RuntimeError), atomic_open(tmp_path / "kept.txt") as file:

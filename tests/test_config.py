@@ -238,9 +238,11 @@ def test_a_subset_is_its_task_with_overrides_for_either_name():
     assert flags["e2e"] == flags["e2e@50-2"] != flags["e2e@50-1"]
     for flag, values in {"--lr": ("1", "1"), "--patience": ("1", "2")}.items():
         assert tuple(flags[task][flags[task].index(flag) + 1] for task in ("e2e", "e2e@50-1")) == values
-    metrics = {"e2e": {"metrics": {"chrf": {}}}, "e2e@50-1": {"metrics": {"ter": {}}}}
+    official = list(configuration().task("e2e")["metrics"])
+    metrics = {"e2e": {"metrics": {"chrf": {}}}, "e2e@50-1": {"metrics": {"ter": {}, "chrf": None}}}
     study = configuration(overrides={"tasks": metrics})
-    assert [list(study.task(task)["metrics"]) for task in ("e2e@50-2", "e2e@50-1")] == [["chrf"], ["ter"]]
+    assert list(study.task("e2e@50-2")["metrics"]) == [*official, "chrf"]
+    assert list(study.task("e2e@50-1")["metrics"]) == [*official, "ter"]
     assert "3" == flags["e2e@50-1"][flags["e2e@50-1"].index("--adam-eps") + 1]
 
 
@@ -252,6 +254,29 @@ def test_a_malformed_subset_is_one_sentence(name):
         UserError, match="mine.yaml: tasks: 0: expected a name made of .* TASK@SIZE-SEED, such as e2e@50-1"
     ):
         configuration(tasks=[name])
+
+
+def test_an_overlay_is_merged_into_options_metrics_and_expected():
+    """A topic named for one split leaves those of the others, or training would take in what it should not see."""
+    changes = {
+        "xsum_news_sport": {"options": {"topics": {"test": ["sport/football"]}}},
+        "webnlg": {"expected": {"train": 3}, "metrics": {"bleu": {"protocol": None, "lowercase": True}, "ter": None}},
+    }
+    study = configuration(overrides={"tasks": changes})
+    topics = study.task("xsum_news_sport")["options"]["topics"]
+    assert topics == {**configuration().task("xsum_news_sport")["options"]["topics"], "test": ["sport/football"]}
+    webnlg = study.task("webnlg")
+    assert webnlg["expected"] == {"train": 3, "valid": 871, "test": 1862}
+    assert webnlg["metrics"] == {"bleu": {"lowercase": True}, "meteor": {"protocol": "webnlg"}}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"protocl": "e2e"}, "unknown option 'protocl' for bleu"), ({"protocol": "e2ee"}, "bleu has no protocol 'e2ee'")],
+)
+def test_a_mistake_in_a_metric_is_seen_before_anything_runs(options, message):
+    with pytest.raises(UserError, match=f"mine.yaml: metrics: {message}"):
+        configuration(tasks=["e2e"], overrides={"tasks": {"e2e": {"metrics": {"bleu": options}}}})
 
 
 def test_a_subset_of_no_task_is_one_sentence():

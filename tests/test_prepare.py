@@ -290,7 +290,6 @@ def test_xsum_topic(url, topic):
         (ARTICLES, IDS | {"test": ["5", "1"]}, "the id 1 stands in train and again in test"),
         (ARTICLES, {"train": ["1"]}, "ids.json: expected an object with the lists of ids train, validation and test"),
         ([*ARTICLES[2:], ("d/5.summary", b"[SN]RESTBODY[SN]\nx")], IDS, "article 5: not an XSUM article"),
-        ([*ARTICLES[2:], ("d/5.summary", article(5, body=""))], IDS, "article 5: the source is empty"),
         ([*ARTICLES[2:], ("d/5.summary", article(5) + b"\xff")], IDS, "article 5: not UTF-8"),
         ([*ARTICLES, ("d/../../5.summary", b"")], IDS, "lies outside the archive's folder"),
     ],
@@ -299,6 +298,15 @@ def test_bad_xsum_is_named_and_leaves_nothing(xsum, tmp_path, members, ids, mess
     with pytest.raises(UserError, match=message):
         run("xsum_raw", xsum(members, ids), tmp_path / "out")
     assert_nothing_written(tmp_path / "out")
+
+
+def test_an_article_without_a_text_is_left_out_and_counted(xsum, tmp_path):
+    members = [member for member in ARTICLES if not member[0].endswith("1.summary")]
+    assert len(members) == len(ARTICLES) - 1
+    run("xsum_raw", xsum([*members, ("d/1.summary", article(1, body="Email\nTwitter"))], IDS), tmp_path / "out")
+    report = json.loads((tmp_path / "out" / "data.json").read_text())
+    assert report["left_out"] == {"train": {"article without a text": 1}}
+    assert "1" not in [row["id"] for row in rows(tmp_path / "out" / "train.jsonl")]
 
 
 def test_truncated_xsum_archive(xsum, tmp_path):

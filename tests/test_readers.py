@@ -360,6 +360,19 @@ def test_order_of_e2e_is_that_of_published_outputs(shared_data, tmp_path):
 # XSUM by topic --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("allowed", [True, False])
+def test_rows_without_a_source_are_left_out_on_request_only(tmp_path, allowed):
+    (tmp_path / "t.jsonl").write_text('{"source": " ", "target": "a"}\n{"source": "b", "target": "c"}\n')
+    inputs = {"train": tmp_path / "t.jsonl"}
+    if not allowed:
+        with pytest.raises(UserError, match="line 1: the source is empty"):
+            run("jsonl", inputs, tmp_path / "out", {})
+        return
+    run("jsonl", inputs, tmp_path / "out", {"leave_out_empty": True})
+    assert [row["source"] for row in rows(tmp_path / "out" / "train.jsonl")] == ["b"]
+    assert json.loads((tmp_path / "out" / "data.json").read_text())["left_out"] == {"train": {"empty source": 1}}
+
+
 def test_xsum_topics_choose_the_articles_of_a_split(tmp_path):
     topics = ["news/uk", "news/world-asia", "news/health", "sport/golf", "sport/3", "news/3"]
     members = [(f"d/{n}.summary", article(n, topic=topic)) for n, topic in enumerate(topics * 3)]

@@ -7,6 +7,7 @@ import math
 import pytest
 from common import UserError
 from conftest import example
+from metrics import METRICS, Metric
 from score import main
 
 REFERENCES = [["the cat sat on the mat", "a cat was on the mat"], ["a dog ran"], ["one two three four", "x", "five"]]
@@ -123,6 +124,17 @@ def test_webnlg_is_split_into_seen_and_unseen(score):
     assert alone["counts"] == {"all": 1}  # examples without groups are not split
 
 
+def test_segments_without_a_group_are_a_group_of_their_own(score):
+    groups = ["all", None, "all"]
+    report = score("rouge", HYPOTHESES, REFERENCES, None, "--by-group", groups=groups)
+    assert report["counts"] == {"all": 3, "group all": 2, "no group": 1}
+
+
+def test_groups_where_there_are_none_are_refused(score):
+    with pytest.raises(UserError, match="the examples have no groups"):
+        score("rouge", HYPOTHESES, REFERENCES, None, "--by-group")
+
+
 @pytest.mark.parametrize("arguments", [["--by-group"], []])
 def test_groups_on_request(score, arguments):
     options = {} if arguments else {"groups": True}
@@ -199,7 +211,7 @@ def test_a_task_by_its_name(tmp_path, monkeypatch, write_jsonl, write_lines, cap
     assert "chrf: nrefs:1|case:mixed|eff:yes|nc:6|nw:2" in capsys.readouterr().out
     with pytest.raises(UserError, match="no task is called 'yours'"):
         main(["--task", "yours", "--hypotheses", "h"])
-    with pytest.raises(UserError, match="data/e2e/test.jsonl: cannot be read"):
+    with pytest.raises(UserError, match="data/e2e/test.jsonl: not there yet; make it with `snakemake"):
         main(["--task", "e2e", "--hypotheses", "h"])  # of the project's own tasks, not prepared here
 
 
@@ -239,6 +251,32 @@ def test_latin_1_is_refused_with_its_line(tmp_path, write_lines):
         main(
             ["--metric", "bleu", "--hypotheses", str(tmp_path / "latin"), "--references", write_lines("r", ["a", "b"])]
         )
+
+
+def test_a_metric_that_fails_does_not_take_the_others_with_it(write_lines, tmp_path, monkeypatch, capsys):
+    def broken(segments, options):
+        raise UserError("the program has died")
+
+    monkeypatch.setitem(METRICS, "meteor", Metric(broken))
+    files = ["--hypotheses", write_lines("h", ["a b"]), "--references", write_lines("r", ["a b"])]
+    with pytest.raises(UserError, match="meteor failed: the program has died"):
+        main(["--metric", "meteor", "--metric", "rouge", *files, "--samples", "40", "--output", str(tmp_path / "out")])
+    report = json.loads((tmp_path / "out").read_text())
+    assert (list(report["metrics"]), list(report["unavailable"])) == (["rouge"], ["meteor"])
+    assert "100.00" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_ngram_order": "x"}, {"smooth_method": "floor", "smooth_value": "x"}, {"tokenize": "ja-mecab"}]
+)
+def test_options_that_sacrebleu_stumbles_over_late_are_one_sentence(score, options):
+    with pytest.raises(UserError, match="do not suit bleu"):
+        score("bleu", HYPOTHESES, REFERENCES, options)
+
+
+def test_signatures_tell_different_orders_apart(score):
+    plain, bigrams = (score("bleu", HYPOTHESES, REFERENCES, options) for options in ({}, {"max_ngram_order": 2}))
+    assert bigrams["signature"] == plain["signature"] + "|max_ngram_order:2"
 
 
 def test_without_java_every_other_score_appears(write_lines, tmp_path, monkeypatch, capsys):

@@ -51,7 +51,7 @@ TASK = any_of(study.known("tasks"))  # without the suffix of a subset
 
 
 wildcard_constraints:
-    task=rf"(?:{TASK})(?:@\d+-\d+)?",
+    task=rf"(?:{TASK})(?:@[1-9]\d*-(?:0|[1-9]\d*))?",
     model=any_of(study.known("models")),
     method=any_of(study.known("methods")),
     vocabulary=any_of(["gpt2", *study.known("models")]),

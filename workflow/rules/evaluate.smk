@@ -61,6 +61,7 @@ rule hypotheses:
 rule score:
     input:
         script=script("score.py"),
+        modules=[script(name) for name in ("metrics.py", "ter.py", "java_tools.py", "significance.py")],
         hypotheses="runs/{task}/{model}/{method}/{seed}/hypotheses.txt",
         examples="data/{task}/test.jsonl",
     output:

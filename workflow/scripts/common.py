@@ -47,8 +47,11 @@ def run_main(main: Callable[[list[str]], None]) -> None:
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it takes the final name only when the block succeeds."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
     os.close(handle)
     umask = os.umask(0)
     os.umask(umask)
@@ -152,7 +155,7 @@ def json_row(path: str | os.PathLike, number: int, line: str) -> dict:
     """The object of one line of a JSON-lines file."""
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}, line {number}: not JSON ({error})") from None
     if not isinstance(row, dict):
         raise UserError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
@@ -164,7 +167,7 @@ def read_json(path: str | os.PathLike):
     text = "\n".join(line for _, line in read_lines(path))
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from None
 
 
@@ -287,7 +290,7 @@ def json_object(text: str) -> dict:
     """The type of an argument that is a JSON object."""
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise argparse.ArgumentTypeError(f"not JSON ({error}): {text}") from None
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"not a JSON object: {text}")

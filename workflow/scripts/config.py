@@ -24,8 +24,8 @@ import yaml
 from common import UserError
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
+from metrics import METRICS, check_options
 from readers import READERS
-from score import METRICS
 
 KINDS = ("tasks", "models", "methods")
 SCHEMAS = Path(__file__).resolve().parents[1] / "schemas"
@@ -120,14 +120,19 @@ class Configuration:
         whole = _whole(name)
         preset = self._preset("tasks", whole)
         sections = self._overrides.get("tasks", {})
-        change = {**sections.get(whole, {}), **sections.get(name, {})}
+        change = _laid_over(sections.get(whole, {}), sections.get(name, {}))
         values = {"dataset": whole, **preset.values}
         # Another source of examples takes nothing over from the old one, nor does another reader from the old options.
         if "inputs" in change or "demo" in change:
             values = {key: value for key, value in values.items() if key not in ("inputs", "demo")}
         if change.get("reader", values["reader"]) != values["reader"]:
             values.pop("options", None)
-        values |= {key: value for key, value in change.items() if key not in _LAYER_KEYS}
+        values = _laid_over(values, {key: value for key, value in change.items() if key not in _LAYER_KEYS})
+        values["metrics"] = {
+            metric: {option: value for option, value in options.items() if value is not None}
+            for metric, options in values["metrics"].items()
+            if options is not None
+        }
         _check_task(values, self.file if change else preset.file)
         return values
 
@@ -413,9 +418,13 @@ def _check_task(values: dict, file: str) -> None:
     if values["reader"] not in READERS:
         suggestion = _suggestion(values["reader"], READERS)
         raise UserError(f"{file}: reader: no reader is called {values['reader']!r}{suggestion}")
-    for metric in values["metrics"]:
+    for metric, options in values["metrics"].items():
         if metric not in METRICS:
             raise UserError(f"{file}: metrics: no metric is called {metric!r}{_suggestion(metric, METRICS)}")
+        try:
+            check_options(metric, options or {})
+        except UserError as error:
+            raise UserError(f"{file}: metrics: {error}") from None
 
 
 def _check_model(values: dict, file: str) -> None:

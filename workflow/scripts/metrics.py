@@ -245,21 +245,27 @@ def _sacrebleu(
     def make(segments: Segments, options: dict) -> Statistics:
         from sacrebleu import metrics
 
+        count = segments.count()
         try:
             metric = getattr(metrics, class_name)(**options)
-            metric._preprocess_segment("")
-        except (TypeError, ValueError, AssertionError, KeyError) as error:
+            metric.sentence_score("a b c d", ["a b c d"])  # some options are looked at only now
+            metric.num_refs = -1 if count == "var" else int(count)
+            signature = metric.get_signature().format() + _unsigned(options)
+        except (TypeError, ValueError, AssertionError, LookupError, ImportError, RuntimeError, OSError) as error:
             raise _options_error(name, options, error) from None
-        count = segments.count()
-        metric.num_refs = -1 if count == "var" else int(count)
         return Statistics(
             [name],
             _rows(functools.partial(rows, options), segments, name),
             lambda sums: [metric._compute_score_from_stats(list(sums)).score],
-            metric.get_signature().format(),
+            signature,
         )
 
     return make
+
+
+def _unsigned(options: dict) -> str:
+    """The options that sacrebleu's own signature says nothing of."""
+    return "".join(f"|{name}:{options[name]}" for name in ("max_ngram_order", "beta") if name in options)
 
 
 _generic_bleu = _sacrebleu("bleu", "BLEU", functools.partial(_sacrebleu_rows, "BLEU"))

@@ -157,7 +157,7 @@ def checked_row(example: Example) -> dict:
         "id": checked_text(example.id, "id", example.where),
         "source": checked_text(example.source, "source", example.where),
         "references": [checked_text(text, "reference", example.where) for text in example.references],
-        "group": example.group,
+        "group": None if example.group is None else checked_text(example.group, "group", example.where),
     }
 
 

@@ -512,6 +512,8 @@ def _xsum_example(where: str, id_: str, article: bytes, topics: tuple[str, ...] 
         return LeftOut(where, "no topic in the article's address")
     if topics and not _matches(topic, topics):
         return LeftOut(where, "topic not in this split")
+    if not sections["RESTBODY"]:
+        return LeftOut(where, "article without a text")
     return Example(where, id_, "\n".join(sections["RESTBODY"]), ["\n".join(summary)], topic)
 
 
@@ -548,10 +550,12 @@ class _Fields:
     id: str | None
     group: str | None
     split: str | None
+    leave_out_empty: bool
 
     @classmethod
     def of(cls, options: dict) -> _Fields:
-        values = {"source": "source", "target": "target", "id": None, "group": None, "split": None} | options
+        values = {"source": "source", "target": "target", "id": None, "group": None, "split": None}
+        values |= {"leave_out_empty": False} | options
         _check_options(options, *cls.__dataclass_fields__)
         target = values["target"]
         if isinstance(target, list) and target and all(isinstance(name, str) for name in target):
@@ -561,6 +565,8 @@ class _Fields:
         for name in ("source", "id", "group", "split"):
             if not isinstance(values[name], str if name == "source" else str | None):
                 raise UserError(f"the option {name} is {values[name]!r}, not a field's name")
+        if not isinstance(values["leave_out_empty"], bool):
+            raise UserError(f"the option leave_out_empty is {values['leave_out_empty']!r}, neither true nor false")
         return cls(**values)
 
     def names(self) -> list[str]:
@@ -575,7 +581,8 @@ def read_jsonl_splits(inputs: dict[str, Path], options: dict) -> Splits:
     Options name the fields: `source` (a text, or a list of sentences that are joined by a space), `target` (a text, or
     a list of references; or a list of names: the references are in all of these fields that a row has), and optionally
     `id` (otherwise the line's number), `group`, and `split` (where splits share a file: only the rows that say theirs
-    are taken). The first two default to "source" and "target".
+    are taken). The first two default to "source" and "target". With `leave_out_empty` a row whose source is empty is
+    left out and counted; otherwise it is an error.
     """
     _check_split_inputs(inputs)
     fields = _Fields.of(options)
@@ -623,7 +630,7 @@ def _parquet_examples(parquet, path: Path, split: str, fields: _Fields) -> Itera
         raise UserError(f"{path}: not a parquet file, or a damaged one ({error}); fetch it again") from None
 
 
-def _row_example(where: str, row: dict, split: str, fields: _Fields, number: int) -> Example | None:
+def _row_example(where: str, row: dict, split: str, fields: _Fields, number: int) -> Example | LeftOut | None:
     """The example of a row, or None where the row belongs to another split."""
     if fields.split and not _is_of(split, row, fields.split, where):
         return None
@@ -640,10 +647,13 @@ def _row_example(where: str, row: dict, split: str, fields: _Fields, number: int
         )
     if not targets:
         raise UserError(f"{where}: none of the fields {', '.join(optional)}; found {', '.join(row)}")
+    source = " ".join(_texts(row, fields.source, where))
+    if fields.leave_out_empty and not source.strip():
+        return LeftOut(where, "empty source")
     return Example(
         where,
         str(row[fields.id]) if fields.id else f"{split}-{number}",
-        " ".join(_texts(row, fields.source, where)),
+        source,
         [text for name in targets for text in _texts(row, name, where)],
         row[fields.group] if fields.group else None,
     )

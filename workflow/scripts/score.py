@@ -16,7 +16,7 @@ import json
 import sys
 from pathlib import Path
 
-from common import UserError, read_jsonl, read_lines, run_main, sha256_file, write_json
+from common import UserError, positive, read_jsonl, read_lines, run_main, sha256_file, write_json
 from metrics import METRICS, PROTOCOLS, SEEN, Segments, Statistics, check_options, statistics, unavailable
 from significance import SAMPLES, SEED, TRIALS, compare, intervals
 
@@ -30,25 +30,25 @@ def main(argv: list[str]) -> None:
     metrics = wanted_metrics(args)
     references, groups = read_references(args, metrics)
     systems = [read_hypotheses(path, references, args) for path in [args.hypotheses, *args.compare]]
-    scored = {}
+    scored, missing, failed = {}, {}, {}
     for metric, options in metrics.items():
         if reason := unavailable(metric, options):
+            missing[metric] = reason
             print(f"{metric} {reason}", file=sys.stderr)
             continue
-        scored[metric] = [
-            with_splits(
-                statistics(metric, Segments(hypotheses, references, args.threads, args.java_memory), options),
-                groups,
-                options,
-            )
-            for hypotheses in systems
-        ]
+        segments = [Segments(hypotheses, references, args.threads, args.java_memory) for hypotheses in systems]
+        try:
+            scored[metric] = [with_splits(statistics(metric, each, options), groups, options) for each in segments]
+        except UserError as error:  # of a Java program, say: no reason to lose the other scores
+            failed[metric] = f"failed: {error}"
     if not scored:
-        raise UserError("nothing could be computed; what is missing is said above")
-    report = make_report(args, metrics, scored, groups)
+        raise UserError("; ".join(failed.values()) or "nothing could be computed; what is missing is said above")
+    report = make_report(args, scored, missing | failed, groups)
     if args.output:
         write_json(args.output, report)
     sys.stdout.write(text_report(report))
+    if failed:
+        raise UserError("; ".join(f"{metric} {reason}" for metric, reason in failed.items()))
 
 
 # Input ----------------------------------------------------------------------------------------------------------------
@@ -98,13 +98,20 @@ def read_references(args: argparse.Namespace, metrics: dict[str, dict]) -> tuple
         references = _read_plain(args.references, in_groups)
         return references, [None] * len(references)
     [path] = reference_files(args)
+    if not (args.examples or path.exists()):
+        raise UserError(
+            f"{path}: not there yet; make it with `snakemake --cores 2 {path}`, or give --examples or --references"
+        )
     references, groups = [], []
     for number, row in read_jsonl(path):
         texts = row.get("references")
         if not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
             raise UserError(f"{path}, line {number}: no references")
         references.append(_with_text(texts, f"{path}, line {number}"))
-        groups.append(row.get("group"))
+        group = row.get("group")
+        if not (group is None or isinstance(group, str)):
+            raise UserError(f"{path}, line {number}: the group is not a text")
+        groups.append(group)
     if not references:
         raise UserError(f"{path}: no examples")
     return references, groups
@@ -168,16 +175,25 @@ def with_splits(whole: Statistics, groups: list[str | None], options: dict) -> d
 
 
 def split_segments(groups: list[str | None], options: dict) -> dict[str, list[int]]:
-    """The segments of every split: seen and unseen by WebNLG's protocol, and each group where that is asked for."""
+    """The segments of every split: seen and unseen by WebNLG's protocol, and each group where that is asked for.
+
+    Raises:
+        UserError: groups are asked for where there are none.
+    """
     splits: dict[str, list[int]] = {}
-    if None in groups:
-        return splits
-    if options.get("protocol") == "webnlg":
+    named = {group for group in groups if group is not None}
+    if options.get("protocol") == "webnlg" and None in groups:
+        print("notice: without the categories of all examples, no scores for seen and unseen", file=sys.stderr)
+    elif options.get("protocol") == "webnlg":
         for name, wanted in (("seen", True), ("unseen", False)):
             splits[name] = [index for index, group in enumerate(groups) if (group in SEEN) == wanted]
     if options.get("groups"):
-        for name in sorted(set(groups)):
-            splits[name] = [index for index, group in enumerate(groups) if group == name]
+        if not named:
+            raise UserError("scores by group were asked for, but the examples have no groups")
+        for name in sorted(named):
+            label = f"group {name}" if name in ("all", "seen", "unseen", "no group") else name
+            splits[label] = [index for index, group in enumerate(groups) if group == name]
+        splits["no group"] = [index for index, group in enumerate(groups) if group is None]
     return {name: segments for name, segments in splits.items() if segments}
 
 
@@ -186,7 +202,7 @@ def score_name(name: str, split: str) -> str:
     return name if split == "all" else f"{name}:{split}"
 
 
-def make_report(args: argparse.Namespace, metrics: dict, scored: dict, groups: list) -> dict:
+def make_report(args: argparse.Namespace, scored: dict, unavailable: dict[str, str], groups: list) -> dict:
     """What goes into the JSON file: for each metric its scores, intervals, signature and comparisons."""
     report = {
         "bootstrap": {"samples": args.samples, "seed": args.seed},
@@ -196,7 +212,7 @@ def make_report(args: argparse.Namespace, metrics: dict, scored: dict, groups: l
         "hypotheses_sha256": sha256_file(args.hypotheses),
         "references_sha256": {str(path): sha256_file(path) for path in reference_files(args)},
         "metrics": {},
-        "unavailable": {name: unavailable(name, options) for name, options in metrics.items() if name not in scored},
+        "unavailable": unavailable,
     }
     for metric, (baseline, *others) in scored.items():
         entry = {"signature": baseline["all"].signature, "scores": {}, "intervals": {}, "counts": {}}
@@ -287,10 +303,10 @@ def named_metric(text: str) -> tuple[str, dict]:
     return name, value
 
 
-def positive(text: str) -> int:
-    """The type of a number that is at least 1."""
-    if not (text.isdecimal() and int(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+def not_negative(text: str) -> int:
+    """The type of a number that is at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)
 
 
@@ -330,7 +346,9 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--trials", type=positive, default=TRIALS, metavar="N", help="trials of the randomisation test [%(default)s]"
     )
-    parser.add_argument("--seed", type=int, default=SEED, metavar="N", help="of both tests [%(default)s, sacrebleu's]")
+    parser.add_argument(
+        "--seed", type=not_negative, default=SEED, metavar="N", help="of both tests [%(default)s, sacrebleu's]"
+    )
     parser.add_argument("--threads", type=positive, default=1, metavar="N", help="processes; changes no score [1]")
     parser.add_argument(
         "--java-memory", default="2G", metavar="SIZE", help="for METEOR and the tokeniser [%(default)s]"
