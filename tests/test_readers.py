@@ -180,7 +180,7 @@ def test_bad_archives_of_xml(webnlg, tmp_path, members, message):
 
 def test_a_file_that_is_neither_xml_nor_an_archive(webnlg, tmp_path):
     (tmp_path / "train.tar").write_text("plain text")
-    with pytest.raises(UserError, match="truncated or damaged archive"):
+    with pytest.raises(UserError, match="neither a file named .xml nor a tar archive"):
         run("webnlg", webnlg() | {"train": tmp_path / "train.tar"}, tmp_path / "out")
 
 

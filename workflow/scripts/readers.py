@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import importlib
 import re
+import tarfile
 import xml.sax
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -307,6 +308,8 @@ def _xml_entries(path: Path) -> Iterator[_Entry]:
         with open(path, "rb") as file:
             yield from _parse_xml(file, str(path))
         return
+    if not tarfile.is_tarfile(path):
+        raise UserError(f"{path}: neither a file named .xml nor a tar archive (perhaps .gz) of such files")
     files: dict[str, list[_Entry]] = {}
     with open_tar(path) as members:
         for name, _, file in members:
