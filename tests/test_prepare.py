@@ -69,6 +69,14 @@ def test_e2e_linearisation_has_the_fixed_order_and_names():
     )
 
 
+def test_e2e_meaning_representations_may_stay_as_they_are(e2e, tmp_path):
+    inputs = e2e()
+    run("e2e", inputs, tmp_path / "out", {"linearisation": "mr"})
+    assert [row["source"] for row in rows(tmp_path / "out" / "test.jsonl")] == ["name[Oak]", "name[Elm], area[north]"]
+    with pytest.raises(UserError, match="the option linearisation is 'tags'; it can be original or mr"):
+        run("e2e", inputs, tmp_path / "bad", {"linearisation": "tags"})
+
+
 def test_data_json_records_inputs_counts_and_outputs(e2e, tmp_path):
     inputs = e2e()
     run("e2e", inputs, tmp_path / "out")

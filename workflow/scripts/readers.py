@@ -93,20 +93,25 @@ def read_e2e(inputs: dict[str, Path], options: dict) -> Splits:
     """E2E NLG challenge: three CSV files with the columns mr and ref.
 
     Training keeps its rows; validation and test have one example per meaning representation, with all its references,
-    in the order of first appearance, as the official evaluation groups them.
+    in the order of first appearance, as the official evaluation groups them. The option `linearisation` is `original`
+    (`linearise_e2e`) or `mr`, the meaning representation as it stands in the release.
     """
     _check_split_inputs(inputs)
-    _check_options(options)
-    rows = {split: _e2e_rows(path, split) for split, path in inputs.items()}
+    _check_options(options, "linearisation")
+    form = options.get("linearisation", "original")
+    if form not in ("original", "mr"):
+        raise UserError(f"the option linearisation is {form!r}; it can be original or mr")
+    rows = {split: _e2e_rows(path, split, as_released=form == "mr") for split, path in inputs.items()}
     return {split: rows[split] if split == "train" else _grouped(rows[split]) for split in rows}
 
 
-def _e2e_rows(path: Path, split: str) -> Iterator[Example]:
+def _e2e_rows(path: Path, split: str, as_released: bool) -> Iterator[Example]:
     for number, (where, row) in enumerate(_csv_rows(path, "mr", "ref"), 1):
         for column in ("mr", "ref"):
             if not row[column].strip():
                 raise UserError(f"{where}: the column {column} is empty")
-        yield Example(where, f"{split}-{number}", linearise_e2e(row["mr"], where), [row["ref"]])
+        linearised = linearise_e2e(row["mr"], where)  # in any case: it checks the representation as well
+        yield Example(where, f"{split}-{number}", row["mr"].strip() if as_released else linearised, [row["ref"]])
 
 
 def linearise_e2e(mr: str, where: str) -> str:
