@@ -176,17 +176,7 @@ class SourceAttention(PrefixAttention):
         self._set_input_buffer(incremental_state, cache)
 
     def forward(
-        self,
-        query: Tensor,
-        key: Tensor | None,
-        value: Tensor | None,
-        key_padding_mask: Tensor | None = None,
-        incremental_state: dict | None = None,
-        need_weights: bool = True,
-        static_kv: bool = False,
-        attn_mask: Tensor | None = None,
-        before_softmax: bool = False,
-        need_head_weights: bool = False,
+        self, query: Tensor, *, incremental_state: dict | None = None, attn_mask: Tensor | None = None, **unused
     ) -> tuple[Tensor, None]:
         """As `PrefixAttention`'s, for texts that are padded on the right.
 

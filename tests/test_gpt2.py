@@ -7,7 +7,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
 import sys
 
 import pytest
@@ -687,17 +686,7 @@ def test_generation_from_checkpoint_export_and_lines_is_the_same_and_complete(wo
     hypotheses = test_training.generate(world, checkpoint, *task)
     assert len(hypotheses) == 21
     assert test_training.generate(world, tmp_path / "i.pt", *override, *task, "--batch-size", 1) == hypotheses
-    lines = subprocess.run(
-        [
-            *(sys.executable, "-m", "fairseq_cli.interactive", world / "bin", *task, "--max-source-tokens", "50"),
-            *("--user-dir", REPOSITORY / "fairseq_prefix", "--path", checkpoint, "--beam", "3", "--max-len-b", "10"),
-        ],
-        input="".join((world / "test.source").read_text().splitlines(keepends=True)[:3]),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    found = re.findall(r"^H-(\d+)\t\S+\t(.*)$", lines.stdout, re.MULTILINE)
+    found = test_training.interactive(world, checkpoint, *task, "--max-source-tokens", "50")
     assert found == [(number, dict(hypotheses)[number]) for number in "012"]
 
 

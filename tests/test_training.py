@@ -84,6 +84,21 @@ def generate(world, checkpoint, *more):
     return sorted(re.findall(r"^H-(\d+)\t\S+\t(.*)$", output, re.MULTILINE))
 
 
+def interactive(world, checkpoint, *task):
+    """(number, hypothesis) of the first three test sources, by fairseq-interactive."""
+    process = subprocess.run(
+        [
+            *(sys.executable, "-m", "fairseq_cli.interactive", world / "bin", *task),
+            *("--user-dir", REPOSITORY / "fairseq_prefix", "--path", checkpoint, "--beam", "3", "--max-len-b", "10"),
+        ],
+        input="".join((world / "test.source").read_text().splitlines(keepends=True)[:3]),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return re.findall(r"^H-(\d+)\t\S+\t(.*)$", process.stdout, re.MULTILINE)
+
+
 def test_training_logs_counts_and_learns(undisturbed):
     _, output = undisturbed
     assert "trained parameters: 33,456 | folded (stored per task): 4,608" in output
@@ -135,18 +150,7 @@ def test_generation_from_checkpoint_and_from_export_is_the_same_and_complete(wor
 
 
 def test_interactive_reads_lines(world, undisturbed):
-    process = subprocess.run(
-        [
-            *(sys.executable, "-m", "fairseq_cli.interactive", world / "bin", *TASK),
-            *("--user-dir", REPOSITORY / "fairseq_prefix", "--path", undisturbed[0] / "checkpoint_best.pt"),
-            *("--beam", "3", "--max-len-b", "10"),
-        ],
-        input="".join((world / "test.source").read_text().splitlines(keepends=True)[:3]),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    found = re.findall(r"^H-(\d+)\t\S+\t(.*)$", process.stdout, re.MULTILINE)
+    found = interactive(world, undisturbed[0] / "checkpoint_best.pt", *TASK)
     together = dict(generate(world, undisturbed[0] / "checkpoint_best.pt"))
     assert found == [(number, together[number]) for number in "012"]
 

@@ -16,10 +16,9 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from common import UserError, progress, read_lines, run_main
+from common import SPLITS, UserError, progress, read_lines, run_main
 
 SIDES = ("source", "target")
-SPLITS = ("train", "valid", "test")
 UNKNOWN = 3  # index of <unk> in every fairseq dictionary, after <s>, <pad> and </s>
 # Codes of element types in the header of a fairseq index file.
 ELEMENT_TYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16, 9: np.uint32}

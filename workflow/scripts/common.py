@@ -24,6 +24,9 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
+SPLITS = ("train", "valid", "test")
+# The official evaluations of WebNLG 2017 and of DART score against the first three texts of an entry.
+OFFICIAL_REFERENCES = 3
 SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 # What a truncated or damaged compressed file raises while it is read, whatever its format.
 DAMAGED = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, tarfile.TarError)

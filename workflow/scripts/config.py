@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import yaml
-from common import UserError
+from common import SPLITS, UserError
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 from metrics import METRICS, check_options
@@ -212,7 +212,7 @@ class Configuration:
         """Raw files of a whole task: the reader's name for each -> path."""
         task = self.task(name)
         if "demo" in task:
-            return {split: f"resources/demo/{name}/{split}.jsonl" for split in ("train", "valid", "test")}
+            return {split: f"resources/demo/{name}/{split}.jsonl" for split in SPLITS}
         return _paths(task["inputs"], f"resources/data/{task['dataset']}")
 
     def base_inputs(self, name: str) -> dict[str, str]:

@@ -18,6 +18,7 @@ from pathlib import Path
 import bpe
 import numpy as np
 from common import (
+    SPLITS,
     UserError,
     atomic_open,
     atomic_path,
@@ -32,7 +33,6 @@ from common import (
     worker_pool,
 )
 
-SPLITS = ("train", "valid", "test")
 SIDES = ("source", "target")
 WORDS = "words"
 BATCH = 128  # examples per task of a worker

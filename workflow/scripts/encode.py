@@ -14,6 +14,7 @@ from pathlib import Path
 
 import bpe
 from common import (
+    SPLITS,
     UserError,
     atomic_open,
     batched,
@@ -110,7 +111,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", required=True, type=Path, help="a prepared split (JSON lines)")
     parser.add_argument("--output-prefix", required=True, type=Path, help="where .source and .target are written")
-    parser.add_argument("--split", required=True, choices=("train", "valid", "test"), help="which split it is")
+    parser.add_argument("--split", required=True, choices=SPLITS, help="which split it is")
     parser.add_argument("--workers", type=positive, default=1, metavar="N", help="processes (default: 1)")
     bpe.add_arguments(parser)
     return parser.parse_args(argv)

@@ -22,7 +22,7 @@ from multiprocessing import get_context
 
 import java_tools
 import numpy as np
-from common import UserError, progress
+from common import OFFICIAL_REFERENCES, UserError, progress
 
 # What the leaderboard of each protocol presents. A protocol also says how texts are prepared, which references count.
 PROTOCOLS = {
@@ -34,7 +34,6 @@ PROTOCOLS = {
 SEEN = frozenset(
     "Airport Astronaut Building City ComicsCharacter Food Monument SportsTeam University WrittenWork".split()
 )
-OFFICIAL_REFERENCES = 3  # of WebNLG and DART: further ones do not count
 _CHUNK = 256
 _FEW = 1000  # segments for which a second process costs more than it brings
 

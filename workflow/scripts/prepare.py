@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common import (
+    SPLITS,
     UserError,
     atomic_path,
     batched,
@@ -30,7 +31,7 @@ from common import (
     worker_pool,
     write_json,
 )
-from readers import READERS, SPLITS, Deferred, Example, LeftOut
+from readers import READERS, Deferred, Example, LeftOut
 
 BATCH = 64  # items of a reader per task of a worker
 

@@ -20,9 +20,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
-from common import UserError, json_row, open_tar, progress, read_json, read_lines
-
-SPLITS = ("train", "valid", "test")
+from common import OFFICIAL_REFERENCES, SPLITS, UserError, json_row, open_tar, progress, read_json, read_lines
 
 
 class Example(NamedTuple):
@@ -168,8 +166,6 @@ def _grouped(examples: Iterable[Example]) -> list[Example]:
 # Triples: WebNLG and DART ---------------------------------------------------------------------------------------------
 
 Triple = tuple[str, str, str]
-# The official evaluations of WebNLG 2017 and of DART score against the first three texts of an entry.
-OFFICIAL_REFERENCES = 3
 
 
 @dataclass

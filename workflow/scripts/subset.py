@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from common import (
+    SPLITS,
     UserError,
     atomic_path,
     positive,
@@ -29,7 +30,6 @@ from common import (
 )
 
 VALID_SHARE = 0.3  # of the training examples; Li and Liang (2021), section 6.3
-SPLITS = ("train", "valid", "test")
 
 
 def main(argv: list[str]) -> None:
