@@ -263,7 +263,7 @@ def gpt2_architecture(args, layers: int, embed_dim: int, heads: int):
 
 def tiny_gpt2_architecture(args):
     """A GPT-2 that two CPU cores pretrain in minutes: about a million parameters, and no dropout."""
-    common.set_defaults(args, max_target_positions=256, dropout=0.0, attention_dropout=0.0)
+    common.set_defaults(args, max_target_positions=512, dropout=0.0, attention_dropout=0.0)
     gpt2_architecture(args, layers=4, embed_dim=128, heads=4)
 
 

@@ -13,10 +13,11 @@ from fairseq.registry import REGISTRIES
 
 import fairseq_prefix  # noqa: F401  (registration)
 
-TASKS = ("conditional_generation", "translation")
-# One architecture with all options of prefix and base; what else depends on a choice is asked for, choice by choice.
+TASKS = ("conditional_generation", "conditional_lm", "language_modeling", "translation")
+# An architecture of each family has all options of prefix and base; what else depends on a choice is asked for, choice
+# by choice.
 COMMANDS = {
-    "train": (options.get_training_parser, ["--arch", "prefix_bart_tiny", "--criterion", "prefix_cross_entropy"]),
+    "train": (options.get_training_parser, ["--criterion", "prefix_cross_entropy", "--arch", "prefix_bart_tiny"]),
     "generate": (options.get_generation_parser, ["--path", "checkpoint.pt"]),
 }
 CHOICES = {"train": ("optimizer", "lr_scheduler", "bpe", "tokenizer"), "generate": ("bpe", "tokenizer")}
@@ -34,6 +35,7 @@ def actions(command: str, *extra: str) -> list[argparse.Action]:
 def collect(command: str) -> dict[str, bool]:
     """Flag without dashes -> whether it takes a value; of all tasks, optimizers, schedulers and subword encoders."""
     lines = [("--task", task) for task in TASKS]
+    lines += [("--task", "conditional_lm", "--arch", "prefix_gpt2_tiny")] if command == "train" else []
     for choice in CHOICES[command]:
         names = sorted(REGISTRIES[choice]["registry"])
         lines += [("--task", TASKS[0], f"--{choice.replace('_', '-')}", name) for name in names]

@@ -128,3 +128,12 @@ def test_lost_examples_and_unknown_tokens_are_noticed(tmp_path, rows, message):
     check_binary(write_binary(tmp_path / "good", [4, 2], [4, 5, 2]), tmp_path / "text", lengths)
     with pytest.raises(UserError, match=message):
         check_binary(write_binary(tmp_path / "bad", *rows), tmp_path / "text", lengths)
+
+
+def test_text_without_pairs(data, tmp_path):
+    pytest.importorskip("fairseq")
+    main([*data(train_text="the cat\nsat\n", valid_text="cat\n"), "--monolingual", "--splits", "train", "valid"])
+    the, cat, sat, eos = 4, 5, 6, 2
+    assert examples(tmp_path / "bin" / "train") == [[the, cat, eos], [sat, eos]]
+    assert examples(tmp_path / "bin" / "valid") == [[cat, eos]]
+    assert (tmp_path / "bin" / "dict.txt").exists()

@@ -14,7 +14,8 @@ CONFIGS = REPOSITORY / "configs"
 GOLDEN = Path(__file__).parent / "golden_commands.txt"
 SHIPPED = {"tasks": ["xsum"], "models": ["bart_large"], "methods": ["prefix"], "seeds": [1]}
 OFFICIAL = ("xsum", "xsum_news_sport", "xsum_within_news", "e2e", "webnlg", "dart", "aeslc", "dialogsum", "scitldr")
-MAIN = [(task, model) for task in OFFICIAL for model in ("bart_large", "text_bart")] + [("demo_summary", "demo_bart")]
+MAIN = [(task, model) for task in OFFICIAL for model in ("bart_large", "gpt2_medium", "text_bart", "text_gpt2")]
+MAIN += [(task, model) for task in ("demo_summary", "demo_table") for model in ("demo_bart", "demo_gpt2")]
 
 
 def configuration(folder: Path = CONFIGS, **changes) -> Configuration:
@@ -25,7 +26,7 @@ def commands() -> str:
     """One line per command of the runs that are there to be run; golden_commands.txt holds them."""
     study = configuration()
     lines = []
-    for task, model in [*MAIN, ("demo_table", "demo_bart")]:
+    for task, model in MAIN:
         for method in study.known("methods"):
             trained = ["train"] if study.method(method)["trained"] else []
             for command in (*trained, "generate"):
@@ -79,7 +80,7 @@ def test_every_preset_is_valid_alone_and_combined():
             for method in study.known("methods"):
                 assert "--beam" in study.flags("generate", task, model, method)
         assert study.task_inputs(task)
-    assert all(study.base_inputs(model) for model in study.known("models") if model != "demo_bart")
+    assert all(study.base_inputs(model) for model in study.known("models") if not model.startswith("demo_"))
 
 
 def test_layers_win_in_order(tmp_path):
@@ -103,6 +104,7 @@ def test_layers_win_in_order(tmp_path):
     names = {"tasks": ["mine"], "models": ["mine"], "methods": ["mine"]}
     study = configuration(tmp_path, **names)
     expected = {"lr": 1, "dropout": 2, "power": 3, "patience": 4, "clip-norm": 5, "max-epoch": 6, "adam-eps": 7}
+    expected |= {"task": "conditional_generation"}
     assert study.flags("train", "mine", "mine", "mine") == arguments(expected)
     for overrides, changed in (
         ({"train": {"adam-eps": 8}}, {"adam-eps": 8}),
@@ -113,6 +115,63 @@ def test_layers_win_in_order(tmp_path):
     ):
         study = configuration(tmp_path, **names, overrides=overrides)
         assert study.flags("train", "mine", "mine", "mine") == arguments(expected | changed), overrides
+
+
+def test_sections_may_be_for_a_family_a_size_or_an_architecture(tmp_path):
+    """In this order, the model's own last; and every family has its task of fairseq, unless a preset says otherwise."""
+    names = ("gpt2", "tiny", "gpt2_tiny", "demo_gpt2")
+    flags = ("lr", "power", "patience", "dropout")
+    sections = {name: {"train": dict.fromkeys(flags[number:], number)} for number, name in enumerate(names)}
+    study = configuration(tmp_path, overrides={"models": dict(reversed(sections.items()))})
+
+    def given(model, flag, command="train", study=study):
+        flags = study.flags(command, "e2e", model, "prefix")
+        return flags[flags.index(f"--{flag}") + 1] if f"--{flag}" in flags else None
+
+    assert [given("demo_gpt2", flag) for flag in flags] == ["0", "1", "2", "3"]
+    assert [given("demo_bart", flag) for flag in flags[1:]] == ["1", "1", "1"]
+    assert given("gpt2_medium", "patience") == "0" and given("bart_large", "patience") is None
+    for command in ("train", "generate"):
+        assert given("demo_gpt2", "task", command) == "conditional_lm"
+        assert given("bart_large", "task", command) == "conditional_generation"
+    own = configuration(tmp_path, overrides={"methods": {"prefix": {"data": {"task": "translation"}}}})
+    assert given("bart_large", "task", study=own) == "translation"
+    with pytest.raises(UserError, match="overrides: models: no model is called 'gpt3'; did you mean 'gpt2"):
+        configuration(tmp_path, overrides={"models": {"gpt3": {}}})
+
+
+@pytest.mark.parametrize(
+    "task, values",
+    # Paper, Table 6; the updates are its epochs over 42,061, 18,025 and 62,659 pairs.
+    {
+        "e2e": {
+            "prefix": {"lr": "8e-05", "batch-size": "10", "max-update": "21035", "prefix-length": "5"},
+            "finetune": {"lr": "5e-05", "batch-size": "10", "max-update": "21035"},
+        },
+        "webnlg": {
+            "prefix": {"lr": "5e-05", "batch-size": "5", "max-update": "18025", "prefix-length": "5"},
+            "finetune": {"lr": "1e-05", "batch-size": "6", "max-update": "30050"},
+        },
+        "dart": {
+            "prefix": {"lr": "5e-05", "batch-size": "5", "max-update": "125320", "prefix-length": "10"},
+            "finetune": {"lr": "1e-05", "batch-size": "6", "max-update": "104440"},
+        },
+    }.items(),
+)
+def test_table_to_text_over_gpt2_is_the_papers_run(task, values):
+    for method, expected in values.items():
+        flags = configuration().flags("train", task, "gpt2_medium", method)
+        expected = {
+            **expected,
+            "task": "conditional_lm",
+            "label-smoothing": "0",
+            "weight-decay": "0",
+            "clip-norm": "1.0",
+        }
+        expected |= {"prefix-mid-dim": "512", "base-dropout": "off"} if method == "prefix" else {}
+        for flag, value in expected.items():
+            assert flags[flags.index(f"--{flag}") + 1] == value, (method, flag)
+        assert "--sentence-avg" in flags
 
 
 def test_flags_are_sorted_and_written_as_the_command_line_has_them():

@@ -41,6 +41,18 @@ def test_equal_to_fairseq_on_the_real_vocabulary(shared_data):
         assert ours.decode(ours.encode(text)) == text
 
 
+def test_a_leading_space_makes_a_text_begin_as_within_a_line(byte_bpe, tmp_path, write_jsonl):
+    path = write_jsonl("rows.jsonl", [example(0, "the cat", "a b")])
+    vocabulary = bpe.GPT2(*byte_bpe)
+    assert encode(byte_bpe, tmp_path, path, "train", "--leading-space") == [
+        [" ".join(vocabulary.encode(" the cat"))],
+        [" ".join(vocabulary.encode(" a b"))],
+    ]
+    spaced = bpe.GPT2(*byte_bpe, leading_space=True)
+    assert spaced.encode("the cat") == vocabulary.encode(" the cat") != vocabulary.encode("the cat")
+    assert spaced.decode(spaced.encode("the cat")) == " the cat"  # one line of hypotheses is stripped
+
+
 def encode(byte_bpe, tmp_path, path, split, *more):
     encoder_json, vocab_bpe = byte_bpe
     argv = ["--bpe", "gpt2", "--encoder-json", str(encoder_json), "--vocab-bpe", str(vocab_bpe)]

@@ -78,7 +78,6 @@ def test_permuted_sources_still_hold_only_tokens_of_their_targets(material, tmp_
 
 
 def test_the_number_of_workers_changes_no_byte_and_the_seed_does(material, tmp_path, monkeypatch):
-    monkeypatch.setattr(noise, "WINDOW", 128)
     one, three = make(material, tmp_path / "1", "--workers", 1), make(material, tmp_path / "3", "--workers", 3)
     other = make(material, tmp_path / "2", "--seed", 2)
     assert one == three

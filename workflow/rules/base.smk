@@ -68,7 +68,7 @@ rule make_demo_documents:
     log:
         "logs/bases/{model}/documents.log",
     wildcard_constraints:
-        model=any_of(study.models_pretrained_on("demo")),
+        model=any_of(study.models_pretrained_with("demo")),
     priority: 1
     params:
         seed=lambda wildcards: pretraining(wildcards)["demo"]["seed"],
@@ -88,7 +88,7 @@ rule make_documents:
     log:
         "logs/bases/{model}/documents.log",
     wildcard_constraints:
-        model=any_of(study.models_pretrained_on("inputs")),
+        model=any_of(study.models_pretrained_with("inputs")),
     priority: 1
     resources:
         mem_mb=4000,
@@ -133,6 +133,8 @@ rule add_noise:
         expand("bases/{{model}}/pretrain/{split}.{side}", split=["train", "valid"], side=["source", "target"]),
     log:
         "logs/bases/{model}/noise.log",
+    wildcard_constraints:
+        model=any_of(study.models_pretrained_with("noise")),
     priority: 1
     threads: 4
     resources:
@@ -160,6 +162,8 @@ rule binarise_pretraining:
         target_dictionary="bases/{model}/pretrain/bin/dict.target.txt",
     log:
         "logs/bases/{model}/binarise.log",
+    wildcard_constraints:
+        model=any_of(study.models_pretrained_with("noise")),
     priority: 1
     threads: 4
     resources:
@@ -175,9 +179,63 @@ rule binarise_pretraining:
         " --splits train valid --workers {threads} 2> >(tee {log:q} >&2)"
 
 
+rule encode_documents:
+    input:
+        script=script("encode_documents.py"),
+        bpe=script("bpe.py"),
+        documents="bases/{model}/pretrain/documents.jsonl",
+        spm="bases/{model}/spm.model",
+    output:
+        expand("bases/{{model}}/pretrain/{split}.text", split=["train", "valid"]),
+    log:
+        "logs/bases/{model}/encode.log",
+    wildcard_constraints:
+        model=any_of(study.models_pretrained_with("text")),
+    priority: 1
+    threads: 4
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        options=lambda wildcards: arguments(pretraining(wildcards)["text"]),
+        folder=subpath(output[0], parent=True),
+    message:
+        "Encoding the documents of {wildcards.model}"
+    shell:
+        "python {input.script:q} {params.options:q} --documents {input.documents:q} --spm {input.spm:q}"
+        " --output-dir {params.folder:q} --workers {threads} 2> >(tee {log:q} >&2)"
+
+
+rule binarise_text:
+    input:
+        script=script("binarise.py"),
+        text=expand("bases/{{model}}/pretrain/{split}.text", split=["train", "valid"]),
+        dictionary="bases/{model}/dict.txt",
+    output:
+        expand("bases/{{model}}/pretrain/bin/{split}.{suffix}", split=["train", "valid"], suffix=["bin", "idx"]),
+        dictionary="bases/{model}/pretrain/bin/dict.txt",
+    log:
+        "logs/bases/{model}/binarise.log",
+    wildcard_constraints:
+        model=any_of(study.models_pretrained_with("text")),
+    priority: 1
+    threads: 4
+    resources:
+        mem_mb=4000,
+        runtime=120,
+    params:
+        text=lambda wildcards, input: folder_of(input.text),
+        folder=subpath(output.dictionary, parent=True),
+    message:
+        "Binarising the text of {wildcards.model}"
+    shell:
+        "python {input.script:q} --monolingual --input-dir {params.text:q} --dict {input.dictionary:q}"
+        " --output-dir {params.folder:q} --splits train valid --workers {threads} 2> >(tee {log:q} >&2)"
+
+
 rule pretrain:
     input:
-        data=rules.binarise_pretraining.output,
+        data=pretraining_data,
         script=ancient(script("train.py")),
     output:
         model="bases/{model}/model.pt",

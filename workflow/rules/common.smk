@@ -54,11 +54,12 @@ wildcard_constraints:
     task=rf"(?:{TASK})(?:@[1-9]\d*-(?:0|[1-9]\d*))?",
     model=any_of(study.known("models")),
     method=any_of(study.known("methods")),
-    vocabulary=any_of(["gpt2", *study.known("models")]),
+    vocabulary=any_of(["gpt2", "gpt2_spaced", *study.known("models")]),
     split="train|valid|test",
     side="source|target",
     seed=r"\d+",
     metric=any_of(METRICS),
+    table=any_of([*METRICS, "scores"]),
 
 
 def script(name):
@@ -91,17 +92,19 @@ def folder_of(files):
 
 def vocabulary_files(vocabulary):
     """Files that encode and decode text of a vocabulary, by the name of the option that takes them."""
-    if vocabulary == "gpt2":
+    if vocabulary in ("gpt2", "gpt2_spaced"):
         return {"encoder-json": "resources/gpt2_bpe/encoder.json", "vocab-bpe": "resources/gpt2_bpe/vocab.bpe"}
     return {"spm": f"bases/{vocabulary}/spm.model"}
 
 
 def vocabulary_options(vocabulary):
-    return [part for option, path in vocabulary_files(vocabulary).items() for part in (f"--{option}", path)]
+    """The files, and how they are used: options of the scripts."""
+    spaced = {"leading-space": True} if vocabulary == "gpt2_spaced" else {}
+    return vocabulary_files(vocabulary) | spaced
 
 
 def dictionary(vocabulary):
-    return "resources/gpt2_bpe/dict.txt" if vocabulary == "gpt2" else f"bases/{vocabulary}/dict.txt"
+    return f"bases/{vocabulary}/dict.txt" if "spm" in vocabulary_files(vocabulary) else "resources/gpt2_bpe/dict.txt"
 
 
 def binarised(task, model):
@@ -112,7 +115,7 @@ def binarised(task, model):
 
 def described_models():
     """What a data report needs to know of each configured model: its vocabulary."""
-    return {model: vocabulary_files(study.vocabulary(model)) for model in study.models}
+    return {model: vocabulary_options(study.vocabulary(model)) for model in study.models}
 
 
 def run_folders(task):
@@ -147,11 +150,20 @@ def gpus_of(wildcards):
 
 def preparation_threads(wildcards):
     """One where a small model is pretrained meanwhile: on two cores, the other would otherwise have nothing to do."""
-    return 4 if wildcards.vocabulary == "gpt2" else 1
+    return 1 if "spm" in vocabulary_files(wildcards.vocabulary) else 4
 
 
 def pretraining(wildcards):
     return study.model(wildcards.model)["base"]["pretrained"]
+
+
+def pretraining_data(wildcards):
+    """What a base is pretrained on: pairs with noise in the source, or plain text for a language model."""
+    folder = f"bases/{wildcards.model}/pretrain/bin"
+    if "noise" in pretraining(wildcards):
+        pairs_of_text = [file for file in BINARISED if not file.startswith("test")]
+        return [f"{folder}/{file}" for file in ("dict.source.txt", "dict.target.txt", *pairs_of_text)]
+    return [f"{folder}/{file}" for file in ("dict.txt", "train.bin", "train.idx", "valid.bin", "valid.idx")]
 
 
 def scored_metrics(task):
@@ -162,6 +174,16 @@ def scored_metrics(task):
         [metric for metric in metrics if not missing[metric]],
         [f"{metric}: not computed; it {reason}" for metric, reason in missing.items() if reason],
     )
+
+
+def tabulated(wildcards):
+    """The metrics of a table, and a sentence about each that is missing: one metric, or for `scores` all of the task's."""
+    return scored_metrics(wildcards.task) if wildcards.table == "scores" else ([wildcards.table], [])
+
+
+def main_metric(task):
+    """The first of the task's metrics that this machine can compute."""
+    return scored_metrics(task)[0][0]
 
 
 def scored(task, metrics):

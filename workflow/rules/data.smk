@@ -106,7 +106,7 @@ rule describe:
         bpe=script("bpe.py"),
         report="data/{task}/data.json",
         splits=expand("data/{{task}}/{split}.jsonl", split=["train", "valid", "test"]),
-        vocabularies=[file for files in described_models().values() for file in files.values()],
+        vocabularies=[file for model in study.models for file in vocabulary_files(study.vocabulary(model)).values()],
     output:
         text="results/{task}/data.txt",
         tsv="results/{task}/data.tsv",
@@ -119,7 +119,7 @@ rule describe:
     params:
         folder=subpath(input.report, parent=True),
         models=lambda wildcards: compact_json(
-            {model: files | study.truncation(wildcards.task, model) for model, files in described_models().items()}
+            {model: options | study.truncation(wildcards.task, model) for model, options in described_models().items()}
         ),
     message:
         "Describing the data of {wildcards.task}"
@@ -144,7 +144,7 @@ rule encode:
         mem_mb=2000,
         runtime=60,
     params:
-        vocabulary=lambda wildcards: vocabulary_options(wildcards.vocabulary),
+        vocabulary=lambda wildcards: arguments(vocabulary_options(wildcards.vocabulary)),
         prefix=lambda wildcards, output: output.source.removesuffix(".source"),
     message:
         "Encoding {wildcards.task}, {wildcards.split}, with the vocabulary of {wildcards.vocabulary}"

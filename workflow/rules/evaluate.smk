@@ -3,7 +3,7 @@
 
 localrules:
     table,
-    scores,
+    costs,
 
 
 rule generate:
@@ -50,7 +50,7 @@ rule hypotheses:
         mem_mb=2000,
         runtime=30,
     params:
-        vocabulary=lambda wildcards: vocabulary_options(study.vocabulary(wildcards.model)),
+        vocabulary=lambda wildcards: arguments(vocabulary_options(study.vocabulary(wildcards.model))),
     message:
         "Collecting the hypotheses of {wildcards.method} of {wildcards.model} on {wildcards.task}, seed {wildcards.seed}"
     shell:
@@ -87,41 +87,42 @@ rule table:
     input:
         script=script("table.py"),
         examples="data/{task}/test.jsonl",
-        scores=lambda wildcards: scored(wildcards.task, [wildcards.metric]),
+        scores=lambda wildcards: scored(wildcards.task, tabulated(wildcards)[0]),
         records=lambda wildcards: [f"{run}/run.json" for run in run_folders(wildcards.task)],
         hypotheses=lambda wildcards: [f"{run}/hypotheses.txt" for run in run_folders(wildcards.task)],
     output:
-        text="results/{task}/{metric}.txt",
-        tsv="results/{task}/{metric}.tsv",
+        text="results/{task}/{table}.txt",
+        tsv="results/{task}/{table}.tsv",
     log:
-        "logs/results/{task}/{metric}.log",
+        "logs/results/{task}/{table}.log",
     params:
+        metrics=lambda wildcards: tabulated(wildcards)[0],
+        notes=lambda wildcards: [f"--note={note}" for note in tabulated(wildcards)[1]],
         runs=lambda wildcards: run_folders(wildcards.task),
     message:
-        "Making the table of {wildcards.task}: {wildcards.metric}"
+        "Making the table of {wildcards.task}: {wildcards.table}"
     shell:
-        "python {input.script:q} --task {wildcards.task} --metric {wildcards.metric} --run {params.runs:q}"
+        "python {input.script:q} --task {wildcards.task} --metric {params.metrics:q} {params.notes:q} --run {params.runs:q}"
         " --examples {input.examples:q} --output {output.text:q} 2> >(tee {log:q} >&2)"
 
 
-rule scores:
+rule costs:
     input:
-        script=script("table.py"),
+        script=script("costs.py"),
         examples="data/{task}/test.jsonl",
-        scores=lambda wildcards: scored(wildcards.task, scored_metrics(wildcards.task)[0]),
+        scores=lambda wildcards: scored(wildcards.task, [main_metric(wildcards.task)]),
         records=lambda wildcards: [f"{run}/run.json" for run in run_folders(wildcards.task)],
         hypotheses=lambda wildcards: [f"{run}/hypotheses.txt" for run in run_folders(wildcards.task)],
     output:
-        text="results/{task}/scores.txt",
-        tsv="results/{task}/scores.tsv",
+        text="results/{task}/costs.txt",
+        tsv="results/{task}/costs.tsv",
     log:
-        "logs/results/{task}/scores.log",
+        "logs/results/{task}/costs.log",
     params:
-        metrics=lambda wildcards: scored_metrics(wildcards.task)[0],
-        notes=lambda wildcards: [f"--note={note}" for note in scored_metrics(wildcards.task)[1]],
+        metric=lambda wildcards: main_metric(wildcards.task),
         runs=lambda wildcards: run_folders(wildcards.task),
     message:
-        "Making the table of all scores of {wildcards.task}"
+        "Making the table of what {wildcards.task} cost"
     shell:
-        "python {input.script:q} --task {wildcards.task} --metric {params.metrics:q} {params.notes:q} --run {params.runs:q}"
+        "python {input.script:q} --task {wildcards.task} --metric {params.metric} --run {params.runs:q} --logs logs"
         " --examples {input.examples:q} --output {output.text:q} 2> >(tee {log:q} >&2)"

@@ -1,5 +1,7 @@
 """Binarise subword text with fairseq-preprocess, and check that nothing was lost or changed on the way.
 
+The text is pairs, {split}.source and {split}.target, or for a language model lines alone, {split}.text.
+
 Every line must come back with as many tokens as the text has, and no token may have become `<unk>` that is not `<unk>`
 in the text: a dictionary that does not belong to the vocabulary is found here and not after a training.
 """
@@ -18,7 +20,6 @@ from pathlib import Path
 import numpy as np
 from common import SPLITS, UserError, progress, read_lines, run_main
 
-SIDES = ("source", "target")
 UNKNOWN = 3  # index of <unk> in every fairseq dictionary, after <s>, <pad> and </s>
 # Codes of element types in the header of a fairseq index file.
 ELEMENT_TYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16, 9: np.uint32}
@@ -26,25 +27,27 @@ ELEMENT_TYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64,
 
 def main(argv: list[str]) -> None:
     args = parse_args(argv)
-    texts = {(split, side): args.input_dir / f"{split}.{side}" for split in args.splits for side in SIDES}
+    sides = ("text",) if args.monolingual else ("source", "target")
+    texts = {f"{split}.{side}": args.input_dir / f"{split}.{side}" for split in args.splits for side in sides}
     words = known_words(args.dict)
-    lengths = {key: check_text(path, words) for key, path in texts.items()}
+    lengths = {name: check_text(path, words) for name, path in texts.items()}
     for split in args.splits:
-        pair = [len(lengths[split, side]) for side in SIDES]
-        if pair[0] != pair[1]:
-            raise UserError(f"{args.input_dir}: {split}.source has {pair[0]} lines and {split}.target {pair[1]}")
+        first, last = (len(lengths[f"{split}.{side}"]) for side in (sides[0], sides[-1]))
+        if first != last:
+            raise UserError(f"{args.input_dir}: {split}.source has {first} lines and {split}.target {last}")
     args.output_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.output_dir, prefix=".preprocess.") as folder:
         made = Path(folder) / "bin"
         tokens = sum(int(line_lengths.sum()) for line_lengths in lengths.values())
         preprocess(args, made, tokens * (2 if len(words) < 65_000 else 4))
-        for (split, side), path in texts.items():
-            check_binary(made / f"{split}.source-target.{side}", path, lengths[split, side])
+        for name, path in texts.items():
+            split, side = name.split(".")
+            check_binary(made / (split if args.monolingual else f"{split}.source-target.{side}"), path, lengths[name])
         for path in sorted(made.iterdir()):
             if path.suffix in (".bin", ".idx") or path.name.startswith("dict."):
                 os.replace(path, args.output_dir / path.name)
-    for (split, side), line_lengths in lengths.items():
-        print(f"{split}.{side}: {len(line_lengths)} lines, {int(line_lengths.sum())} tokens with </s>", file=sys.stderr)
+    for name, line_lengths in lengths.items():
+        print(f"{name}: {len(line_lengths)} lines, {int(line_lengths.sum())} tokens with </s>", file=sys.stderr)
 
 
 def known_words(dictionary: Path) -> set[str]:
@@ -85,10 +88,14 @@ def check_text(path: Path, words: set[str]) -> np.ndarray:
 
 def preprocess(args: argparse.Namespace, destination: Path, expected_bytes: int) -> None:
     """Run fairseq-preprocess with this interpreter; a bar follows the size of what it has written."""
-    command = [sys.executable, "-m", "fairseq_cli.preprocess", "--source-lang", SIDES[0], "--target-lang", SIDES[1]]
+    command = [sys.executable, "-m", "fairseq_cli.preprocess", "--srcdict", str(args.dict)]
+    if args.monolingual:
+        command.append("--only-source")
+    else:
+        command += ["--source-lang", "source", "--target-lang", "target", "--joined-dictionary"]
     for split in args.splits:
-        command += [f"--{split}pref", str(args.input_dir / split)]
-    command += ["--srcdict", str(args.dict), "--joined-dictionary", "--workers", str(args.workers)]
+        command += [f"--{split}pref", str(args.input_dir / (f"{split}.text" if args.monolingual else split))]
+    command += ["--workers", str(args.workers)]
     command += ["--dataset-impl", "mmap", "--destdir", str(destination)]
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
@@ -136,7 +143,8 @@ def read_index(path: Path) -> tuple[np.ndarray, type]:
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input-dir", required=True, type=Path, help="holds {split}.source and {split}.target")
+    parser.add_argument("--input-dir", required=True, type=Path, help="holds the text of every split")
+    parser.add_argument("--monolingual", action="store_true", help="{split}.text, not {split}.source and .target")
     parser.add_argument("--dict", required=True, type=Path, help="the base's dictionary, for both sides")
     parser.add_argument("--output-dir", required=True, type=Path, help="where the binarised data is put")
     parser.add_argument(

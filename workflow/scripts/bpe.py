@@ -14,18 +14,23 @@ _SILENT = re.compile("<s>|<pad>|</s>|<mask>|madeupword[0-9]+")
 
 
 class GPT2:
-    """GPT-2's byte BPE, by fairseq's own encoder: a piece is the decimal number of a token, and nothing is unknown."""
+    """GPT-2's byte BPE, by fairseq's own encoder: a piece is the decimal number of a token, and nothing is unknown.
 
-    def __init__(self, encoder_json: Path, vocab_bpe: Path):
+    With `leading_space` a text begins as it would within a line. So Li and Liang (2021) wrote source and target for
+    GPT-2; BART's texts begin without.
+    """
+
+    def __init__(self, encoder_json: Path, vocab_bpe: Path, leading_space: bool = False):
         try:
             self._encoder = _fairseq_gpt2_utils().get_encoder(str(encoder_json), str(vocab_bpe))
         except (OSError, ValueError) as error:
             raise UserError(f"{encoder_json} and {vocab_bpe}: not a GPT-2 byte BPE ({error})") from None
+        self._before = " " if leading_space else ""
         self._words: dict[str, tuple[str, ...]] = {}
 
     def encode(self, text: str) -> list[str]:
         pieces: list[str] = []
-        for word in self._encoder.re.findall(self._encoder.pat, text):
+        for word in self._encoder.re.findall(self._encoder.pat, self._before + text):
             known = self._words.get(word)
             if known is None:  # words recur: looking them up whole is several times faster than their bytes
                 try:
@@ -101,13 +106,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--bpe", choices=("gpt2", "sentencepiece"), help="its kind (default: from the files given)")
     group.add_argument("--encoder-json", type=Path, metavar="FILE", help="gpt2: tokens and their numbers")
     group.add_argument("--vocab-bpe", type=Path, metavar="FILE", help="gpt2: the merges")
+    group.add_argument("--leading-space", action="store_true", help="gpt2: a space before every text")
     group.add_argument("--spm", type=Path, metavar="FILE", help="sentencepiece: the model")
 
 
 def from_arguments(args: argparse.Namespace) -> GPT2 | SentencePiece:
     """The vocabulary that `add_arguments` options name."""
-    if args.spm and not (args.encoder_json or args.vocab_bpe) and args.bpe != "gpt2":
+    if args.spm and not (args.encoder_json or args.vocab_bpe or args.leading_space) and args.bpe != "gpt2":
         return SentencePiece(args.spm)
     if args.encoder_json and args.vocab_bpe and not args.spm and args.bpe != "sentencepiece":
-        return GPT2(args.encoder_json, args.vocab_bpe)
+        return GPT2(args.encoder_json, args.vocab_bpe, args.leading_space)
     raise UserError("name one vocabulary: --spm (sentencepiece), or --encoder-json and --vocab-bpe (gpt2)")

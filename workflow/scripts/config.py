@@ -5,9 +5,10 @@ say what a name means, one file each. Flags of fairseq come in layers, a later o
 
     methods/{method}.yaml < models/{model}.yaml < tasks/{task}.yaml < `overrides` of the configuration
 
-and inside each layer its own flags < its sections methods: {method} < models: {architecture or model} < tasks: {task},
-whose own sections refine them further. A task's name may carry `@SIZE-SEED`: the same preset with a subset of its
-examples. Pure Python; whatever is wrong is a `UserError` that names file and key.
+and inside each layer its own flags < its sections methods: {method} < models < tasks: {task}, whose own sections refine
+them further. A section under `models` is called after a family (gpt2), a size (tiny), an architecture (gpt2_tiny) or a
+model, in this order. Below all layers is the family's task of fairseq. A task's name may carry `@SIZE-SEED`: the same
+preset with a subset of its examples. Pure Python; whatever is wrong is a `UserError` that names file and key.
 """
 
 from __future__ import annotations
@@ -35,9 +36,16 @@ RESERVED = frozenset(
     "restore-file results-path save-dir seed source-lang target-lang test-subset train-subset user-dir "
     "valid-subset".split()
 )
-# The plugin's architectures, without prefix_ and full_, and how many CPU threads each can make use of. Measured: a
-# second thread does not make the tiny one faster, and next to another job it makes both several times slower.
-ARCHITECTURES = {"bart_large": 8, "bart_base": 8, "bart_tiny": 1}
+# The families of the plugin's architectures, and the task that feeds each. A method may choose another one.
+TASKS = {"bart": "conditional_generation", "gpt2": "conditional_lm"}
+# The architectures, without prefix_ and full_, and how many CPU threads each can make use of. Measured: a second thread
+# does not make a tiny one faster, and next to another job it makes both several times slower.
+ARCHITECTURES = {
+    **{"bart_large": 8, "bart_base": 8, "bart_tiny": 1},
+    **{"gpt2_small": 8, "gpt2_medium": 8, "gpt2_large": 8, "gpt2_xl": 8, "gpt2_tiny": 1},
+}
+# What a section under `models` may be called besides a model.
+MODEL_GROUPS = {name for architecture in ARCHITECTURES for name in (architecture, *architecture.split("_"))}
 # The plugin's defaults of how long a text may be, in tokens (0: any length).
 TRUNCATION = {"max-source-tokens": 512, "max-target-tokens": 0}
 GPT2_BPE_URL = "https://dl.fbaipublicfiles.com/fairseq/gpt2_bpe/"
@@ -164,8 +172,10 @@ class Configuration:
 
     def _layers(self, command: str, task: str, model: str, method: str) -> dict:
         tasks = tuple(dict.fromkeys((_whole(task), task)))
-        names = {"tasks": tasks, "models": (self.model(model)["architecture"], model), "methods": (method,)}
-        merged: dict = {}
+        architecture = self.model(model)["architecture"]
+        models = (*architecture.split("_"), architecture, model)
+        names = {"tasks": tasks, "models": models, "methods": (method,)}
+        merged = {"task": TASKS[self.family(model)]}
         for kind, name in (("methods", method), ("models", model), ("tasks", tasks[0])):
             merged |= _merged(self._preset(kind, name).values, command, names)
         return merged | _merged(self._overrides, command, names)
@@ -174,7 +184,10 @@ class Configuration:
         """Arguments for the fairseq-train that makes the base: the model's own, then those of its pretraining."""
         preset = self._preset("models", model)
         own = {**preset.values.get("data", {}), **preset.values.get("train", {})}
-        return arguments(_with_decay(own | preset.values["base"]["pretrained"]["train"], preset.file))
+        flags = own | preset.values["base"]["pretrained"]["train"]
+        if flags.get("task") == "language_modeling":  # it knows nothing of source and target
+            flags = {name: value for name, value in flags.items() if name not in TRUNCATION}
+        return arguments(_with_decay(flags, preset.file))
 
     # Files ------------------------------------------------------------------------------------------------------------
 
@@ -242,13 +255,19 @@ class Configuration:
         """Models whose base is of a kind: archive, files or pretrained."""
         return [name for name in self.known("models") if kind in self.model(name)["base"]]
 
-    def models_pretrained_on(self, kind: str) -> list[str]:
-        """Models that are pretrained here: on the project's own demo, or on texts (`inputs`)."""
-        return [name for name in self.models_with("pretrained") if kind in self.model(name)["base"]["pretrained"]]
+    def models_pretrained_with(self, key: str) -> list[str]:
+        """Models that are pretrained here and say this of it: demo or inputs (their texts), noise or text (how)."""
+        return [name for name in self.models_with("pretrained") if key in self.model(name)["base"]["pretrained"]]
+
+    def family(self, model: str) -> str:
+        """bart or gpt2."""
+        return self.model(model)["architecture"].split("_")[0]
 
     def vocabulary(self, model: str) -> str:
-        """Name of the folder that holds a task's subword text for the model."""
-        return "gpt2" if self.model(model)["vocabulary"] == "gpt2" else model
+        """Name of the folder that holds a task's subword text for the model; GPT-2's texts begin with a space."""
+        if self.model(model)["vocabulary"] == "sentencepiece":
+            return model
+        return {"bart": "gpt2", "gpt2": "gpt2_spaced"}[self.family(model)]
 
     # ------------------------------------------------------------------------------------------------------------------
 
@@ -291,8 +310,8 @@ class Configuration:
                     f"those of {_whole(name)}; change it there"
                 )
 
-    def _unknown(self, kind: str, name: str) -> str:
-        return f"no {kind.removesuffix('s')} is called {name!r}{_suggestion(name, self._paths[kind])}"
+    def _unknown(self, kind: str, name: str, known: Iterable[str] | None = None) -> str:
+        return f"no {kind.removesuffix('s')} is called {name!r}{_suggestion(name, known or self._paths[kind])}"
 
     def _check_sections(self, layer: dict, file: str, *keys: str) -> None:
         """Flags of a layer and all of its sections are fairseq's and free to set; sections are called like presets."""
@@ -301,9 +320,9 @@ class Configuration:
                 check_flag(command, flag, value, ": ".join((file, *keys, command)))
         for kind in KINDS:
             for name, section in layer.get(kind, {}).items():
-                known = (_whole(name) if kind == "tasks" else name) in self._paths[kind]
-                if not known and not (kind == "models" and name in ARCHITECTURES):
-                    raise UserError(f"{': '.join((file, *keys, kind))}: {self._unknown(kind, name)}")
+                known = {*self._paths[kind], *(MODEL_GROUPS if kind == "models" else ())}
+                if (_whole(name) if kind == "tasks" else name) not in known:
+                    raise UserError(f"{': '.join((file, *keys, kind))}: {self._unknown(kind, name, known)}")
                 self._check_sections(section, file, *keys, kind, name)
 
 
@@ -441,6 +460,10 @@ def _check_model(values: dict, file: str) -> None:
     _check_files({"archive": base["archive"]} if "archive" in base else {}, f"{file}: base")
     _check_files(base.get("files", {}), f"{file}: base: files")
     if pretrained := base.get("pretrained"):
+        if ("noise" in pretrained) == ("text" in pretrained):
+            raise UserError(f"{file}: base: pretrained: give either noise (denoising) or text (language modelling)")
+        if "text" in pretrained and values["architecture"].startswith("bart_"):
+            raise UserError(f"{file}: base: pretrained: text is for a language model; {values['architecture']} is none")
         if ("inputs" in pretrained) == ("demo" in pretrained):
             raise UserError(f"{file}: base: pretrained: give either inputs or demo, as the place the texts come from")
         _check_files(pretrained.get("inputs", {}), f"{file}: base: pretrained: inputs")

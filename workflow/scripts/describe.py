@@ -37,7 +37,7 @@ SIDES = ("source", "target")
 WORDS = "words"
 BATCH = 128  # examples per task of a worker
 GROUPS = 20  # shown in the text table; all of them are in the TSV
-VOCABULARY_FILES = ("encoder-json", "vocab-bpe", "spm")
+VOCABULARY_OPTIONS = ("encoder-json", "vocab-bpe", "leading-space", "spm")
 
 Row = tuple[str, dict[str, object]]  # a measure and its value for each split that has one
 
@@ -82,14 +82,14 @@ def main(argv: list[str]) -> None:
 
 
 def vocabularies_of(models: dict[str, dict]) -> tuple[dict[str, dict], dict[str, dict]]:
-    """(files of each distinct vocabulary by a name for it, {"vocabulary", "source", "target"} of each model).
+    """(options of each distinct vocabulary by a name for it, {"vocabulary", "source", "target"} of each model).
 
     A vocabulary is called as the models that share it are.
     """
     shared: dict[str, list[str]] = defaultdict(list)
     for model, values in models.items():
-        shared[json.dumps({key: values[key] for key in VOCABULARY_FILES if key in values})].append(model)
-    vocabularies = {", ".join(names): json.loads(files) for files, names in shared.items()}
+        shared[json.dumps({key: values[key] for key in VOCABULARY_OPTIONS if key in values})].append(model)
+    vocabularies = {", ".join(names): json.loads(options) for options, names in shared.items()}
     limits = {}
     for name, names in zip(vocabularies, shared.values(), strict=True):
         for model in names:
@@ -102,7 +102,7 @@ def load_vocabularies(files: dict[str, dict]) -> None:
     global _vocabularies
     _vocabularies = {
         name: bpe.from_arguments(
-            argparse.Namespace(bpe=None, **{key.replace("-", "_"): values.get(key) for key in VOCABULARY_FILES})
+            argparse.Namespace(bpe=None, **{key.replace("-", "_"): values.get(key) for key in VOCABULARY_OPTIONS})
         )
         for name, values in files.items()
     }

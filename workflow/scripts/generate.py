@@ -21,7 +21,7 @@ def main(argv: list[str]) -> None:
     own, flags = split_arguments(argv)
     args = parse_args(own)
     arguments = [str(args.data), "--path", str(args.checkpoint), "--gen-subset", "test"]
-    arguments += ["--source-lang", "source", "--target-lang", "target", *fit_machine(flags)]
+    arguments += fit_machine(flags)
     if args.base_model:
         arguments += ["--model-overrides", repr({"base_model": str(args.base_model)})]
     arguments += ["--user-dir", str(PLUGIN), "--log-format", "none"]

@@ -23,38 +23,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import sentencepiece
-from common import UserError, atomic_open, progress, read_jsonl, run_main
+from common import UserError, atomic_open, progress, run_main
+from documents import read_documents
 
 PUNCTUATION = tuple(".,;!?()\"'-…’‘“”–—")
 # Ids of fairseq's first four symbols, so that a piece's id in the model and in fairseq's dictionary agree on them.
 SPECIAL = {"bos_id": 0, "pad_id": 1, "eos_id": 2, "unk_id": 3}
 BYTES = 256
 RULES = "white_space.tsv"
-
-
-def read_documents(path: str | Path) -> Iterator[dict]:
-    """The documents of a file, checked: {"segments": [text, ...], "focus": [index, ...]}.
-
-    Raises:
-        UserError: a line that is not such a document (named).
-    """
-    for number, row in read_jsonl(path):
-        yield check_document(row, f"{path}, line {number}")
-
-
-def check_document(row: object, where: str) -> dict:
-    """The row if it is a document; otherwise a `UserError` that says what is wrong `where`."""
-    segments, focus = (row.get("segments"), row.get("focus", [])) if isinstance(row, dict) else (None, None)
-    if not isinstance(segments, list) or not segments:
-        raise UserError(f'{where}: a document needs "segments", a list of at least one text')
-    for index, segment in enumerate(segments):
-        if not isinstance(segment, str) or not segment.strip():
-            raise UserError(f"{where}: segment {index} is empty or not a text")
-        if not segment.isascii() and any("\ud800" <= character <= "\udfff" for character in segment):
-            raise UserError(f"{where}: segment {index} holds half of a surrogate pair, which is not valid text")
-    if not isinstance(focus, list) or any(type(i) is not int or not 0 <= i < len(segments) for i in focus):
-        raise UserError(f'{where}: "focus" must be a list of indexes of segments (0 to {len(segments) - 1})')
-    return row
 
 
 def white_space_rules() -> str:

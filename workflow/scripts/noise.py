@@ -19,19 +19,17 @@ import argparse
 import contextlib
 import json
 import math
-import multiprocessing
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import sentencepiece
-from common import UserError, atomic_open, progress, read_lines, run_main
-from learn_vocabulary import check_document
+from common import UserError, atomic_open, batched, progress, read_lines, run_main, worker_pool
+from documents import check_document, held_out
 
 MASK = "<mask>"
-WINDOW = 4096  # documents in memory at a time
+BATCH = 64  # documents per task of a worker
 MOST_MASKED = 0.5  # beyond, there may be fewer gaps between kept tokens than spans
 
 
@@ -155,12 +153,6 @@ class Corrupter:
         return pairs
 
 
-def _windows(items: Iterable, size: int) -> Iterator[list]:
-    items = iter(items)
-    while window := list(islice(items, size)):
-        yield window
-
-
 _corrupter: Corrupter  # of a worker process
 
 
@@ -169,24 +161,17 @@ def _start_worker(*arguments) -> None:
     _corrupter = Corrupter(*arguments)
 
 
-def _corrupt_line(numbered_line: tuple[int, str]) -> list[tuple[str, str]]:
-    return _corrupter(numbered_line)
+def _corrupt_batch(numbered_lines: list[tuple[int, str]]) -> list[list[tuple[str, str]]]:
+    return [_corrupter(numbered_line) for numbered_line in numbered_lines]
 
 
 def all_pairs(arguments: tuple, count: int, workers: int) -> Iterator[tuple[int, list[tuple[str, str]]]]:
-    """(index of the document, its pairs) in the order of the documents, of which at most `WINDOW` are in memory."""
+    """(index of the document, its pairs) in the order of the documents."""
+    Corrupter(*arguments)  # a bad model fails here, not in every worker
     lines = progress(read_lines(arguments[0]), "noise", count)
-    with contextlib.ExitStack() as stack:
-        if workers == 1:
-            compute, window = map, 1
-            function = Corrupter(*arguments)
-        else:
-            Corrupter(*arguments)  # a bad model fails here, not in every worker
-            pool = stack.enter_context(multiprocessing.Pool(workers, _start_worker, arguments))
-            compute, window = (lambda function, items: pool.map(function, items, chunksize=64)), WINDOW
-            function = _corrupt_line
-        results = (pairs for items in _windows(lines, window) for pairs in compute(function, items))
-        yield from enumerate(results)
+    with worker_pool(workers, _start_worker, arguments) as call:
+        batches = call(_corrupt_batch, batched(lines, BATCH))
+        yield from enumerate(pairs for batch in batches for pairs in batch)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -241,10 +226,7 @@ def _checked(options: argparse.Namespace) -> Noise:
 def main(argv: list[str]) -> None:
     options = build_parser().parse_args(argv)
     noise = _checked(options)
-    count = sum(1 for _ in read_lines(options.documents))
-    if count <= options.valid:
-        raise UserError(f"{options.documents}: --valid {options.valid} leaves none of {count} documents to train on")
-    valid = {index * count // options.valid for index in range(options.valid)}
+    count, valid = held_out(options.documents, options.valid)
     arguments = (options.documents, options.spm, options.seed, options.max_tokens, noise)
     with contextlib.ExitStack() as stack:
         files = {

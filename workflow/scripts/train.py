@@ -86,8 +86,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 
 def train(args: argparse.Namespace, flags: list[str], inputs: dict[str, str]) -> None:
     """Train in the folder of exactly these flags and inputs, and move the best checkpoint to the output."""
-    arguments = [str(args.data), "--arch", args.arch, "--seed", str(args.seed)]
-    arguments += ["--source-lang", "source", "--target-lang", "target", *flags]
+    arguments = [str(args.data), "--arch", args.arch, "--seed", str(args.seed), *flags]
     if args.base_model:
         arguments += ["--base-model", str(args.base_model)]
     digest = hashlib.sha256(json.dumps([arguments, sorted(inputs.items()), versions()]).encode()).hexdigest()[:16]

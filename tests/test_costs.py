@@ -1,0 +1,60 @@
+"""What runs cost: the benchmarks of Snakemake, beside the scores."""
+
+import json
+
+import costs
+import pytest
+from common import UserError
+from conftest import example
+
+HEADER = "s\th:m:s\tmax_rss\tmax_vms"
+MEASURED = {  # (seconds, MB) of training and decoding
+    "base/0": (None, (10, 300)),
+    "prefix/1": ((60, 500), (20, 400)),
+    "prefix/2": ((80, 520), (30, 420)),
+}
+
+
+@pytest.fixture
+def arguments(tmp_path, write_jsonl):
+    """Arguments of costs.py for an untuned base and a prefix with two seeds."""
+    write_jsonl("test.jsonl", [example(n, f"the source {n}", f"the reference {n}") for n in range(50)])
+    for name, measured in MEASURED.items():
+        run, log = tmp_path / "runs" / "task" / "bart" / name, tmp_path / "logs" / "runs" / "task" / "bart" / name
+        run.mkdir(parents=True)
+        log.mkdir(parents=True)
+        scores = {"scores": {"bleu": 40.0}, "intervals": {"bleu": [39.0, 41.0]}, "signature": "case:lc"}
+        (run / "bleu.json").write_text(json.dumps({"metrics": {"bleu": scores}}))
+        trained = 0 if name == "base/0" else 700
+        record = {"trained_parameters": trained, "stored_parameters": trained // 10, "base_parameters": 1000}
+        (run / "run.json").write_text(json.dumps(record))
+        (run / "hypotheses.txt").write_text("a hypothesis\n" * 50)
+        for command, values in zip(("train", "generate"), measured, strict=True):
+            if values:
+                row = f"{values[0]}\t0:00:00\t{values[1]}\t1.0"
+                (log / f"{command}.benchmark.tsv").write_text(f"{HEADER}\n{row}\n")
+    runs = [f"runs/task/bart/{name}" for name in MEASURED]
+    return ["--task", "task", "--metric", "bleu", "--run", *runs, "--logs", "logs", "--examples", "test.jsonl"] + [
+        "--output",
+        "results/costs.txt",
+    ]
+
+
+def test_times_memory_and_speed_beside_the_score(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    costs.main(arguments)
+    lines = (tmp_path / "results" / "costs.txt").read_text().splitlines()
+    assert lines[0] == "task: bleu, time and memory; 50 test examples decoded"
+    assert lines[4].split() == "bart base 0 0 40.00 [39.00, 41.00] - - 0:00:10 300 5.0".split()
+    assert lines[5].split() == "bart prefix 700 70 40.00 ± 0.00 0:01:10 510 0:00:25 410 2.0".split()
+    rows = [line.split("\t") for line in (tmp_path / "results" / "costs.tsv").read_text().splitlines()]
+    assert rows[0] == "model method seed command seconds peak_mb".split()
+    assert ["bart", "prefix", "2", "train", "80.0", "520"] in rows and len(rows) == 1 + 5
+
+
+def test_a_damaged_benchmark_is_named(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "logs/runs/task/bart/prefix/2/generate.benchmark.tsv").write_text(HEADER + "\n")
+    with pytest.raises(UserError, match="prefix/2/generate.benchmark.tsv: not a benchmark"):
+        costs.main(arguments)
+    assert not (tmp_path / "results" / "costs.txt").exists()
