@@ -120,6 +120,27 @@ def test_fairseq_gets_data_base_seed_and_flags(finished):
     assert base[:3] == ["bases/toy/pretrain/bin", "--arch", "full_bart_tiny"] and "--base-model" not in base
 
 
+def test_both_families_share_a_table(workflow):
+    """A language model beside the BART; it is pretrained on plain text here."""
+    pretrained = {**MODEL["base"]["pretrained"], "text": {"valid": 5}}
+    pretrained["train"] = {"task": "language_modeling", "tokens-per-sample": 64, "max-update": 2}
+    del pretrained["noise"]
+    model = {**MODEL, "architecture": "gpt2_tiny", "base": {"pretrained": pretrained}, "data": {"max-source-tokens": 9}}
+    (workflow / "configs" / "models" / "other.yaml").write_text(yaml.safe_dump(model))
+    write_configuration(workflow, models=["toy", "other"], methods=["prefix"], seeds=[1])
+    result = snakemake(workflow, "results/toy/bleu.txt", "results/toy/costs.txt")
+    assert result.returncode == 0, result.stdout + result.stderr
+    for table, models in (("bleu", ["toy", "other"]), ("costs", ["toy", "other"])):
+        lines = (workflow / "results" / "toy" / f"{table}.txt").read_text().splitlines()
+        assert [line.split()[0] for line in lines[4:6]] == models
+    base = json.loads((workflow / "bases" / "other" / "model.pt").read_text())["arguments"]
+    assert base[base.index("--task") + 1] == "language_modeling" and "--max-source-tokens" not in base
+    assert base[:3] == ["bases/other/pretrain/bin", "--arch", "full_gpt2_tiny"]
+    assert (workflow / "bases" / "other" / "pretrain" / "bin" / "train.bin").exists()
+    run = json.loads((workflow / "runs/toy/other/prefix/1/checkpoint.pt").read_text())["arguments"]
+    assert run[run.index("--task") + 1] == "conditional_lm" and run[run.index("--arch") + 1] == "prefix_gpt2_tiny"
+
+
 def test_what_is_scored_is_what_is_published(finished):
     log = (finished / "logs" / "runs" / "toy" / "toy" / "prefix" / "1" / "generate.log").read_text()
     assert "--path runs/toy/toy/prefix/1/imported.pt" in log and "{'base_model': 'bases/toy'}" in log
@@ -149,7 +170,7 @@ def test_a_second_run_does_nothing(finished):
 
 def test_a_changed_flag_reruns_its_runs_and_what_follows(workflow):
     write_configuration(workflow, overrides={"methods": {"prefix": {"train": {"lr": 0.5}}}})
-    expected = dict.fromkeys(OF_A_RUN, 2) | {"score": 4, "table": 2, "scores": 1}
+    expected = dict.fromkeys(OF_A_RUN, 2) | {"score": 4, "table": 3}
     assert planned(snakemake(workflow, "--dry-run")) == expected
     result = snakemake(workflow)
     assert result.returncode == 0, result.stderr
@@ -160,7 +181,7 @@ def test_a_changed_flag_reruns_its_runs_and_what_follows(workflow):
 def test_a_changed_beam_trains_nothing(workflow):
     write_configuration(workflow, overrides={"tasks": {"toy": {"generate": {"beam": 2}}}})
     assert planned(snakemake(workflow, "--dry-run")) == {
-        **{"import_prefix": 2, "generate": 5, "hypotheses": 5, "score": 10, "table": 2, "scores": 1}
+        **{"import_prefix": 2, "generate": 5, "hypotheses": 5, "score": 10, "table": 3}
     }
 
 
@@ -168,7 +189,7 @@ def test_another_seed_adds_its_runs_only(workflow):
     write_configuration(workflow, seeds=[1, 2, 3])
     assert planned(snakemake(workflow, "--dry-run")) == {
         **{"train": 2, "export_prefix": 1, "import_prefix": 1},
-        **{"generate": 2, "hypotheses": 2, "score": 4, "table": 2, "scores": 1},
+        **{"generate": 2, "hypotheses": 2, "score": 4, "table": 3},
     }
 
 
@@ -240,13 +261,12 @@ def test_the_shipped_configuration_plans_the_papers_runs(tmp_path, target, train
     assert "--arch prefix_bart_large" in result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("name", ["demo", "small"])
-def test_the_shipped_overlays_plan_three_methods_per_task(tmp_path, name):
+@pytest.mark.parametrize("name, models", [("demo", 1), ("small", 2)])
+def test_the_shipped_overlays_plan_three_methods_per_task_and_model(tmp_path, name, models):
     shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
     plan = planned(snakemake(tmp_path, "--dry-run", "--configfile", f"configs/{name}.yaml"))
-    tasks = {"demo": 2, "small": 1}[name]
-    assert (plan["pretrain"], plan["train"], plan["generate"]) == (1, 2 * tasks, 3 * tasks)
-    assert plan["table"] >= tasks  # one for each score that this machine can compute
+    assert (plan["pretrain"], plan["train"], plan["generate"]) == (models, 2 * 2 * models, 2 * 3 * models)
+    assert plan["table"] >= 2  # one for each score that this machine can compute
 
 
 def test_a_mistake_is_one_sentence_before_anything_runs(workflow):

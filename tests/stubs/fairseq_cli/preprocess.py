@@ -11,18 +11,22 @@ for option in ("--source-lang", "--target-lang", "--srcdict", "--destdir", "--wo
 for split in ("train", "valid", "test"):
     parser.add_argument(f"--{split}pref")
 parser.add_argument("--joined-dictionary", action="store_true")
+parser.add_argument("--only-source", action="store_true")
 args = parser.parse_args()
 
 folder = Path(args.destdir)
 folder.mkdir(parents=True)
 index = {line.rpartition(" ")[0]: 4 + n for n, line in enumerate(Path(args.srcdict).read_text("utf-8").splitlines())}
-for side in ("source", "target"):
-    shutil.copy(args.srcdict, folder / f"dict.{side}.txt")
+# Endings of the text, of the dictionary and of what becomes of the text.
+sides = [("", "dict.txt", "")] if args.only_source else []
+sides = sides or [(f".{side}", f"dict.{side}.txt", f".source-target.{side}") for side in ("source", "target")]
+for ending, dictionary, binarised in sides:
+    shutil.copy(args.srcdict, folder / dictionary)
     for split in ("train", "valid", "test"):
         if prefix := getattr(args, f"{split}pref"):
-            lines = Path(f"{prefix}.{side}").read_text("utf-8").splitlines()
+            lines = Path(f"{prefix}{ending}").read_text("utf-8").splitlines()
             rows = [[*(index.get(token, 3) for token in line.split()), 2] for line in lines]
-            stem = folder / f"{split}.source-target.{side}"
+            stem = folder / f"{split}{binarised}"
             data = b"".join(struct.pack(f"<{len(row)}H", *row) for row in rows)
             Path(f"{stem}.bin").write_bytes(data)
             sizes = struct.pack(f"<{len(rows)}i", *map(len, rows))
