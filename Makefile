@@ -41,6 +41,10 @@ lint: setup-test  ## ruff, snakefmt and Snakemake's own linter
 	@$(VENV) -m snakefmt --check Snakefile workflow
 	@$(VENV) tests/lint_workflow.py
 
+.PHONY: bench-prompt
+bench-prompt: setup-test  ## How long GPT-2 takes to read its source, beside stock fairseq
+	@$(VENV) tests/bench_prompt.py
+
 .PHONY: bench-data
 bench-data: setup-test  ## How long preparing data takes; DATA=a mirror with e2e/ and webnlg2017/ for these two as well
 	@$(VENV) tests/bench_data.py $(if $(DATA),--data $(DATA))
