@@ -1,7 +1,7 @@
 """How long GPT-2 takes to read its source and write one token, beside stock fairseq, which reads it token by token.
 
-Run by `make bench-prompt`. All are GPT-2 small with the same random weights, in fp32 and one thread, and take turns; what
-counts is the ratio of the medians. Stock fairseq has no prefix; ours is timed with one of ten tokens, and without.
+Run by `make bench-prompt`. All are GPT-2 small with the same random weights, in fp32 and one thread, and take turns;
+what counts is the ratio of the medians. Stock fairseq has no prefix; ours is timed with one of ten tokens, and without.
 """
 
 from __future__ import annotations
