@@ -7,7 +7,7 @@ VENV := .venv/bin/python
 SOURCES := fairseq_prefix workflow tests setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test setup-scores demo test test-scores bench-scores lint clean
+.PHONY: help setup setup-test setup-scores demo test test-scores bench-scores bench-prompt bench-data lint clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1#/p' Makefile | while IFS='#' read -r name text; do printf '  make %-14s%s\n' "$$name" "$$text"; done
@@ -41,11 +41,9 @@ lint: setup-test  ## ruff, snakefmt and Snakemake's own linter
 	@$(VENV) -m snakefmt --check Snakefile workflow
 	@$(VENV) tests/lint_workflow.py
 
-.PHONY: bench-prompt
 bench-prompt: setup-test  ## How long GPT-2 takes to read its source, beside stock fairseq
 	@$(VENV) tests/bench_prompt.py
 
-.PHONY: bench-data
 bench-data: setup-test  ## How long preparing data takes; DATA=a mirror with e2e/ and webnlg2017/ for these two as well
 	@$(VENV) tests/bench_data.py $(if $(DATA),--data $(DATA))
 

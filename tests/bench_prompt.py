@@ -45,7 +45,7 @@ def read_and_write_one(task, model, source: torch.Tensor, beam: int) -> float:
     """Seconds of the processor."""
     sample = {"net_input": {"src_tokens": source, "src_lengths": torch.full((len(source),), source.size(1))}}
     started = time.process_time()
-    if isinstance(model, TransformerLanguageModel) and not hasattr(model, "encoder"):
+    if type(model) is TransformerLanguageModel:  # stock fairseq
         search = SequenceGenerator([model], task.target_dictionary, beam_size=beam, max_len_b=source.size(1) + 1)
         separator = torch.full((len(source), 1), task.target_dictionary.eos())
         forced = torch.cat([source[:, 1:], separator], dim=1)

@@ -499,6 +499,41 @@ def test_a_mistake_in_a_preset_names_its_file(tmp_path, kind, text, sentence):
     assert sentence in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "architecture, pretrained, sentence",
+    [
+        ("gpt2_tiny", {"text": {}, "noise": {}}, "give either noise (denoising) or text (language modelling)"),
+        ("gpt2_tiny", {}, "give either noise (denoising) or text (language modelling)"),
+        ("bart_tiny", {"text": {}}, "text is for a language model; bart_tiny is none"),
+        ("gpt2_tiny", {"text": {}, "train": {"task": "conditional_lm"}}, "train: task is language_modeling here"),
+        ("gpt2_tiny", {"noise": {}, "train": {"task": "language_modeling"}}, "train: task is conditional_lm here"),
+    ],
+)
+def test_a_base_is_pretrained_as_its_family_can_be(tmp_path, architecture, pretrained, sentence):
+    pretrained = {"demo": {"kind": "documents", "seed": 1}, "vocabulary": {}, "train": {}, "seed": 1} | pretrained
+    values = {"architecture": architecture, "vocabulary": "sentencepiece", "base": {"pretrained": pretrained}}
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "mine.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match=re.escape(f"configs/models/mine.yaml: base: pretrained: {sentence}")):
+        configuration(tmp_path, models=["mine"])
+
+
+@pytest.mark.parametrize("name", ["gpt2", "tiny", "gpt2_medium", "gpt2_spaced"])
+def test_a_model_is_not_called_as_a_group_or_a_vocabulary_is(tmp_path, name):
+    """Its text would be taken for GPT-2's own, and sections for the group would be the model's."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / f"{name}.yaml").write_text((CONFIGS / "models" / "demo_gpt2.yaml").read_text())
+    with pytest.raises(UserError, match=f"models/{name}.yaml: {name} is the name of a group of models or of a voc"):
+        configuration(tmp_path, models=[name])
+
+
+def test_a_base_is_pretrained_by_its_familys_task():
+    study = configuration()
+    for model, task in (("demo_bart", "conditional_generation"), ("demo_gpt2", "conditional_lm")):
+        flags = study.pretraining_flags(model)
+        assert flags[flags.index("--task") + 1] == task
+
+
 def test_the_schema_itself_is_valid():
     from jsonschema import Draft202012Validator
 

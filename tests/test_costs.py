@@ -44,12 +44,26 @@ def test_times_memory_and_speed_beside_the_score(arguments, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     costs.main(arguments)
     lines = (tmp_path / "results" / "costs.txt").read_text().splitlines()
-    assert lines[0] == "task: bleu, time and memory; 50 test examples decoded"
+    assert lines[0] == "task: time and memory; 50 test examples decoded"
     assert lines[4].split() == "bart base 0 0 40.00 [39.00, 41.00] - - 0:00:10 300 5.0".split()
     assert lines[5].split() == "bart prefix 700 70 40.00 ± 0.00 0:01:10 510 0:00:25 410 2.0".split()
     rows = [line.split("\t") for line in (tmp_path / "results" / "costs.tsv").read_text().splitlines()]
     assert rows[0] == "model method seed command seconds peak_mb".split()
     assert ["bart", "prefix", "2", "train", "80.0", "520"] in rows and len(rows) == 1 + 5
+
+
+def test_without_a_score_there_are_times_still(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    costs.main([argument for argument in arguments if argument != "bleu"])
+    lines = (tmp_path / "results" / "costs.txt").read_text().splitlines()
+    assert lines[5].split() == "bart prefix 700 70 0:01:10 510 0:00:25 410 2.0".split()
+
+
+def test_a_seed_without_its_measurement_is_an_error_not_a_mean_of_the_others(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "logs/runs/task/bart/prefix/1/train.benchmark.tsv").unlink()
+    with pytest.raises(UserError, match="prefix/1/train.benchmark.tsv: not a benchmark"):
+        costs.main(arguments)
 
 
 def test_a_damaged_benchmark_is_named(arguments, tmp_path, monkeypatch):

@@ -55,7 +55,7 @@ def test_a_leading_space_makes_a_text_begin_as_within_a_line(byte_bpe, tmp_path,
 
 def encode(byte_bpe, tmp_path, path, split, *more):
     encoder_json, vocab_bpe = byte_bpe
-    argv = ["--bpe", "gpt2", "--encoder-json", str(encoder_json), "--vocab-bpe", str(vocab_bpe)]
+    argv = ["--encoder-json", str(encoder_json), "--vocab-bpe", str(vocab_bpe)]
     main([*argv, "--input", str(path), "--output-prefix", str(tmp_path / "out" / split), "--split", split, *more])
     return [(tmp_path / "out" / f"{split}.{side}").read_text().split("\n")[:-1] for side in ("source", "target")]
 

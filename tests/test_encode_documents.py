@@ -50,3 +50,10 @@ def test_too_few_documents_are_refused(material, tmp_path):
     with pytest.raises(UserError, match="--valid 1100 leaves none of 1100 documents to train on"):
         encode_documents.main(options(material, tmp_path, "--valid", 1100))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_bad_vocabulary_is_one_sentence_however_many_workers(material, tmp_path):
+    (material / "bad.model").write_text("no model")
+    argv = [argument.replace("spm.model", "bad.model") for argument in options(material, tmp_path, "--workers", 2)]
+    with pytest.raises(UserError, match="bad.model: not a sentencepiece model"):
+        encode_documents.main(argv)

@@ -94,6 +94,12 @@ def workflow(finished, tmp_path):
     return folder
 
 
+def tables(folder: Path) -> dict[str, bytes]:
+    """The bytes of all tables but that of the costs, which are never the same twice."""
+    paths = (folder / "results" / "toy").iterdir()
+    return {path.name: path.read_bytes() for path in paths if path.stem != "costs"}
+
+
 def argument(folder: Path, run: str, flag: str) -> str:
     """What fairseq-train was given for a flag in a run."""
     arguments = json.loads((folder / "runs" / "toy" / "toy" / run / "checkpoint.pt").read_text())["arguments"]
@@ -170,7 +176,7 @@ def test_a_second_run_does_nothing(finished):
 
 def test_a_changed_flag_reruns_its_runs_and_what_follows(workflow):
     write_configuration(workflow, overrides={"methods": {"prefix": {"train": {"lr": 0.5}}}})
-    expected = dict.fromkeys(OF_A_RUN, 2) | {"score": 4, "table": 3}
+    expected = dict.fromkeys(OF_A_RUN, 2) | {"score": 4, "table": 3, "costs": 1}
     assert planned(snakemake(workflow, "--dry-run")) == expected
     result = snakemake(workflow)
     assert result.returncode == 0, result.stderr
@@ -181,7 +187,7 @@ def test_a_changed_flag_reruns_its_runs_and_what_follows(workflow):
 def test_a_changed_beam_trains_nothing(workflow):
     write_configuration(workflow, overrides={"tasks": {"toy": {"generate": {"beam": 2}}}})
     assert planned(snakemake(workflow, "--dry-run")) == {
-        **{"import_prefix": 2, "generate": 5, "hypotheses": 5, "score": 10, "table": 3}
+        **{"import_prefix": 2, "generate": 5, "hypotheses": 5, "score": 10, "table": 3, "costs": 1}
     }
 
 
@@ -189,7 +195,7 @@ def test_another_seed_adds_its_runs_only(workflow):
     write_configuration(workflow, seeds=[1, 2, 3])
     assert planned(snakemake(workflow, "--dry-run")) == {
         **{"train": 2, "export_prefix": 1, "import_prefix": 1},
-        **{"generate": 2, "hypotheses": 2, "score": 4, "table": 3},
+        **{"generate": 2, "hypotheses": 2, "score": 4, "table": 3, "costs": 1},
     }
 
 
@@ -239,7 +245,7 @@ def test_another_mirror_changes_nothing(workflow):
 
 
 def test_an_interrupted_workflow_ends_with_the_same_tables(workflow):
-    before = {path.name: path.read_bytes() for path in (workflow / "results" / "toy").iterdir()}
+    before = tables(workflow)
     shutil.rmtree(workflow / "runs")
     shutil.rmtree(workflow / "results")
     result = snakemake(workflow, STUB_TRAIN="fail")
@@ -248,7 +254,7 @@ def test_an_interrupted_workflow_ends_with_the_same_tables(workflow):
     result = snakemake(workflow)
     assert result.returncode == 0, result.stderr
     assert json.loads((workflow / "runs" / "toy" / "toy" / "prefix" / "1" / "checkpoint.pt").read_text())["resumed"]
-    assert {path.name: path.read_bytes() for path in (workflow / "results" / "toy").iterdir()} == before
+    assert tables(workflow) == before
 
 
 @pytest.mark.parametrize("target, trained", [("results/xsum/rouge.txt", "xsum"), ("results/e2e/bleu.txt", "e2e")])
@@ -259,6 +265,33 @@ def test_the_shipped_configuration_plans_the_papers_runs(tmp_path, target, train
     of_one_run = [*OF_A_RUN, "score", "table", "prepare", "binarise", "unpack_base"]
     assert plan == dict.fromkeys(of_one_run, 1) | {"encode": 3, "fetch": 6 if trained == "xsum" else 7}
     assert "--arch prefix_bart_large" in result.stdout + result.stderr
+
+
+def test_texts_of_gpt2_begin_with_a_space_in_every_step_and_barts_do_not(tmp_path):
+    shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
+    overlay = tmp_path / "mine.yaml"
+    for model, spaced in (("gpt2_medium", True), ("bart_large", False)):
+        overlay.write_text(yaml.safe_dump({"tasks": ["e2e"], "models": [model], "methods": ["prefix"], "seeds": [1]}))
+        targets = ["results/e2e/bleu.txt", "results/e2e/data.txt"]
+        result = snakemake(tmp_path, "--dry-run", "--printshellcmds", *targets, "--configfile", str(overlay))
+        output = result.stdout + result.stderr
+        steps = [line for line in output.splitlines() if re.search(r"scripts/(encode|hypotheses|describe)\.py", line)]
+        assert len(steps) == 5 and all(("leading-space" in line) == spaced for line in steps), output
+        assert ("data/e2e/gpt2_spaced/bin" in output) == spaced
+
+
+def test_a_hugging_face_base_is_put_in_place_with_the_dictionary(workflow):
+    files = {name: {"path": f"mine/{name}"} for name in ("config.json", "model.safetensors")}
+    model = {"architecture": "gpt2_small", "vocabulary": "gpt2", "base": {"files": files}}
+    (workflow / "configs" / "models" / "other.yaml").write_text(yaml.safe_dump(model))
+    for path in ("mine/config.json", "mine/model.safetensors", "resources/gpt2_bpe/dict.txt"):
+        (workflow / path).parent.mkdir(parents=True, exist_ok=True)
+        (workflow / path).write_text(path)
+    placed = {"config.json": "mine/", "model.safetensors": "mine/", "dict.txt": "resources/gpt2_bpe/"}
+    result = snakemake(workflow, *(f"bases/other/{name}" for name in placed))
+    assert result.returncode == 0, result.stdout + result.stderr
+    for name, folder in placed.items():
+        assert (workflow / "bases" / "other" / name).read_text() == folder + name
 
 
 @pytest.mark.parametrize("name, models", [("demo", 1), ("small", 2)])

@@ -250,7 +250,7 @@ rule pretrain:
     threads: threads_of
     resources:
         gpu=gpus_of,
-        mem_mb=16000,
+        mem_mb=mb_of_training,
         runtime=2880,
     params:
         data=lambda wildcards, input: folder_of(input.data),

@@ -11,7 +11,7 @@ PROJECT = Path(workflow.basedir)
 sys.path.append(str(PROJECT / "workflow" / "scripts"))
 
 from common import UserError
-from config import Configuration, arguments
+from config import GPT2_VOCABULARIES, Configuration, arguments
 from metrics import METRICS, unavailable
 from snakemake.exceptions import WorkflowError
 
@@ -54,7 +54,7 @@ wildcard_constraints:
     task=rf"(?:{TASK})(?:@[1-9]\d*-(?:0|[1-9]\d*))?",
     model=any_of(study.known("models")),
     method=any_of(study.known("methods")),
-    vocabulary=any_of(["gpt2", "gpt2_spaced", *study.known("models")]),
+    vocabulary=any_of([*GPT2_VOCABULARIES.values(), *study.known("models")]),
     split="train|valid|test",
     side="source|target",
     seed=r"\d+",
@@ -92,7 +92,7 @@ def folder_of(files):
 
 def vocabulary_files(vocabulary):
     """Files that encode and decode text of a vocabulary, by the name of the option that takes them."""
-    if vocabulary in ("gpt2", "gpt2_spaced"):
+    if vocabulary in GPT2_VOCABULARIES.values():
         return {"encoder-json": "resources/gpt2_bpe/encoder.json", "vocab-bpe": "resources/gpt2_bpe/vocab.bpe"}
     return {"spm": f"bases/{vocabulary}/spm.model"}
 
@@ -139,13 +139,28 @@ def architecture(wildcards):
     return f"{study.method(wildcards.method)['architecture']}_{study.model(wildcards.model)['architecture']}"
 
 
+def is_small(wildcards):
+    """Whether the model is trained on a CPU's core, several side by side."""
+    return study.parameters(wildcards.model) < 10
+
+
 def threads_of(wildcards):
-    return study.threads(wildcards.model)
+    """Measured: a second thread does not make a small model faster, and next to another job it slows both down."""
+    return 1 if is_small(wildcards) else 8
 
 
 def gpus_of(wildcards):
-    """One GPU, except for a model so small that several of it run side by side on the CPU's cores."""
-    return 0 if study.threads(wildcards.model) == 1 else 1
+    return 0 if is_small(wildcards) else 1
+
+
+def mb_of_training(wildcards):
+    """Of the machine, not of the GPU: weights as read and as loaded, and those and Adam's moments when they are saved."""
+    return 8000 + 20 * study.parameters(wildcards.model)
+
+
+def mb_of_decoding(wildcards):
+    """Weights as read, as loaded and as brought into the model."""
+    return 8000 + 12 * study.parameters(wildcards.model)
 
 
 def preparation_threads(wildcards):
@@ -181,9 +196,18 @@ def tabulated(wildcards):
     return scored_metrics(wildcards.task) if wildcards.table == "scores" else ([wildcards.table], [])
 
 
+def benchmarks(task):
+    """What Snakemake measured of a task's runs; of an untuned model there is no training."""
+    return [
+        f"logs/runs/{task}/{model}/{method}/{seed}/{command}.benchmark.tsv"
+        for model, method, seed in study.runs()
+        for command in (["train", "generate"] if study.method(method)["trained"] else ["generate"])
+    ]
+
+
 def main_metric(task):
-    """The first of the task's metrics that this machine can compute."""
-    return scored_metrics(task)[0][0]
+    """The first of the task's metrics that this machine can compute, in a list that is empty if there is none."""
+    return scored_metrics(task)[0][:1]
 
 
 def scored(task, metrics):
@@ -191,9 +215,9 @@ def scored(task, metrics):
 
 
 def tables():
-    """The tables of the configured tasks: one of each score that this machine can compute, and one of all together."""
+    """The tables of the configured tasks: one of each score that this machine can compute, of all together, of costs."""
     return [
         f"results/{task}/{name}.txt"
         for task in study.tasks
-        for name in [*scored_metrics(task)[0], *(["scores"] if len(study.task(task)["metrics"]) > 1 else [])]
+        for name in [*scored_metrics(task)[0], *(["scores"] if len(study.task(task)["metrics"]) > 1 else []), "costs"]
     ]

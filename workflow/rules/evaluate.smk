@@ -22,7 +22,7 @@ rule generate:
     threads: threads_of
     resources:
         gpu=gpus_of,
-        mem_mb=16000,
+        mem_mb=mb_of_decoding,
         runtime=720,
     params:
         data=lambda wildcards, input: folder_of(input.data),
@@ -110,9 +110,10 @@ rule costs:
     input:
         script=script("costs.py"),
         examples="data/{task}/test.jsonl",
-        scores=lambda wildcards: scored(wildcards.task, [main_metric(wildcards.task)]),
+        scores=lambda wildcards: scored(wildcards.task, main_metric(wildcards.task)),
         records=lambda wildcards: [f"{run}/run.json" for run in run_folders(wildcards.task)],
         hypotheses=lambda wildcards: [f"{run}/hypotheses.txt" for run in run_folders(wildcards.task)],
+        benchmarks=lambda wildcards: benchmarks(wildcards.task),
     output:
         text="results/{task}/costs.txt",
         tsv="results/{task}/costs.tsv",
@@ -124,5 +125,5 @@ rule costs:
     message:
         "Making the table of what {wildcards.task} cost"
     shell:
-        "python {input.script:q} --task {wildcards.task} --metric {params.metric} --run {params.runs:q} --logs logs"
+        "python {input.script:q} --task {wildcards.task} --metric {params.metric:q} --run {params.runs:q} --logs logs"
         " --examples {input.examples:q} --output {output.text:q} 2> >(tee {log:q} >&2)"

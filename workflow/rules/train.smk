@@ -24,7 +24,7 @@ rule train:
     threads: threads_of
     resources:
         gpu=gpus_of,
-        mem_mb=32000,
+        mem_mb=mb_of_training,
         runtime=2880,
     params:
         data=lambda wildcards, input: folder_of(input.data),
@@ -51,7 +51,7 @@ rule leave_untuned:
     wildcard_constraints:
         method=any_of(study.methods_where(trained=False)),
     resources:
-        mem_mb=16000,
+        mem_mb=mb_of_decoding,
         runtime=30,
     params:
         base=lambda wildcards, input: folder_of(input.base),

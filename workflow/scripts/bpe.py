@@ -16,8 +16,8 @@ _SILENT = re.compile("<s>|<pad>|</s>|<mask>|madeupword[0-9]+")
 class GPT2:
     """GPT-2's byte BPE, by fairseq's own encoder: a piece is the decimal number of a token, and nothing is unknown.
 
-    With `leading_space` a text begins as it would within a line. So Li and Liang (2021) wrote source and target for
-    GPT-2; BART's texts begin without.
+    With `leading_space` a text begins as it would within a line, as in the original code for GPT-2 (which also leaves
+    a space before each `<|endoftext|>`: left out here). BART's texts begin without.
     """
 
     def __init__(self, encoder_json: Path, vocab_bpe: Path, leading_space: bool = False):
@@ -103,7 +103,6 @@ def _fairseq_gpt2_utils():
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that name a vocabulary: --spm, or --encoder-json with --vocab-bpe."""
     group = parser.add_argument_group("vocabulary", "either --spm, or --encoder-json with --vocab-bpe")
-    group.add_argument("--bpe", choices=("gpt2", "sentencepiece"), help="its kind (default: from the files given)")
     group.add_argument("--encoder-json", type=Path, metavar="FILE", help="gpt2: tokens and their numbers")
     group.add_argument("--vocab-bpe", type=Path, metavar="FILE", help="gpt2: the merges")
     group.add_argument("--leading-space", action="store_true", help="gpt2: a space before every text")
@@ -112,8 +111,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def from_arguments(args: argparse.Namespace) -> GPT2 | SentencePiece:
     """The vocabulary that `add_arguments` options name."""
-    if args.spm and not (args.encoder_json or args.vocab_bpe or args.leading_space) and args.bpe != "gpt2":
+    if args.spm and args.leading_space:
+        raise UserError("--leading-space is for GPT-2's vocabulary; sentencepiece's texts begin alike everywhere")
+    if args.spm and not (args.encoder_json or args.vocab_bpe):
         return SentencePiece(args.spm)
-    if args.encoder_json and args.vocab_bpe and not args.spm and args.bpe != "sentencepiece":
+    if args.encoder_json and args.vocab_bpe and not args.spm:
         return GPT2(args.encoder_json, args.vocab_bpe, args.leading_space)
     raise UserError("name one vocabulary: --spm (sentencepiece), or --encoder-json and --vocab-bpe (gpt2)")

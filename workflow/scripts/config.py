@@ -30,7 +30,8 @@ from readers import READERS
 
 KINDS = ("tasks", "models", "methods")
 SCHEMAS = Path(__file__).resolve().parents[1] / "schemas"
-# Given by the rules: a preset that set them would take files from elsewhere than where the rules put and expect them.
+# Given by the rules or by how they call files: a preset that set them would take files from elsewhere than where the
+# rules put and expect them.
 RESERVED = frozenset(
     "arch base-model continue-once finetune-from-model gen-subset log-file log-format model-overrides path "
     "restore-file results-path save-dir seed source-lang target-lang test-subset train-subset user-dir "
@@ -38,14 +39,20 @@ RESERVED = frozenset(
 )
 # The families of the plugin's architectures, and the task that feeds each. A method may choose another one.
 TASKS = {"bart": "conditional_generation", "gpt2": "conditional_lm"}
-# The architectures, without prefix_ and full_, and how many CPU threads each can make use of. Measured: a second thread
-# does not make a tiny one faster, and next to another job it makes both several times slower.
+# The architectures, without prefix_ and full_, and their millions of parameters.
 ARCHITECTURES = {
-    **{"bart_large": 8, "bart_base": 8, "bart_tiny": 1},
-    **{"gpt2_small": 8, "gpt2_medium": 8, "gpt2_large": 8, "gpt2_xl": 8, "gpt2_tiny": 1},
+    "bart_large": 406,
+    "bart_base": 140,
+    "bart_tiny": 1,
+    "gpt2_small": 124,
+    "gpt2_medium": 355,
+    "gpt2_large": 774,
+    "gpt2_xl": 1558,
+    "gpt2_tiny": 1,
 }
 # What a section under `models` may be called besides a model.
 MODEL_GROUPS = {name for architecture in ARCHITECTURES for name in (architecture, *architecture.split("_"))}
+GPT2_VOCABULARIES = {"bart": "gpt2", "gpt2": "gpt2_spaced"}  # folders of text in GPT-2's BPE; of GPT-2's with a space
 # The plugin's defaults of how long a text may be, in tokens (0: any length).
 TRUNCATION = {"max-source-tokens": 512, "max-target-tokens": 0}
 GPT2_BPE_URL = "https://dl.fbaipublicfiles.com/fairseq/gpt2_bpe/"
@@ -185,8 +192,11 @@ class Configuration:
         preset = self._preset("models", model)
         own = {**preset.values.get("data", {}), **preset.values.get("train", {})}
         flags = own | preset.values["base"]["pretrained"]["train"]
-        if flags.get("task") == "language_modeling":  # it knows nothing of source and target
-            flags = {name: value for name, value in flags.items() if name not in TRUNCATION}
+        if "text" in preset.values["base"]["pretrained"]:
+            flags = {name: value for name, value in flags.items() if name not in TRUNCATION}  # there are no pairs
+            flags = {"task": "language_modeling"} | flags
+        else:
+            flags = {"task": TASKS[self.family(model)]} | flags
         return arguments(_with_decay(flags, preset.file))
 
     # Files ------------------------------------------------------------------------------------------------------------
@@ -247,8 +257,8 @@ class Configuration:
         """Methods whose presets have these values, such as trained=True."""
         return [name for name in self.known("methods") if values.items() <= self.method(name).items()]
 
-    def threads(self, model: str) -> int:
-        """CPU threads that the model's training and decoding make use of."""
+    def parameters(self, model: str) -> int:
+        """Millions of parameters of the model."""
         return ARCHITECTURES[self.model(model)["architecture"]]
 
     def models_with(self, kind: str) -> list[str]:
@@ -267,7 +277,7 @@ class Configuration:
         """Name of the folder that holds a task's subword text for the model; GPT-2's texts begin with a space."""
         if self.model(model)["vocabulary"] == "sentencepiece":
             return model
-        return {"bart": "gpt2", "gpt2": "gpt2_spaced"}[self.family(model)]
+        return GPT2_VOCABULARIES[self.family(model)]
 
     # ------------------------------------------------------------------------------------------------------------------
 
@@ -447,7 +457,9 @@ def _check_task(values: dict, file: str) -> None:
 
 
 def _check_model(values: dict, file: str) -> None:
-    base = values["base"]
+    base, name = values["base"], Path(file).stem
+    if name in MODEL_GROUPS | {*GPT2_VOCABULARIES.values()} and name != values["architecture"]:
+        raise UserError(f"{file}: {name} is the name of a group of models or of a vocabulary; choose another one")
     if len(base) != 1:
         raise UserError(f"{file}: base: give exactly one of archive, files and pretrained")
     if values["architecture"] not in ARCHITECTURES:
@@ -462,8 +474,12 @@ def _check_model(values: dict, file: str) -> None:
     if pretrained := base.get("pretrained"):
         if ("noise" in pretrained) == ("text" in pretrained):
             raise UserError(f"{file}: base: pretrained: give either noise (denoising) or text (language modelling)")
-        if "text" in pretrained and values["architecture"].startswith("bart_"):
+        family = values["architecture"].split("_")[0]
+        if "text" in pretrained and family == "bart":
             raise UserError(f"{file}: base: pretrained: text is for a language model; {values['architecture']} is none")
+        task = "language_modeling" if "text" in pretrained else TASKS[family]
+        if pretrained["train"].get("task", task) != task:
+            raise UserError(f"{file}: base: pretrained: train: task is {task} here; leave it out, or write that")
         if ("inputs" in pretrained) == ("demo" in pretrained):
             raise UserError(f"{file}: base: pretrained: give either inputs or demo, as the place the texts come from")
         _check_files(pretrained.get("inputs", {}), f"{file}: base: pretrained: inputs")

@@ -27,27 +27,24 @@ def main(argv: list[str]) -> None:
     rows = []
     for (model, method), folders in groups:
         runs = list(folders)
-        costs = {command: read_costs(args.logs, runs, command) for command in COMMANDS}
-        rows.append((read_row(model, method, runs, [args.metric]), costs))
+        row = read_row(model, method, runs, args.metric)
+        measured = COMMANDS if row.trained else ["generate"]
+        costs = {c: [_read_benchmark(args.logs / run / f"{c}.benchmark.tsv") for run in runs] for c in measured}
+        rows.append((row, costs))
     # Entered first, hence renamed last: where the text table stands, the TSV does.
     with atomic_open(args.output) as text, atomic_path(args.output.with_suffix(".tsv")) as tsv:
         tsv.write_text(tab_separated(rows), encoding="utf-8")
-        text.write(report(args.task, args.metric, rows, count))
-
-
-def read_costs(logs: Path, runs: list[Path], command: str) -> list[tuple[float, float]]:
-    """(seconds, peak MB) of every run; of an untuned model's training there is nothing to read."""
-    paths = [logs / run / f"{command}.benchmark.tsv" for run in runs]
-    return [_read_benchmark(path) for path in paths if command != "train" or path.exists()]
+        text.write(report(args.task, rows, count))
 
 
 def _read_benchmark(path: Path) -> tuple[float, float]:
+    """(seconds, peak MB)."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
             row = next(csv.DictReader(file, delimiter="\t"))
         return float(row["s"]), float(row["max_rss"]) if row["max_rss"] != "NA" else 0.0  # NA: it took no time
     except (OSError, StopIteration, KeyError, ValueError):
-        raise UserError(f"{path}: not a benchmark of Snakemake's; run the step again, or leave costs.txt out") from None
+        raise UserError(f"{path}: not a benchmark of Snakemake's; remove it, and its step is run again") from None
 
 
 def tab_separated(rows: list[tuple[Row, dict]]) -> str:
@@ -55,12 +52,12 @@ def tab_separated(rows: list[tuple[Row, dict]]) -> str:
     lines = ["model\tmethod\tseed\tcommand\tseconds\tpeak_mb"]
     for row, costs in rows:
         for command, measured in costs.items():
-            for seed, (seconds, memory) in zip(row.seeds, measured, strict=False):
+            for seed, (seconds, memory) in zip(row.seeds, measured, strict=True):
                 lines.append(f"{row.model}\t{row.method}\t{seed}\t{command}\t{seconds:.1f}\t{memory:.0f}")
     return "\n".join(lines) + "\n"
 
 
-def report(task: str, metric: str, rows: list[tuple[Row, dict]], count: int) -> str:
+def report(task: str, rows: list[tuple[Row, dict]], count: int) -> str:
     """The text table; of several seeds the mean."""
     names = list(rows[0][0].scores)
     header = ["model", "method", "trained", "stored", *names]
@@ -69,13 +66,13 @@ def report(task: str, metric: str, rows: list[tuple[Row, dict]], count: int) -> 
     for row, costs in rows:
         cells = [row.model, row.method, f"{row.trained:,}", f"{row.stored:,}"]
         cells += [summary(row, name) for name in names]
-        for measured in costs.values():
-            cells += _cells(measured)
+        for command in COMMANDS:
+            cells += _cells(costs.get(command, []))
         cells.append(f"{count / statistics.fmean(seconds for seconds, _ in costs['generate']):.1f}")
         body.append(cells)
     return "\n".join(
         [
-            f"{task}: {metric}, time and memory; {count:,} test examples decoded",
+            f"{task}: time and memory; {count:,} test examples decoded",
             "",
             *aligned([header, *body], left=2),
             "",
@@ -95,7 +92,9 @@ def _cells(measured: list[tuple[float, float]]) -> list[str]:
 def parse_args(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", required=True, help="the task's name, for the heading")
-    parser.add_argument("--metric", required=True, help="the scores shown: {metric}.json is read from every run")
+    parser.add_argument(
+        "--metric", nargs="*", default=[], help="the scores shown: {metric}.json is read from every run"
+    )
     parser.add_argument(
         "--run", type=Path, action="extend", nargs="+", required=True, metavar="DIR", help="as for table.py"
     )

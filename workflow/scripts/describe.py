@@ -102,7 +102,7 @@ def load_vocabularies(files: dict[str, dict]) -> None:
     global _vocabularies
     _vocabularies = {
         name: bpe.from_arguments(
-            argparse.Namespace(bpe=None, **{key.replace("-", "_"): values.get(key) for key in VOCABULARY_OPTIONS})
+            argparse.Namespace(**{key.replace("-", "_"): values.get(key) for key in VOCABULARY_OPTIONS})
         )
         for name, values in files.items()
     }

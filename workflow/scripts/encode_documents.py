@@ -33,6 +33,7 @@ def main(argv: list[str]) -> str:
 
 def encoded(args: argparse.Namespace) -> Iterator[str]:
     """The documents' lines in their order, by --workers processes."""
+    _start(args.spm)  # a bad model fails here, not in every worker
     with worker_pool(args.workers, _start, (args.spm,)) as call:
         for lines in call(encode_batch, batched(read_documents(args.documents), BATCH)):
             yield from lines
