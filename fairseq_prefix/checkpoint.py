@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from .adapter import adapter_size
 from .errors import UsageError
-from .prefix import Prefix, SiteGeometry
+from .prefix import SITES, Prefix, SiteGeometry
 from .prompt import empty_prompt
 
 FORMAT = 1
@@ -667,7 +667,7 @@ def describe_geometry(geometry: dict[str, dict], method: Method = PREFIX) -> str
     """ "encoder 200 x 12 layers x 16*64, ..." """
     if not geometry:
         return f"of no {method.name}"
-    return ", ".join(f"{site} {method.shape(shape)}" for site, shape in geometry.items())
+    return ", ".join(f"{site} {method.shape(geometry[site])}" for site in SITES if site in geometry)
 
 
 class PrefixFile(NamedTuple):
