@@ -65,7 +65,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m fairseq_prefix", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = commands.add_parser("export", help="fold what a checkpoint holds (prefix, prompt, adapters, top layers) and write it as .safetensors")
+    command = commands.add_parser(
+        "export",
+        help="fold what a checkpoint holds (prefix, prompt, adapters, top layers) and write it as .safetensors",
+    )
     command.add_argument("checkpoint", help="a checkpoint that fairseq-train wrote")
     command.add_argument("output", help="the .safetensors file to write")
     command.set_defaults(run=export)

@@ -608,12 +608,16 @@ def unpack_metadata(state: dict[str, Tensor]) -> dict:
     """
     if METADATA_KEY not in state:
         kind = "a whole model, which belongs to --base-model" if family_of(state) else "something else"
-        raise UsageError(f"this checkpoint is not a prefix's (nor a prompt's, nor of adapters or top layers) but {kind}")
+        raise UsageError(
+            f"this checkpoint is not a prefix's (nor a prompt's, nor of adapters or top layers) but {kind}"
+        )
     try:
         metadata = json.loads(bytes((255 - state[METADATA_KEY]).tolist()).decode("ascii"))
         version = metadata["format"]
     except (ValueError, TypeError, KeyError):
-        raise UsageError("the checkpoint's metadata is damaged (checkpoints of a prefix and the like cannot be averaged)") from None
+        raise UsageError(
+            "the checkpoint's metadata is damaged (checkpoints of a prefix and the like cannot be averaged)"
+        ) from None
     if version != FORMAT:
         raise UsageError(f"the file is of format {version}, this version reads {FORMAT}; update the plugin")
     return metadata

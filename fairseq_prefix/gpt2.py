@@ -1,6 +1,6 @@
 """GPT-2 with a prefix (`prefix_gpt2_*`), a prompt (`prompt_gpt2_*`), adapters (`adapter_gpt2_*`), trained top layers
-(`top_gpt2_*`), and GPT-2 trained whole (`full_gpt2_*`): fairseq's transformer language model with GPT-2's settings. What
-they share with other families is in model.py.
+(`top_gpt2_*`), and GPT-2 trained whole (`full_gpt2_*`): fairseq's transformer language model with GPT-2's settings.
+What they share with other families is in model.py.
 
 A text is [source | `</s>` | target], `</s>` being GPT-2's `<|endoftext|>`. The prefix's keys and values come before it
 (`--prefix-position prefix`: all of the text sees them) or between source and `</s>` (`infix`: the target alone does).
@@ -144,7 +144,9 @@ class PromptGPT2Model(common.Prompted, BaseGPT2):
     def _make_prompt(self, geometry, reparam, mid_dim):
         prompt, room = ReadPrompt(geometry, reparam, mid_dim, self.decoder.read_prompt), self.decoder.max_positions()
         if prompt.length("decoder") >= room:
-            raise UsageError(f"--prompt-length {prompt.length('decoder')} leaves nothing of the model's {room} positions")
+            raise UsageError(
+                f"--prompt-length {prompt.length('decoder')} leaves nothing of the model's {room} positions"
+            )
         self._attach(prompt)
         return prompt
 

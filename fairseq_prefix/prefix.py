@@ -66,8 +66,8 @@ class MLPPrefix(nn.Module):
     """Keys and values computed from embeddings of virtual tokens (paper, section 4.3; sizes as in the original code).
 
     Embedding(P, D) -> Linear(D, mid) -> Tanh -> Linear(mid, L*2*D), with torch's own initialisation as the original
-    has it. (A prompt, see prompt.py, is D wide.) It is built after fairseq initialised the base: fairseq's BERT-style initialisation would start all keys
-    near zero.
+    has it. It is built after fairseq initialised the base: fairseq's BERT-style initialisation would start all keys
+    near zero. (For a prompt, see prompt.py, the last layer is D wide.)
     """
 
     def __init__(self, geometry: SiteGeometry, mid_dim: int):

@@ -98,5 +98,3 @@ def prompt_columns(prompt: Prompt, site: str, like: Tensor, rows: int) -> Tensor
     if not prompt.length(site):
         return like.new_zeros(rows, 0, like.size(-1))
     return prompt.evaluated(site).to(like.dtype).expand(rows, -1, -1)
-
-

@@ -176,7 +176,7 @@ COUNTS = [  # architecture, options, trained, stored, percentage of the base tha
     ("top_gpt2_medium", {}, 25_194_496, None, "7.10"),
     ("top_gpt2_medium", {"top_embedding": "trained"}, 76_657_664, None, "21.60"),
     ("top_gpt2_large", {}, 39_357_440, None, "5.08"),
-    ("top_bart_large", {}, 33_591_296, None, "8.27"),
+    ("top_bart_large", {}, 33_593_344, None, "8.27"),
     ("prompt_gpt2_medium", {}, 1_060_352, 10_240, "0.00"),
     ("prompt_gpt2_medium", {"prompt_reparam": "flat"}, 10_240, 10_240, "0.00"),
     ("prompt_bart_large", {}, 3_300_928, 20_480, "0.01"),
