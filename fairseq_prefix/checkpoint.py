@@ -1,8 +1,8 @@
 """Files: bases (fairseq archives, Hugging Face folders), checkpoints of what is trained over one, and exports of that.
 
 A checkpoint holds a prefix, a prompt, adapters or top layers, and says what they were trained for: fingerprints of base
-and dictionary, geometry and conventions. Nothing here unpickles anything but tensors and plain containers (`torch.load` with `weights_only`,
-safetensors).
+and dictionary, geometry and conventions. Nothing here unpickles anything but tensors and plain containers (`torch.load`
+with `weights_only`, safetensors).
 """
 
 from __future__ import annotations
