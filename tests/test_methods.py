@@ -23,7 +23,7 @@ from fairseq_prefix.__main__ import main
 from fairseq_prefix.criterion import verify_trainable
 from fairseq_prefix.errors import UsageError
 
-pytestmark = pytest.mark.parametrize("family", methods.FAMILIES)
+each_family = pytest.mark.parametrize("family", methods.FAMILIES)
 each_method = pytest.mark.parametrize("method", methods.METHODS)
 
 
@@ -37,6 +37,7 @@ def bases(tmp_path_factory):
 
 @each_method
 @torch.no_grad()
+@each_family
 def test_where_nothing_is_trained_it_is_the_base_bit_for_bit(bases, family, method):
     model = methods.build(method, family, bases[family], **methods.UNTOUCHED[method]).eval()
     whole = methods.build("full", family, bases[family]).eval()
@@ -48,6 +49,7 @@ def test_where_nothing_is_trained_it_is_the_base_bit_for_bit(bases, family, meth
 
 @pytest.mark.parametrize("method", ["adapter", "top"])
 @torch.no_grad()
+@each_family
 def test_training_starts_from_the_base_bit_for_bit(bases, family, method):
     model = methods.build(method, family, bases[family]).eval()
     whole = methods.build("full", family, bases[family]).eval()
@@ -61,6 +63,7 @@ def test_training_starts_from_the_base_bit_for_bit(bases, family, method):
 @each_method
 @pytest.mark.parametrize("beam", [1, 2, 5])
 @torch.no_grad()
+@each_family
 def test_batched_search_is_token_identical_to_searching_each_row_without_a_cache(bases, family, method, beam):
     model = methods.strengthen(methods.build(method, family, bases[family]))
     model = methods.ends_early(model, family, beam)
@@ -73,6 +76,7 @@ def test_batched_search_is_token_identical_to_searching_each_row_without_a_cache
 
 @each_method
 @torch.no_grad()
+@each_family
 def test_rows_share_a_batch_without_influence(bases, family, method):
     model = methods.strengthen(methods.build(method, family, bases[family]))
     tokens, lengths, previous = methods.inputs(family)
@@ -86,6 +90,7 @@ def test_rows_share_a_batch_without_influence(bases, family, method):
 @each_method
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@each_family
 def test_half_precision_decodes(bases, family, method, dtype):
     """Prompts and adapters stay in fp32 and are cast where they are used; the base's own layers go with the base."""
     half = methods.strengthen(methods.build(method, family, bases[family])).to(dtype)
@@ -98,6 +103,7 @@ def test_half_precision_decodes(bases, family, method, dtype):
 
 
 @each_method
+@each_family
 def test_gradients_reach_what_is_declared_and_are_the_same_with_activation_checkpointing(bases, family, method):
     plain, saving = (
         methods.strengthen(methods.build(method, family, bases[family], checkpoint_activations=checkpointing))
@@ -112,6 +118,7 @@ def test_gradients_reach_what_is_declared_and_are_the_same_with_activation_check
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
+@each_family
 def test_there_is_no_graph_below_the_first_layer_that_is_trained(bases, family, checkpointing):
     model = methods.build("top", family, bases[family], checkpoint_activations=checkpointing).train()
     seen = {}
@@ -125,6 +132,7 @@ def test_there_is_no_graph_below_the_first_layer_that_is_trained(bases, family, 
     assert seen == {0: False, 1: True} | ({"encoder": False} if family == "bart" else {})
 
 
+@each_family
 def test_the_embeddings_can_be_trained_with_the_top_layers(bases, family):
     """As the original's `top_layers 2` has it (its 22 is the default here)."""
     model = methods.build("top", family, bases[family], top_embedding="trained")
@@ -134,6 +142,7 @@ def test_the_embeddings_can_be_trained_with_the_top_layers(bases, family):
     assert name in model.state_dict() and "decoder.output_projection.weight" not in model.state_dict()
 
 
+@each_family
 def test_the_guard_knows_every_method(bases, family):
     for method in methods.METHODS:
         model = methods.build(method, family, bases[family])
@@ -150,6 +159,7 @@ def metadata_size(model):
 @pytest.mark.parametrize(
     ("method", "varies"), [("prompt", {"bart": True, "gpt2": False}), ("adapter", True), ("top", True)]
 )
+@each_family
 def test_base_dropout_is_by_default_as_originally_and_a_switch(bases, family, method, varies):
     expected = varies[family] if isinstance(varies, dict) else varies
     data = methods.inputs(family)
@@ -184,11 +194,9 @@ COUNTS = [  # architecture, options, trained, stored, percentage of the base tha
 
 
 @pytest.mark.parametrize(("arch", "options", "trained", "stored", "share"), COUNTS)
-def test_sizes(family, arch, options, trained, stored, share, monkeypatch):
+def test_sizes(arch, options, trained, stored, share, monkeypatch):
     """The numbers of docs/plugin.md; those of adapters are the nearest to the paper's 3 % and 0.1 %."""
-    method, own, size = arch.split("_")
-    if own != family:
-        pytest.skip("the other family's")
+    method, family, size = arch.split("_")
     monkeypatch.setattr(common.FromBase, "load_base", lambda *_: None)
     monkeypatch.setattr(bart_model, "init_bert_params", lambda module: None)  # draws on the CPU
     words = 50260 if family == "bart" else 50257 - tiny.SPECIALS
@@ -196,7 +204,7 @@ def test_sizes(family, arch, options, trained, stored, share, monkeypatch):
     with torch.device("meta"):
         model = tiny.build(arch, task, base_model="unread", **options)
     base = model.base_parameters - (0 if family == "bart" else 2 * model.decoder.embed_dim)
-    assert base == SIZES[f"{own}_{size}"]
+    assert base == SIZES[f"{family}_{size}"]
     assert verify_trainable(model) == trained
     assert model.folded_parameters == (stored or trained)
     assert f"{100 * model.folded_parameters / base:.2f}" == share
@@ -233,6 +241,7 @@ def built(bases, method, family, **options):
 
 
 @each_variant
+@each_family
 def test_a_checkpoint_holds_what_is_trained_and_its_export_gives_the_same_model(
     bases, family, method, options, tmp_path
 ):
@@ -257,6 +266,7 @@ def test_a_checkpoint_holds_what_is_trained_and_its_export_gives_the_same_model(
 
 
 @each_variant
+@each_family
 def test_inspect_and_base(bases, family, method, options, tmp_path, capsys):
     model = built(bases, method, family, **options)
     path, exported = save(model, tmp_path / "c.pt", bases[family]), str(tmp_path / "e.safetensors")
@@ -278,6 +288,7 @@ def test_inspect_and_base(bases, family, method, options, tmp_path, capsys):
 
 
 @each_method
+@each_family
 def test_the_base_alone_as_a_checkpoint(family, method, tmp_path, capsys):
     from fairseq.checkpoint_utils import load_model_ensemble
 
@@ -293,6 +304,7 @@ def test_the_base_alone_as_a_checkpoint(family, method, tmp_path, capsys):
 
 
 @each_method
+@each_family
 def test_another_base_dictionary_or_convention_is_refused(bases, family, method, tmp_path):
     model = methods.build(method, family, bases[family])
     noun = model.method.noun
@@ -330,12 +342,14 @@ def test_another_base_dictionary_or_convention_is_refused(bases, family, method,
         ("top", {"top_embedding": "trained"}, "0 embeddings, the model .* 6[45] embeddings"),
     ],
 )
+@each_family
 def test_another_geometry_is_refused(bases, family, method, options, message):
     model, other = methods.build(method, family, bases[family]), methods.build(method, family, bases[family], **options)
     with pytest.raises(UsageError, match=message):
         other.load_state_dict(model.state_dict())
 
 
+@each_family
 def test_what_another_method_trained_is_refused(bases, family, tmp_path):
     adapted = methods.build("adapter", family, bases[family])
     for method in ("prefix", "prompt", "top"):
@@ -350,6 +364,7 @@ def test_what_another_method_trained_is_refused(bases, family, tmp_path):
 
 
 @each_method
+@each_family
 def test_a_damaged_file_is_refused_in_one_sentence(bases, family, method, tmp_path):
     model = built(bases, method, family)
     state = model.state_dict()
@@ -388,6 +403,7 @@ def test_a_damaged_file_is_refused_in_one_sentence(bases, family, method, tmp_pa
         ("top", {"decoder_layerdrop": 0.1}, "--decoder-layerdrop is not supported"),
     ],
 )
+@each_family
 def test_wrong_options_are_one_sentence(bases, family, method, options, message):
     with pytest.raises(UsageError, match=message):
         tiny.build(
@@ -440,6 +456,7 @@ def make_trainer(world, family, method, bf16):
 
 @each_method
 @pytest.mark.parametrize("bf16", [False, True])
+@each_family
 def test_training_changes_what_is_declared_alone_and_resumes_exactly(worlds, family, method, bf16, tmp_path):
     """Also where fairseq trains through flat buffers of master weights. (Top layers in half precision are resumed from
     rounded weights, as everywhere in fairseq.)
@@ -465,11 +482,9 @@ def test_training_changes_what_is_declared_alone_and_resumes_exactly(worlds, fam
         assert all(torch.equal(theirs[name], whole.model.get_parameter(name)) for name in declared)
 
 
-@pytest.mark.parametrize("method", ["adapter", "prompt"])
+@pytest.mark.parametrize(("family", "method"), [("bart", "adapter"), ("gpt2", "prompt")])
 def test_a_killed_training_resumes_and_generation_from_its_export_is_the_same(worlds, family, method, tmp_path):
-    """With fairseq's own commands: the adapters of BART, the prompt of GPT-2."""
-    if (family, method) not in (("bart", "adapter"), ("gpt2", "prompt")):
-        pytest.skip("in one process above")
+    """With fairseq's own commands, two of the six; the rest is trained in this process above."""
     world = worlds[family]
     output = test_training.command(*training(world, family, method, tmp_path / "undisturbed"))
     losses = [float(loss) for loss in re.findall(r"valid on 'valid' subset \| loss ([\d.]+)", output)]
