@@ -1,4 +1,6 @@
-"""`python -m fairseq_prefix`: fold and export a prefix, bring one back as a checkpoint, describe a file."""
+"""`python -m fairseq_prefix`: fold and export what was trained over a base, bring it back as a checkpoint, describe a
+file.
+"""
 
 from __future__ import annotations
 
@@ -14,35 +16,28 @@ from .errors import UsageError
 
 
 def export(args: argparse.Namespace) -> None:
-    """Checkpoint -> prefix.safetensors."""
-    prefix = files.read_prefix(args.checkpoint)
-    files.write_export(prefix, args.output)
-    print(f"{args.output}: {prefix.prefix.folded_size:,} parameters, {Path(args.output).stat().st_size:,} bytes")
+    """Checkpoint -> prefix.safetensors, or what the method's is called."""
+    file = files.read_tuned(args.checkpoint)
+    files.write_export(file, args.output)
+    stored = sum(tensor.numel() for tensor in file.method.fold(file).values())
+    print(f"{args.output}: {stored:,} parameters, {Path(args.output).stat().st_size:,} bytes")
 
 
 def import_(args: argparse.Namespace) -> None:
     """prefix.safetensors -> a checkpoint that fairseq-generate and fairseq-interactive read."""
-    file = files.read_prefix(args.prefix)
-    lengths = {site: shape["length"] for site, shape in file.metadata["geometry"].items()}
-    model_args = {
-        **file.model_args,
-        "prefix_reparam": "flat",
-        "prefix_sites": ",".join(lengths),
-        **{f"prefix_{site}_length": length for site, length in lengths.items()},
-    }
-    state = {f"prefix.sites.{site}.key_value": tensor for site, tensor in file.prefix.folded().items()}
-    metadata = {**file.metadata, "reparam": "flat", "mid_dim": None}
-    state[files.METADATA_KEY] = files.pack_metadata(metadata)
-    files.write_checkpoint(args.output, files.configuration(model_args, file.task, args.base_model), state)
+    files.import_export(files.read_tuned(args.prefix), args.output, args.base_model)
 
 
 def base(args: argparse.Namespace) -> None:
-    """The untouched base as a checkpoint: a prefix of length 0, to compare with."""
+    """The untouched base as a checkpoint: a prefix of length 0 (or no adapters ...), to compare with."""
     dictionary = files.read_dictionary(Path(args.base_model) / "dict.txt")
     model_class = ARCH_MODEL_REGISTRY.get(args.arch)
-    if not args.arch.startswith("prefix_") or model_class is None:
-        raise UsageError(f"--arch {args.arch} is no architecture of a prefix, such as prefix_bart_large")
-    model_args = {"arch": args.arch, "prefix_length": 0, "prefix_reparam": "flat"}
+    if not hasattr(model_class, "untouched"):
+        raise UsageError(
+            f"--arch {args.arch} is no architecture of a prefix, such as prefix_bart_large, nor of another method that "
+            "freezes its base"
+        )
+    model_args = {"arch": args.arch, **model_class.untouched}
     cfg = files.configuration(model_args, {}, args.base_model)
     cfg.task.max_source_tokens = min(cfg.task.max_source_tokens, model_class.source_room(cfg.model))
     task = TASK_REGISTRY[model_class.default_task](cfg.task, dictionary, dictionary)
@@ -51,7 +46,7 @@ def base(args: argparse.Namespace) -> None:
 
 
 def inspect(args: argparse.Namespace) -> None:
-    """Describe a prefix checkpoint, an export, or a whole model's checkpoint."""
+    """Describe a checkpoint of any method, an export, or a whole model's checkpoint."""
     _print(files.describe(args.file), args.json)
 
 
@@ -61,7 +56,7 @@ def _print(description: dict, as_json: bool) -> None:
         return
     for key, value in description.items():
         if key == "geometry":
-            value = files.describe_geometry(value)
+            value = files.describe_geometry(value, files.method_of(description))
         print(f"{key.replace('_', ' '):<24}{f'{value:,}' if isinstance(value, int) else value}")
 
 
@@ -70,12 +65,15 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m fairseq_prefix", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = commands.add_parser("export", help="fold a checkpoint's prefix and write prefix.safetensors")
+    command = commands.add_parser(
+        "export",
+        help="fold what a checkpoint holds (prefix, prompt, adapters, top layers) and write it as .safetensors",
+    )
     command.add_argument("checkpoint", help="a checkpoint that fairseq-train wrote")
     command.add_argument("output", help="the .safetensors file to write")
     command.set_defaults(run=export)
 
-    command = commands.add_parser("import", help="turn prefix.safetensors into a checkpoint for fairseq-generate")
+    command = commands.add_parser("import", help="turn an export into a checkpoint for fairseq-generate")
     command.add_argument("prefix", help="an exported prefix")
     command.add_argument("output", help="the .pt file to write")
     command.add_argument(
@@ -83,14 +81,14 @@ def main(argv: list[str] | None = None) -> None:
     )
     command.set_defaults(run=import_)
 
-    command = commands.add_parser("base", help="write the base without any prefix as a checkpoint for fairseq-generate")
+    command = commands.add_parser("base", help="write the untouched base as a checkpoint for fairseq-generate")
     command.add_argument("output", help="the .pt file to write")
     command.add_argument("--arch", required=True, help="the base's architecture, such as prefix_bart_large")
     command.add_argument("--base-model", required=True, help="folder of the base, with its dict.txt")
     command.add_argument("--json", action="store_true", help="describe it for programs")
     command.set_defaults(run=base)
 
-    command = commands.add_parser("inspect", help="describe a checkpoint or an exported prefix")
+    command = commands.add_parser("inspect", help="describe a checkpoint or an export")
     command.add_argument("file")
     command.add_argument("--json", action="store_true", help="for programs")
     command.set_defaults(run=inspect)

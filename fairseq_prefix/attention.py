@@ -24,6 +24,7 @@ from fairseq.modules import MultiheadAttention
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
 from torch import Tensor
 
+from .adapter import Adaptable
 from .prefix import Prefix
 
 
@@ -136,6 +137,11 @@ class PrefixAttention(MultiheadAttention):
             cache = {"prev_key": k, "prev_value": v, "prev_key_padding_mask": padding, "beams": rows // k.size(0)}
             self._set_input_buffer(incremental_state, cache)
         return k, v, padding
+
+    def take_source_keys(self, incremental_state: dict, other: dict, rows: int) -> None:
+        """Start a search over `rows` hypotheses with the source's keys and values that another state holds."""
+        cache = self._get_input_buffer(other)
+        self._set_input_buffer(incremental_state, {**cache, "beams": rows // cache["prev_key"].size(0)})
 
     def reorder_incremental_state(self, incremental_state: dict, new_order: Tensor) -> dict:
         """Follow the beam search: own keys go with the hypotheses, the source's only with the sentences."""
@@ -266,7 +272,7 @@ class PrefixEncoderLayer(TransformerEncoderLayerBase):
         )
 
 
-class SourceDecoderLayer(TransformerDecoderLayerBase):
+class SourceDecoderLayer(Adaptable, TransformerDecoderLayerBase):
     """fairseq's decoder layer without cross-attention, with `SourceAttention`; GELU's approximation is one kernel."""
 
     def __init__(self, cfg):
@@ -296,4 +302,15 @@ class PrefixDecoderLayer(TransformerDecoderLayerBase):
             vdim=cfg.encoder.embed_dim,
             dropout=cfg.attention_dropout,
             encoder_decoder_attention=True,
+        )
+
+
+class PromptDecoderLayer(PrefixDecoderLayer):
+    """The same for a decoder whose input is [prompt | target]: the prompt's keys and values depend on the source, by
+    way of cross-attention, and so are kept once per sentence while beams are searched.
+    """
+
+    def build_self_attention(self, embed_dim, cfg, add_bias_kv=False, add_zero_attn=False):
+        return SourceAttention(
+            embed_dim, cfg.decoder.attention_heads, dropout=cfg.attention_dropout, self_attention=True
         )

@@ -1,5 +1,8 @@
-"""BART with a prefix (`prefix_bart_*`) and BART trained whole (`full_bart_*`); what they share with other families is
-in model.py.
+"""BART with a prefix (`prefix_bart_*`), a prompt (`prompt_bart_*`), adapters (`adapter_bart_*`), trained top layers
+(`top_bart_*`), and BART trained whole (`full_bart_*`); what they share with other families is in model.py.
+
+Positions of the text are never shifted: virtual tokens of a prompt have no position of their own (a free embedding
+would swallow it), come before the embedded text and pass through the embeddings' norm with it.
 """
 
 from __future__ import annotations
@@ -17,10 +20,14 @@ from fairseq.models.transformer import (
 
 from . import checkpoint as files
 from . import model as common
-from .attention import PrefixDecoderLayer, PrefixEncoderLayer
-from .prefix import SITES
+from .adapter import AdaptableDecoderLayer, AdaptableEncoderLayer
+from .attention import PrefixDecoderLayer, PrefixEncoderLayer, PromptDecoderLayer
+from .prefix import SITES, Prefix
+from .prompt import Prompt, prompt_columns
 
 PREFIX_DEFAULTS = {"prefix_length": 200, "prefix_mid_dim": 800, "base_dropout": "on"}
+PROMPT_DEFAULTS = {"prompt_length": 10, "prompt_mid_dim": 800, "base_dropout": "on"}
+PROMPT_SITES = ("encoder", "decoder")
 
 
 class BaseBART(common.FromBase, BARTModel):
@@ -28,6 +35,7 @@ class BaseBART(common.FromBase, BARTModel):
 
     family = files.BART
     sites = SITES
+    prompt_sites = PROMPT_SITES
     default_task = "conditional_generation"
 
     @staticmethod
@@ -48,6 +56,9 @@ class BaseBART(common.FromBase, BARTModel):
         for layer, module in enumerate(self.decoder.layers):
             yield "decoder", layer, module.self_attn
             yield "cross", layer, module.encoder_attn
+
+    def blocks(self):
+        return {"encoder": self.encoder.layers, "decoder": self.decoder.layers}
 
     def forward(self, *args, return_all_hiddens: bool = False, **kwargs):
         """As BART's; hidden states are kept only on request."""
@@ -99,6 +110,70 @@ class PrefixBARTModel(common.Prefixed, BaseBART):
         return {"encoder": 1, "cross": 1, "decoder": 2}
 
 
+class OwnLayersBART(BaseBART):
+    """With fairseq's own attention, and layers that take adapters."""
+
+    @classmethod
+    def build_encoder(cls, cfg, src_dict, embed_tokens):
+        return AdaptableEncoder(cfg, src_dict, embed_tokens)
+
+    @classmethod
+    def build_decoder(cls, cfg, tgt_dict, embed_tokens):
+        return AdaptableDecoder(cfg, tgt_dict, embed_tokens)
+
+
+@register_model("adapter_bart")
+class AdapterBARTModel(common.Adapted, OwnLayersBART):
+    """A frozen BART and an adapter after every layer of encoder and decoder."""
+
+    @staticmethod
+    def add_args(parser):
+        """BART's options and the adapters'."""
+        BaseBART.add_args(parser)
+        common.add_adapter_arguments(parser)
+
+
+@register_model("top_bart")
+class TopBARTModel(common.TopTuned, OwnLayersBART):
+    """BART of which the decoder's last layers are trained."""
+
+    @staticmethod
+    def add_args(parser):
+        """BART's options and how many layers."""
+        BaseBART.add_args(parser)
+        common.add_top_arguments(parser)
+
+
+@register_model("prompt_bart")
+class PromptBARTModel(common.Prompted, BaseBART):
+    """A frozen BART and virtual tokens before the input of encoder and decoder. Without them, layers are fairseq's."""
+
+    @staticmethod
+    def add_args(parser):
+        """BART's options and the prompt's."""
+        BaseBART.add_args(parser)
+        common.add_prompt_arguments(parser, PROMPT_DEFAULTS, PROMPT_SITES)
+
+    @classmethod
+    def build_encoder(cls, cfg, src_dict, embed_tokens):
+        encoder = PromptEncoder if any(cfg.prompt_site_lengths.values()) else TransformerEncoder
+        return encoder(cfg, src_dict, embed_tokens)
+
+    @classmethod
+    def build_decoder(cls, cfg, tgt_dict, embed_tokens):
+        decoder = PromptDecoder if any(cfg.prompt_site_lengths.values()) else TransformerDecoder
+        return decoder(cfg, tgt_dict, embed_tokens)
+
+    def _make_prompt(self, geometry, reparam, mid_dim):
+        prompt = Prompt(geometry, reparam, mid_dim)
+        nothing = Prefix({})
+        self._attach(nothing)
+        for side in (self.encoder, self.decoder):
+            if isinstance(side, PromptEncoder | PromptDecoder):
+                side.attach(prompt)
+        return prompt
+
+
 class PrefixEncoder(TransformerEncoderBase):
     """fairseq's encoder with prefix attention; its output stays at one row per sentence while beams are searched."""
 
@@ -123,6 +198,108 @@ class PrefixDecoder(TransformerDecoderBase):
         return common.with_checkpointing(PrefixDecoderLayer(cfg, no_encoder_attn), cfg)
 
 
+class AdaptableEncoder(TransformerEncoderBase):
+    """fairseq's encoder; its layers take adapters."""
+
+    def __init__(self, args, dictionary, embed_tokens):
+        super().__init__(TransformerConfig.from_namespace(args), dictionary, embed_tokens)
+
+    def build_encoder_layer(self, cfg):
+        return common.with_checkpointing(AdaptableEncoderLayer(cfg), cfg)
+
+
+class AdaptableDecoder(TransformerDecoderBase):
+    """fairseq's decoder; its layers take adapters."""
+
+    def __init__(self, args, dictionary, embed_tokens):
+        super().__init__(TransformerConfig.from_namespace(args), dictionary, embed_tokens)
+
+    def build_decoder_layer(self, cfg, no_encoder_attn=False):
+        return common.with_checkpointing(AdaptableDecoderLayer(cfg, no_encoder_attn), cfg)
+
+
+class PromptEncoder(PrefixEncoder):
+    """fairseq's encoder over [prompt | source]: each sees the other, and the decoder sees both."""
+
+    def attach(self, prompt: Prompt) -> None:
+        self._prompt = (prompt,)  # as an attribute it would be registered as a child
+
+    def forward(self, src_tokens, *args, **kwargs):
+        """As fairseq's; columns of `</s>` stand in for the prompt, so that it is no padding."""
+        (prompt,) = self._prompt
+        columns = src_tokens.new_full((len(src_tokens), prompt.length("encoder")), self.dictionary.eos())
+        return super().forward(torch.cat([columns, src_tokens], dim=1), *args, **kwargs)
+
+    def forward_embedding(self, src_tokens, token_embedding=None):
+        (prompt,) = self._prompt
+        x, embedded = super().forward_embedding(src_tokens[:, prompt.length("encoder") :], token_embedding)
+        return torch.cat([_normed(self, prompt_columns(prompt, "encoder", x, len(x))), x], dim=1), embedded
+
+
+class PromptDecoder(TransformerDecoderBase):
+    """fairseq's decoder over [prompt | target]. In a search the prompt is read once per sentence: its keys and values
+    depend on the source, by way of cross-attention, and neither on the hypothesis nor on the step.
+    """
+
+    def __init__(self, args, dictionary, embed_tokens):
+        super().__init__(TransformerConfig.from_namespace(args), dictionary, embed_tokens)
+
+    def build_decoder_layer(self, cfg, no_encoder_attn=False):
+        return common.with_checkpointing(PromptDecoderLayer(cfg, no_encoder_attn), cfg)
+
+    def attach(self, prompt: Prompt) -> None:
+        self._prompt = (prompt,)  # as an attribute it would be registered as a child
+
+    def extract_features(self, prev_output_tokens, encoder_out, incremental_state=None, **unused):
+        """Hidden states at the tokens of the target, or in a search at the last of them."""
+        source = encoder_out["encoder_out"][0]  # S x B x D
+        padding = encoder_out["encoder_padding_mask"][0]  # B x S
+        if incremental_state is not None and not incremental_state:
+            self._begin(source, padding, incremental_state, len(prev_output_tokens))
+        positions = self.embed_positions(prev_output_tokens, incremental_state=incremental_state)
+        if incremental_state is not None:
+            prev_output_tokens, positions = prev_output_tokens[:, -1:], positions[:, -1:]
+        x = _normed(self, self.embed_scale * self.embed_tokens(prev_output_tokens) + positions)
+        before = 0
+        if incremental_state is None:
+            prompt = self._columns(x, len(x))
+            x, before = torch.cat([prompt, x], dim=1), prompt.size(1)
+        x = self._through_layers(x, source, padding, incremental_state)[:, before:]
+        return x, {"attn": [None]}
+
+    def _columns(self, like: torch.Tensor, rows: int) -> torch.Tensor:
+        (prompt,) = self._prompt
+        return _normed(self, prompt_columns(prompt, "decoder", like, rows))  # rows x P x D
+
+    def _through_layers(self, x, source, padding, state):
+        """N x T x D -> N x T x D. What is padded on the right of a target is behind everything that counts."""
+        x = x.transpose(0, 1)
+        for layer in self.layers:
+            x, _, _ = layer(x, source, padding, incremental_state=state)
+        x = x.transpose(0, 1)
+        return x if self.layer_norm is None else self.layer_norm(x)
+
+    def _begin(self, source, padding, state: dict, rows: int) -> None:
+        """Start a search over `rows` hypotheses: read the prompt, one row per sentence."""
+        columns, reading = self._columns(source, source.size(1)), {}
+        if columns.size(1):
+            self._through_layers(columns, source, padding, reading)
+        for layer in self.layers:
+            read = None
+            if reading:
+                cache = layer.self_attn._get_input_buffer(reading)
+                read = {"key": cache["prev_key"], "value": cache["prev_value"], "padding": None}
+                layer.encoder_attn.take_source_keys(state, reading, rows)
+            layer.self_attn.begin(state, read, rows)
+
+
+def _normed(side: TransformerEncoderBase | TransformerDecoderBase, x: torch.Tensor) -> torch.Tensor:
+    """What fairseq does with embeddings before the first layer."""
+    if side.layernorm_embedding is not None:
+        x = side.layernorm_embedding(x)
+    return side.dropout_module(x)
+
+
 def tiny_bart_architecture(args):
     """A BART that two CPU cores pretrain in minutes: 1-2 M parameters, no dropout (it would not learn in that time)."""
     common.set_defaults(
@@ -144,6 +321,13 @@ def _prefix_options(args):
     common.prefix_defaults(args, PREFIX_DEFAULTS, SITES)
 
 
+def _prompt_options(args):
+    common.prompt_defaults(args, PROMPT_DEFAULTS, PROMPT_SITES)
+
+
 _SIZES = {"large": bart_large_architecture, "base": bart_base_architecture, "tiny": tiny_bart_architecture}
 common.register_architectures("prefix_bart", _SIZES, _prefix_options)
+common.register_architectures("prompt_bart", _SIZES, _prompt_options)
+common.register_architectures("adapter_bart", _SIZES, common.adapter_defaults)
+common.register_architectures("top_bart", _SIZES, common.top_defaults)
 common.register_architectures("full_bart", _SIZES, common.whole_defaults)

@@ -1,8 +1,8 @@
-"""Files: bases (fairseq archives, Hugging Face folders), prefix checkpoints, and the exported prefix.
+"""Files: bases (fairseq archives, Hugging Face folders), checkpoints of what is trained over one, and exports of that.
 
-A prefix checkpoint holds the prefix and says what it was trained for: fingerprints of base and dictionary, geometry
-and conventions. Nothing here unpickles anything but tensors and plain containers (`torch.load` with `weights_only`,
-safetensors).
+A checkpoint holds a prefix, a prompt, adapters or top layers, and says what they were trained for: fingerprints of base
+and dictionary, geometry and conventions. Nothing here unpickles anything but tensors and plain containers (`torch.load`
+with `weights_only`, safetensors).
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .adapter import adapter_size
 from .errors import UsageError
-from .prefix import Prefix, SiteGeometry
+from .prefix import SITES, Prefix, SiteGeometry
+from .prompt import empty_prompt
 
 FORMAT = 1
-METADATA_KEY = "prefix.metadata"
+METADATA_KEY = "prefix.metadata"  # of a checkpoint, whatever the method
 EXPORT_KEY = "fairseq_prefix"
 ABSENT_SYMBOLS = "decoder.absent_symbols"  # which symbols of the dictionary a GPT-2 does not know, as a mask
 BOOKKEEPING = (".version", "._float_tensor")  # ends of names that are fairseq's own and no weights
@@ -456,24 +458,137 @@ def fingerprint(model: nn.Module, dictionary: Dictionary) -> str:
     return digest.hexdigest()
 
 
-# The prefix ----------------------------------------------------------------------------------------------------------
+# What is trained ------------------------------------------------------------------------------------------------------
 
 
-def prefix_metadata(model) -> dict:
-    """What a prefix file says of the prefix; base, dictionary, geometry and conventions are verified when it is
-    loaded.
+class TunedFile(NamedTuple):
+    """What a checkpoint or an export holds, under the names that the tensors have in the model."""
+
+    metadata: dict
+    model_args: dict
+    task: dict
+    state: dict[str, Tensor]
+
+    @property
+    def method(self) -> Method:
+        return method_of(self.metadata)
+
+
+class Method(NamedTuple):
+    """A way to train little over a frozen base: what its files hold."""
+
+    name: str  # in metadata and in the names of options
+    noun: str  # in sentences, after "the"
+    shape: Callable[[dict], str]  # one site of the geometry, for people
+    fold: Callable[[TunedFile], dict[str, Tensor]]  # what an export holds
+    unfold: Callable[[dict[str, Tensor]], dict[str, Tensor]]  # an export's tensors under the names of a checkpoint
+    options: Callable[[dict], dict]  # the options of the model that an export's metadata describes
+
+
+def method_of(metadata: dict) -> Method:
+    """The method that a file's metadata names.
+
+    Raises:
+        UsageError: none that is known here.
     """
+    name = metadata.get("method", "prefix")
+    if name not in METHODS:
+        raise UsageError(f"the file is of the method {name!r}, which this version does not know; update the plugin")
+    return METHODS[name]
+
+
+def _prefix_of(file: TunedFile) -> Prefix:
+    metadata = file.metadata
+    geometry = {site: SiteGeometry(**shape) for site, shape in metadata["geometry"].items()}
+    prefix = Prefix(geometry, metadata["reparam"], metadata["mid_dim"] or 1)
+    prefix.load_state_dict({name.removeprefix("prefix."): tensor for name, tensor in file.state.items()})
+    return prefix.float().eval()
+
+
+def _prefix_options(metadata: dict) -> dict:
+    lengths = {site: shape["length"] for site, shape in metadata["geometry"].items()}
     return {
-        "format": FORMAT,
-        "arch": model.args.arch,
-        "base_fingerprint": model.base_fingerprint,
-        "base_parameters": model.base_parameters,
-        "dictionary_fingerprint": model.dictionary_fingerprint,
-        "geometry": {site: vars(shape).copy() for site, shape in model.prefix.geometry.items()},
-        "reparam": model.prefix.reparam,
-        "mid_dim": model.prefix.mid_dim if model.prefix.reparam == "mlp" else None,
-        "conventions": model.conventions,
+        "prefix_reparam": "flat",
+        "prefix_sites": ",".join(lengths),
+        **{f"prefix_{site}_length": length for site, length in lengths.items()},
     }
+
+
+def _prefix_shape(shape: dict) -> str:
+    site = SiteGeometry(**shape)
+    return f"{site.length} x {site.layers} layers x {site.heads}*{site.head_dim}"
+
+
+def _fold_prompt(file: TunedFile) -> dict[str, Tensor]:
+    metadata = file.metadata
+    prompt = empty_prompt(metadata["geometry"], metadata["reparam"], metadata["mid_dim"])
+    prompt.load_state_dict({name.removeprefix("prompt."): tensor for name, tensor in file.state.items()})
+    return {site: table.float() for site, table in prompt.folded().items()}
+
+
+def _prompt_options(metadata: dict) -> dict:
+    lengths = {site: shape["length"] for site, shape in metadata["geometry"].items()}
+    longest = max(lengths.values(), default=0)
+    return {"prompt_reparam": "flat", "prompt_sites": ",".join(lengths), "prompt_length": longest}
+
+
+def _fold_adapters(file: TunedFile) -> dict[str, Tensor]:
+    sites = file.metadata["geometry"].values()
+    expected = sum(shape["layers"] * adapter_size(shape["embed_dim"], shape["dim"]) for shape in sites)
+    found = sum(tensor.numel() for tensor in file.state.values())
+    if found != expected:
+        raise ValueError(f"{found:,} parameters instead of {expected:,}")
+    return file.state
+
+
+def _adapter_options(metadata: dict) -> dict:
+    return {"adapter_dim": max((shape["dim"] for shape in metadata["geometry"].values()), default=0)}
+
+
+def _fold_top(file: TunedFile) -> dict[str, Tensor]:
+    if bool(file.state) != bool(file.metadata["geometry"]):
+        raise ValueError(f"{len(file.state)} tensors")
+    return file.state
+
+
+def _top_options(metadata: dict) -> dict:
+    shape = metadata["geometry"].get("decoder", {"layers": 0, "embeddings": 0})
+    return {"top_layers": shape["layers"], "top_embedding": "trained" if shape["embeddings"] else "frozen"}
+
+
+PREFIX = Method(
+    name="prefix",
+    noun="prefix",
+    shape=_prefix_shape,
+    fold=lambda file: _prefix_of(file).folded(),
+    unfold=lambda tensors: {f"prefix.sites.{site}.key_value": tensor for site, tensor in tensors.items()},
+    options=_prefix_options,
+)
+PROMPT = Method(
+    name="prompt",
+    noun="prompt",
+    shape=lambda shape: f"{shape['length']} x {shape['embed_dim']}",
+    fold=_fold_prompt,
+    unfold=lambda tensors: {f"prompt.sites.{site}.embedding.weight": tensor for site, tensor in tensors.items()},
+    options=_prompt_options,
+)
+ADAPTER = Method(
+    name="adapter",
+    noun="set of adapters",
+    shape=lambda shape: f"{shape['dim']} x {shape['layers']} layers x {shape['embed_dim']}",
+    fold=_fold_adapters,
+    unfold=dict,
+    options=_adapter_options,
+)
+TOP = Method(
+    name="top",
+    noun="set of top layers",
+    shape=lambda shape: "{layers} of {of} layers x {embed_dim}, {embeddings} embeddings".format(**shape),
+    fold=_fold_top,
+    unfold=dict,
+    options=_top_options,
+)
+METHODS = {method.name: method for method in (PREFIX, PROMPT, ADAPTER, TOP)}
 
 
 def pack_metadata(metadata: dict) -> Tensor:
@@ -486,71 +601,77 @@ def pack_metadata(metadata: dict) -> Tensor:
 
 
 def unpack_metadata(state: dict[str, Tensor]) -> dict:
-    """The metadata of a prefix checkpoint's model part.
+    """The metadata of a checkpoint's model part.
 
     Raises:
         UsageError: there is none, or it is damaged, or of a later format.
     """
     if METADATA_KEY not in state:
         kind = "a whole model, which belongs to --base-model" if family_of(state) else "something else"
-        raise UsageError(f"this checkpoint is not a prefix's but {kind}")
+        raise UsageError(
+            f"this checkpoint is not a prefix's (nor a prompt's, nor of adapters or top layers) but {kind}"
+        )
     try:
         metadata = json.loads(bytes((255 - state[METADATA_KEY]).tolist()).decode("ascii"))
         version = metadata["format"]
     except (ValueError, TypeError, KeyError):
-        raise UsageError("the prefix's metadata is damaged (checkpoints of a prefix cannot be averaged)") from None
+        raise UsageError(
+            "the checkpoint's metadata is damaged (checkpoints of a prefix and the like cannot be averaged)"
+        ) from None
     if version != FORMAT:
-        raise UsageError(f"the prefix file is of format {version}, this version reads {FORMAT}; update the plugin")
+        raise UsageError(f"the file is of format {version}, this version reads {FORMAT}; update the plugin")
     return metadata
 
 
 def verify(state: dict[str, Tensor], model) -> None:
-    """Refuse a prefix that was trained for another base, dictionary, geometry or convention than `model` has.
+    """Refuse what was trained for another base, dictionary, geometry or convention than `model` has.
 
     Raises:
         UsageError: in one sentence.
     """
-    theirs, ours = unpack_metadata(state), prefix_metadata(model)
+    theirs, ours, method = unpack_metadata(state), model.metadata(), model.method
+    if (other := method_of(theirs)) is not method:
+        raise UsageError(f"the checkpoint holds a {other.noun}, but --arch {model.args.arch} has a {method.noun}")
+    noun = method.noun
     if theirs["geometry"] != ours["geometry"]:
         raise UsageError(
-            f"the prefix in the checkpoint has the geometry {describe_geometry(theirs['geometry'])}, "
-            f"the model {describe_geometry(ours['geometry'])}"
+            f"the {noun} in the checkpoint has the geometry {describe_geometry(theirs['geometry'], method)}, "
+            f"the model {describe_geometry(ours['geometry'], method)}"
         )
     for key in ("reparam", "mid_dim"):
-        if theirs[key] != ours[key]:
-            option = "--prefix-" + key.replace("_", "-")
-            raise UsageError(f"the prefix in the checkpoint has {option} {theirs[key]}, the model {ours[key]}")
+        if theirs.get(key) != ours.get(key):
+            option = f"--{method.name}-" + key.replace("_", "-")
+            raise UsageError(f"the {noun} in the checkpoint has {option} {theirs[key]}, the model {ours[key]}")
     if theirs["dictionary_fingerprint"] != ours["dictionary_fingerprint"]:
-        raise UsageError("the prefix was trained with another dictionary than that of the data")
+        raise UsageError(f"the {noun} was trained with another dictionary than that of the data")
     if theirs["base_fingerprint"] != ours["base_fingerprint"]:
         raise UsageError(
-            f"the prefix was trained over another base (fingerprint {theirs['base_fingerprint'][:12]}) than "
-            f"{model.args.base_model} ({ours['base_fingerprint'][:12]}); a prefix works with its own base only"
+            f"the {noun} was trained over another base (fingerprint {theirs['base_fingerprint'][:12]}) than "
+            f"{model.args.base_model} ({ours['base_fingerprint'][:12]}); a {noun} works with its own base only"
         )
     if theirs["geometry"]:  # the base alone has got used to nothing
-        _verify_conventions(theirs["conventions"], ours["conventions"])
+        _verify_conventions(theirs["conventions"], ours["conventions"], noun)
 
 
-def _verify_conventions(theirs: dict, ours: dict) -> None:
+def _verify_conventions(theirs: dict, ours: dict, noun: str) -> None:
     if theirs["bos"] != ours["bos"]:
         with_bos = "with" if theirs["bos"] else "without"
         task = "conditional_generation" if theirs["bos"] else "translation"
-        raise UsageError(f"the prefix was trained {with_bos} <s> around the text; pass --task {task}")
+        raise UsageError(f"the {noun} was trained {with_bos} <s> around the text; pass --task {task}")
     if theirs.get("prefix_position") != ours.get("prefix_position"):
-        raise UsageError(f"the prefix was trained with --prefix-position {theirs.get('prefix_position')}; pass that")
+        raise UsageError(f"the {noun} was trained with --prefix-position {theirs.get('prefix_position')}; pass that")
     if theirs.get("max_source_tokens") != ours.get("max_source_tokens"):
         raise UsageError(
-            f"the prefix was trained on sources of up to {theirs['max_source_tokens']} tokens; "
+            f"the {noun} was trained on sources of up to {theirs['max_source_tokens']} tokens; "
             f"pass --max-source-tokens {theirs['max_source_tokens']}"
         )
 
 
-def describe_geometry(geometry: dict[str, dict]) -> str:
-    """ "encoder 200 x 12 layers x 1024, ..." """
+def describe_geometry(geometry: dict[str, dict], method: Method = PREFIX) -> str:
+    """ "encoder 200 x 12 layers x 16*64, ..." """
     if not geometry:
-        return "of no prefix"
-    sizes = ((site, SiteGeometry(**shape)) for site, shape in geometry.items())
-    return ", ".join(f"{site} {s.length} x {s.layers} layers x {s.heads}*{s.head_dim}" for site, s in sizes)
+        return f"of no {method.name}"
+    return ", ".join(f"{site} {method.shape(geometry[site])}" for site in SITES if site in geometry)
 
 
 class PrefixFile(NamedTuple):
@@ -568,36 +689,47 @@ def read_prefix(path: str) -> PrefixFile:
     Raises:
         UsageError: it is neither, or damaged.
     """
+    file = read_tuned(path)
+    if file.method is not PREFIX:
+        raise UsageError(f"{path} holds no prefix but a {file.method.noun}")
+    return PrefixFile(file.metadata, file.model_args, file.task, _prefix_of(file))
+
+
+def read_tuned(path: str) -> TunedFile:
+    """Read what was trained over a base from a training checkpoint (.pt) or an export (.safetensors).
+
+    Raises:
+        UsageError: it is neither, or damaged.
+    """
     if not Path(path).is_file():
         raise UsageError(f"{path}: no such file")
     if str(path).endswith(".safetensors"):
-        metadata, model_args, task, state = _read_export(path)
+        file = _read_export(path)
     else:
         loaded = load_tensors(Path(path))
         if not isinstance(loaded.get("model"), dict) or not isinstance(loaded.get("cfg"), dict):
             raise UsageError(f"{path} is not a fairseq checkpoint")
         metadata = unpack_metadata(loaded["model"])
-        model_args, task = _plain(loaded["cfg"]["model"]), _plain(loaded["cfg"]["task"])
-        state = {k.removeprefix("prefix."): v for k, v in loaded["model"].items() if k != METADATA_KEY}
+        state = {name: tensor for name, tensor in loaded["model"].items() if name != METADATA_KEY}
+        file = TunedFile(metadata, _plain(loaded["cfg"]["model"]), _plain(loaded["cfg"]["task"]), state)
     try:
-        geometry = {site: SiteGeometry(**shape) for site, shape in metadata["geometry"].items()}
-        prefix = Prefix(geometry, metadata["reparam"], metadata["mid_dim"] or 1)
-        prefix.load_state_dict(state)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UsageError(f"{path}: the prefix does not fit its metadata ({str(error).splitlines()[0]})") from None
-    return PrefixFile(metadata, model_args, task, prefix.float().eval())
+        file.method.fold(file)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"{path}: the {file.method.noun} does not fit its metadata ({reason})") from None
+    return file
 
 
-def _read_export(path: str) -> tuple[dict, dict, dict, dict[str, Tensor]]:
+def _read_export(path: str) -> TunedFile:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            state = {f"sites.{site}.key_value": file.get_tensor(site) for site in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         header = json.loads(header[EXPORT_KEY])
-        metadata, model_args, task = header["prefix"], header["model_args"], header["task"]
+        method = next((method for name, method in METHODS.items() if name in header), PREFIX)
+        return TunedFile(header[method.name], header["model_args"], header["task"], method.unfold(tensors))
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise UsageError(f"{path} is not an exported prefix, or is damaged ({error})") from None
-    return metadata, model_args, task, state
 
 
 def _plain(namespace) -> dict:
@@ -610,22 +742,25 @@ def describe(path: str) -> dict:
     """What a checkpoint or an export is, for people and for tables.
 
     Keys: kind, arch, trained_parameters, stored_parameters, base_parameters, base_fingerprint, dictionary_fingerprint,
-    geometry, reparam, conventions, updates, bytes; where a whole model was trained, only those that it has.
+    geometry, conventions, updates, bytes, and others that a method has; where a whole model was trained, only those
+    that it has.
     """
     size = Path(path).stat().st_size if Path(path).is_file() else 0
     if not str(path).endswith(".safetensors") and size:
         loaded = load_tensors(Path(path))
         updates = {"updates": history[-1].get("num_updates")} if (history := loaded.get("optimizer_history")) else {}
-        if family_of(loaded.get("model")):
+        state = loaded.get("model")
+        if family_of(state) and METADATA_KEY not in state:
             return {**_describe_whole(loaded), **updates, "bytes": size}
     else:
         updates = {}
-    file = read_prefix(path)
+    file = read_tuned(path)
+    name = "top layers" if file.method is TOP else file.method.name
     return {
-        "kind": "exported prefix" if str(path).endswith(".safetensors") else "prefix checkpoint",
+        "kind": f"exported {name}" if str(path).endswith(".safetensors") else f"{name} checkpoint",
         **{key: value for key, value in file.metadata.items() if key != "format"},
-        "trained_parameters": sum(p.numel() for p in file.prefix.parameters()),
-        "stored_parameters": file.prefix.folded_size,
+        "trained_parameters": sum(tensor.numel() for tensor in file.state.values()),
+        "stored_parameters": sum(tensor.numel() for tensor in file.method.fold(file).values()),
         "task": file.task.get("_name"),
         **updates,
         "bytes": size,
@@ -655,16 +790,35 @@ MODEL_ARGS_KEPT = ("arch", "activation_fn", "max_source_positions", "max_target_
 TASK_ARGS_KEPT = ("_name", "source_lang", "target_lang", "max_source_tokens", "max_target_tokens")
 
 
-def write_export(file: PrefixFile, path: str) -> None:
-    """Fold and write `prefix.safetensors`: one tensor per site, P x (L*2*D), and the metadata as JSON in the header."""
-    metadata = {**file.metadata, "reparam": "flat", "mid_dim": None}
+def write_export(file: TunedFile, path: str) -> None:
+    """Fold and write a .safetensors file: the tensors, and the metadata as JSON in the header.
+
+    Of a prefix or a prompt that is one tensor per site, P x (L*2*D) or P x D; of adapters and top layers those that
+    were trained.
+    """
+    metadata = folded_metadata(file.metadata)
     sizes = {k: v for k, v in file.model_args.items() if k.startswith(("encoder_", "decoder_"))}
     model_args = {**sizes, **{k: file.model_args[k] for k in MODEL_ARGS_KEPT if k in file.model_args}}
     task = {k: file.task[k] for k in TASK_ARGS_KEPT if k in file.task}
     # One key: safetensors writes several in an order that changes from run to run, and equal prefixes are equal files.
-    header = {EXPORT_KEY: json.dumps({"prefix": metadata, "model_args": model_args, "task": task}, sort_keys=True)}
-    tensors = {site: tensor.contiguous() for site, tensor in file.prefix.folded().items()}
+    header = {file.method.name: metadata, "model_args": model_args, "task": task}
+    header = {EXPORT_KEY: json.dumps(header, sort_keys=True)}
+    tensors = {name: tensor.contiguous() for name, tensor in file.method.fold(file).items()}
     atomically(path, lambda temporary: save_file(tensors, temporary, header))
+
+
+def folded_metadata(metadata: dict) -> dict:
+    """The metadata of the same virtual tokens without an MLP."""
+    return {**metadata, "reparam": "flat", "mid_dim": None} if "reparam" in metadata else metadata
+
+
+def import_export(file: TunedFile, path: str, base_model: str) -> None:
+    """Write a checkpoint that `fairseq-generate` and `fairseq-interactive` read, of what was read from an export."""
+    method = file.method
+    state = method.unfold(method.fold(file))
+    state[METADATA_KEY] = pack_metadata(folded_metadata(file.metadata))
+    model_args = {**file.model_args, **method.options(file.metadata)}
+    write_checkpoint(path, configuration(model_args, file.task, base_model), state)
 
 
 def write_checkpoint(path: str, cfg, model_state: dict[str, Tensor]) -> None:

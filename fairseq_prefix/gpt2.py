@@ -1,9 +1,11 @@
-"""GPT-2 with a prefix (`prefix_gpt2_*`) and GPT-2 trained whole (`full_gpt2_*`): fairseq's transformer language model
-with GPT-2's settings. What they share with other families is in model.py.
+"""GPT-2 with a prefix (`prefix_gpt2_*`), a prompt (`prompt_gpt2_*`), adapters (`adapter_gpt2_*`), trained top layers
+(`top_gpt2_*`), and GPT-2 trained whole (`full_gpt2_*`): fairseq's transformer language model with GPT-2's settings.
+What they share with other families is in model.py.
 
 A text is [source | `</s>` | target], `</s>` being GPT-2's `<|endoftext|>`. The prefix's keys and values come before it
 (`--prefix-position prefix`: all of the text sees them) or between source and `</s>` (`infix`: the target alone does).
-Positions behind the prefix are shifted by its length, as in the original code.
+Positions behind the prefix are shifted by its length, as in the original code. A prompt's virtual tokens have positions
+0 to P-1, as there; nothing else being visible to them, they are read once, and are a prefix from then on.
 
 Rows of a batch are joined without padding between source and target, and only targets are projected to the vocabulary.
 For fairseq's generator the model passes for an encoder-decoder whose "encoder" is the decoder itself reading the source
@@ -26,9 +28,11 @@ from . import model as common
 from .attention import SourceDecoderLayer
 from .errors import UsageError
 from .prefix import Prefix
+from .prompt import ReadPrompt
 
 SITES = ("decoder",)
 PREFIX_DEFAULTS = {"prefix_length": 10, "prefix_mid_dim": 512, "prefix_position": "prefix", "base_dropout": "off"}
+PROMPT_DEFAULTS = {"prompt_length": 10, "prompt_mid_dim": 512, "base_dropout": "off"}
 NEVER = -1e4  # the logit of a symbol that a base does not have; finite, for the arithmetic of losses and of fp16
 
 
@@ -37,6 +41,7 @@ class BaseGPT2(common.FromBase, TransformerLanguageModel):
 
     family = files.GPT2
     sites = SITES
+    prompt_sites = SITES
     default_task = "conditional_lm"
 
     @staticmethod
@@ -71,6 +76,16 @@ class BaseGPT2(common.FromBase, TransformerLanguageModel):
         for layer, module in enumerate(self.decoder.layers):
             yield "decoder", layer, module.self_attn
 
+    def blocks(self):
+        return {"decoder": self.decoder.layers}
+
+    @classmethod
+    def conventions_of(cls, args, task) -> dict:
+        conventions = super().conventions_of(args, task)
+        if "separator" not in conventions:
+            raise UsageError(f"--arch {args.arch} reads source and target as one text; pass --task conditional_lm")
+        return conventions
+
     def forward(self, src_tokens, src_lengths=None, prev_output_tokens=None):
         """Logits of the targets, B x T x V; or, without `prev_output_tokens`, those of whole texts.
 
@@ -103,12 +118,9 @@ class PrefixGPT2Model(common.Prefixed, BaseGPT2):
             help="before the source, or between source and target (default: prefix)",
         )
 
-    @staticmethod
-    def conventions_of(args, task) -> dict:
-        conventions = common.Prefixed.conventions_of(args, task)
-        if "separator" not in conventions:
-            raise UsageError(f"--arch {args.arch} reads source and target as one text; pass --task conditional_lm")
-        return {**conventions, "prefix_position": args.prefix_position}
+    @classmethod
+    def conventions_of(cls, args, task) -> dict:
+        return {**super().conventions_of(args, task), "prefix_position": args.prefix_position}
 
     def word_room(self) -> int:
         return self.decoder.embed_positions.max_positions
@@ -117,6 +129,48 @@ class PrefixGPT2Model(common.Prefixed, BaseGPT2):
         """From position 0 on, as if the words stood before the text (original: `get_gold_init`)."""
         self.decoder(torch.tensor([text]))
         return {"decoder": 0}
+
+
+@register_model("prompt_gpt2")
+class PromptGPT2Model(common.Prompted, BaseGPT2):
+    """A frozen GPT-2 and virtual tokens before the source."""
+
+    @staticmethod
+    def add_args(parser):
+        """GPT-2's options and the prompt's."""
+        BaseGPT2.add_args(parser)
+        common.add_prompt_arguments(parser, PROMPT_DEFAULTS, SITES)
+
+    def _make_prompt(self, geometry, reparam, mid_dim):
+        prompt, room = ReadPrompt(geometry, reparam, mid_dim, self.decoder.read_prompt), self.decoder.max_positions()
+        if prompt.length("decoder") >= room:
+            raise UsageError(
+                f"--prompt-length {prompt.length('decoder')} leaves nothing of the model's {room} positions"
+            )
+        self._attach(prompt)
+        return prompt
+
+
+@register_model("adapter_gpt2")
+class AdapterGPT2Model(common.Adapted, BaseGPT2):
+    """A frozen GPT-2 and an adapter after every layer."""
+
+    @staticmethod
+    def add_args(parser):
+        """GPT-2's options and the adapters'."""
+        BaseGPT2.add_args(parser)
+        common.add_adapter_arguments(parser)
+
+
+@register_model("top_gpt2")
+class TopGPT2Model(common.TopTuned, BaseGPT2):
+    """GPT-2 of which the last layers and the norm after them are trained."""
+
+    @staticmethod
+    def add_args(parser):
+        """GPT-2's options and how many layers."""
+        BaseGPT2.add_args(parser)
+        common.add_top_arguments(parser)
 
 
 class SourceReader:
@@ -202,9 +256,22 @@ class GPT2Decoder(TransformerDecoderBase):
             x, _, _ = layer(x, incremental_state=incremental_state, self_attn_mask=mask)
         return self.layer_norm(x).transpose(0, 1)
 
+    def read_prompt(self, table: Tensor) -> Tensor:
+        """Keys and values of virtual tokens (P x D), which nothing comes before: L x 2 x H x P x d."""
+        embedded = table.to(self.embed_positions.weight.dtype)
+        x = self._place(embedded, torch.arange(len(table), device=table.device)).unsqueeze(1)  # P x 1 x D
+        state: dict = {}
+        for layer in self.layers:
+            x, _, _ = layer(x, incremental_state=state)
+        caches = [layer.self_attn._get_input_buffer(state) for layer in self.layers]
+        return torch.stack([torch.cat([cache["prev_key"], cache["prev_value"]]) for cache in caches])
+
     def _embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        return self._place(self.embed_tokens(tokens), positions)
+
+    def _place(self, embedded: Tensor, positions: Tensor) -> Tensor:
         rows = positions + self.padding_idx + 1  # fairseq's table of positions begins after the padding's row
-        return self.dropout_module(self.embed_tokens(tokens) + F.embedding(rows, self.embed_positions.weight))
+        return self.dropout_module(embedded + F.embedding(rows, self.embed_positions.weight))
 
     def _mask(self, is_target: Tensor) -> Tensor | None:
         """Where [prefix | text] may be attended to; padding on the right is behind everything that counts."""
@@ -271,6 +338,10 @@ def _prefix_options(args):
     common.prefix_defaults(args, PREFIX_DEFAULTS, SITES)
 
 
+def _prompt_options(args):
+    common.prompt_defaults(args, PROMPT_DEFAULTS, SITES)
+
+
 _SIZES = {
     "small": partial(gpt2_architecture, layers=12, embed_dim=768, heads=12),
     "medium": partial(gpt2_architecture, layers=24, embed_dim=1024, heads=16),
@@ -279,4 +350,7 @@ _SIZES = {
     "tiny": tiny_gpt2_architecture,
 }
 common.register_architectures("prefix_gpt2", _SIZES, _prefix_options)
+common.register_architectures("prompt_gpt2", _SIZES, _prompt_options)
+common.register_architectures("adapter_gpt2", _SIZES, common.adapter_defaults)
+common.register_architectures("top_gpt2", _SIZES, common.top_defaults)
 common.register_architectures("full_gpt2", _SIZES, common.whole_defaults)

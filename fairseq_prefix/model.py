@@ -1,7 +1,8 @@
-"""What prefix-tuned models of all families have in common; bart.py and gpt2.py say how theirs differ.
+"""What the tuned models of all families have in common; bart.py and gpt2.py say how theirs differ.
 
-`Prefixed` freezes its base, `--base-model`, when it is built, and saves the prefix alone. `Whole` trains every
-parameter: full fine-tuning of a base, or pretraining from scratch where none is given. Both declare what they train
+`Tuned` freezes its base, `--base-model`, when it is built, and saves what is trained alone: a prefix (`Prefixed`), a
+prompt (`Prompted`), adapters (`Adapted`) or the base's own top layers (`TopTuned`). `Whole` trains every parameter:
+full fine-tuning of a base, or pretraining from scratch where none is given. All declare what they train
 (`declared_parameters`); the criterion verifies it.
 """
 
@@ -18,9 +19,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from . import checkpoint as files
+from .adapter import Adapter
 from .attention import PrefixAttention
 from .errors import UsageError
-from .prefix import REPARAMETRISATIONS, Prefix, SiteGeometry, parse_sites
+from .prefix import REPARAMETRISATIONS, Evaluated, Prefix, SiteGeometry, parse_sites
+from .prompt import Prompt, PromptGeometry
 
 
 class FromBase:
@@ -29,13 +32,16 @@ class FromBase:
     A family's class derives from it and from fairseq's model, and says:
         family: names of the base's tensors, and how its files are read.
         sites: the attention sites that its prefixes feed.
+        prompt_sites: before whose input its prompts come.
         default_task: the task that a checkpoint written without training is for.
     """
 
     family: files.Family
     sites: tuple[str, ...]
+    prompt_sites: tuple[str, ...]
     default_task: str
     base_fingerprint: str | None = None
+    added_parameters: set[str] = frozenset()  # names of those that are not the base's
 
     @staticmethod
     def source_room(args) -> int:
@@ -45,6 +51,15 @@ class FromBase:
     def attentions(self) -> Iterator[tuple[str, int, nn.Module]]:
         """(site, layer, attention) of every attention of the model."""
         raise NotImplementedError
+
+    def blocks(self) -> dict[str, nn.ModuleList]:
+        """site -> the layers of that side of the model, bottom first."""
+        raise NotImplementedError
+
+    @classmethod
+    def conventions_of(cls, args, task) -> dict:
+        """What a prefix (or whatever is trained) gets used to, and must find again when it generates."""
+        return task.conventions() if hasattr(task, "conventions") else {"bos": False}
 
     def set_beam_size(self, beam):
         """Do nothing: fairseq leaves the beam size on the attention, where it corrupts later teacher-forced passes."""
@@ -58,7 +73,8 @@ class FromBase:
     @property
     def base_parameters(self) -> int:
         """How many parameters the base has (tied ones counted once)."""
-        return sum(p.numel() for name, p in self.named_parameters() if not name.startswith("prefix."))
+        added = self.added_parameters
+        return sum(p.numel() for name, p in self.named_parameters() if name not in added)
 
 
 class Whole:
@@ -90,15 +106,20 @@ class Whole:
         return self.base_parameters
 
 
-class Prefixed:
-    """A frozen base and a prefix for each attention site (paper, section 4; parametrisation as in the original code).
+class Tuned:
+    """A frozen base, and the little that is trained for a task. The checkpoint holds that alone.
 
-    With no prefix anywhere (all lengths 0) the outputs are the base's bit for bit.
+    A method derives from it and says:
+        method: how its files look.
+        untouched: the options with which nothing is trained, and the model is the base bit for bit.
     """
+
+    method: files.Method
+    untouched: dict
 
     @classmethod
     def build_model(cls, args, task):
-        """fairseq's hook: build the base, load it, freeze it, add the prefix.
+        """fairseq's hook: build the base, load it, freeze it, add what is trained.
 
         The freeze has to happen here: fairseq makes the optimizer before the first forward pass.
         """
@@ -108,8 +129,7 @@ class Prefixed:
                 f"--arch {args.arch} needs --base-model PATH "
                 "(when generating: --model-overrides \"{'base_model': 'PATH'}\")"
             )
-        lengths = _site_lengths(args, cls.sites)
-        args.prefix_site_lengths = lengths  # travels to where the layers are built
+        cls._prepare(args)
         model = super().build_model(args, task)
         model.load_base(args, task)
         model.requires_grad_(False)
@@ -117,50 +137,151 @@ class Prefixed:
             for module in model.modules():
                 if isinstance(module, FairseqDropout):
                     module.p = 0.0
-
-        model.prefix = Prefix(
-            {site: model._site_geometry(site, length) for site, length in lengths.items()},
-            args.prefix_reparam,
-            args.prefix_mid_dim,
-            args.prefix_dropout,
-        )
-        model._attach(model.prefix)
         model.dictionary_fingerprint = files.dictionary_fingerprint(task.source_dictionary.symbols)
         model.conventions = cls.conventions_of(args, task)
-        if args.prefix_init == "words":
-            model.prefix.set_output(model._activations_of(_encode_words(args, lengths, task.source_dictionary)))
-            # The checkpoint's prefix has started already: whoever loads it needs neither the words nor their BPE.
-            args.prefix_init, args.prefix_initialised_from = "random", args.prefix_init_text
+        model._add(args, task)
         return model
 
-    @staticmethod
-    def conventions_of(args, task) -> dict:
-        """What a prefix gets used to, and must find again when it generates."""
-        return task.conventions() if hasattr(task, "conventions") else {"bos": False}
+    @classmethod
+    def _prepare(cls, args) -> None:
+        """Check and complete the method's options before the base is built."""
 
-    def _site_geometry(self, site: str, length: int) -> SiteGeometry:
-        attentions = [attention for own, _, attention in self.attentions() if own == site]
-        return SiteGeometry(length, len(attentions), attentions[0].num_heads, attentions[0].head_dim)
-
-    def _attach(self, prefix: Prefix) -> None:
-        for site, layer, attention in self.attentions():
-            if isinstance(attention, PrefixAttention):
-                attention.attach(prefix, site, layer)
-
-    def forward(self, *args, **kwargs):
-        """The base's forward pass, with the prefix evaluated once for the whole batch."""
-        self.prefix.refresh()
-        return super().forward(*args, **kwargs)
+    def _add(self, args, task) -> None:
+        """Add what is trained to the frozen base."""
+        raise NotImplementedError
 
     @property
     def declared_parameters(self) -> set[str]:
         """Names of the parameters that this method trains."""
-        return {f"prefix.{name}" for name, _ in self.prefix.named_parameters()}
+        raise NotImplementedError
+
+    @property
+    def added_parameters(self) -> set[str]:
+        return self.declared_parameters
 
     @property
     def folded_parameters(self) -> int:
-        """Parameters that a deployed task needs: the folded prefix."""
-        return self.prefix.folded_size
+        """Parameters that a deployed task needs."""
+        declared = self.declared_parameters
+        return sum(p.numel() for name, p in self.named_parameters() if name in declared)
+
+    @property
+    def geometry(self) -> dict[str, dict]:
+        """site -> the shape of what is trained there, as plain numbers; empty where nothing is."""
+        raise NotImplementedError
+
+    def metadata(self) -> dict:
+        """What a file of this model says of itself: base, dictionary, geometry, conventions."""
+        return {
+            "format": files.FORMAT,
+            **({} if self.method is files.PREFIX else {"method": self.method.name}),
+            "arch": self.args.arch,
+            "base_fingerprint": self.base_fingerprint,
+            "base_parameters": self.base_parameters,
+            "dictionary_fingerprint": self.dictionary_fingerprint,
+            "geometry": self.geometry,
+            "conventions": self.conventions,
+        }
+
+    def state_dict(self, *args, **kwargs):
+        """What is trained and what it was trained for; never the base."""
+        declared = self.declared_parameters
+        kept = {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in declared}
+        kept[files.METADATA_KEY] = files.pack_metadata(self.metadata())
+        return kept
+
+    def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
+        """Load a checkpoint after verifying that it was trained for this base, dictionary and geometry.
+
+        Raises:
+            UsageError: it was not; the sentence names what differs.
+        """
+        files.verify(state_dict, self)
+        own = {name: tensor for name, tensor in state_dict.items() if name != files.METADATA_KEY}
+        declared, parameters = self.declared_parameters, dict(self.named_parameters())
+        for name in sorted(own.keys() ^ declared):
+            what = f"lacks {name}" if name in declared else f"holds {name}, which is not trained here"
+            raise UsageError(f"the {self.method.noun} in the checkpoint {what}")
+        for name, tensor in own.items():
+            if tensor.shape != parameters[name].shape:
+                raise UsageError(f"the {self.method.noun} in the checkpoint has another shape of {name}")
+        self.train(self.training)  # what was evaluated before is forgotten
+        with torch.no_grad():
+            for name, tensor in own.items():
+                parameters[name].copy_(tensor)
+
+    def prepare_for_inference_(self, cfg):
+        if getattr(cfg.generation, "print_alignment", None):
+            raise UsageError("--print-alignment is not available: attention weights are not recorded")
+        super().prepare_for_inference_(cfg)
+
+
+class VirtualTokens(Tuned):
+    """What prefixes and prompts have in common: virtual tokens, all in one module, that is evaluated once a pass."""
+
+    @property
+    def virtual_tokens(self) -> Evaluated:
+        return getattr(self, self.method.name)
+
+    def forward(self, *args, **kwargs):
+        """The base's forward pass, with the virtual tokens evaluated once for the whole batch."""
+        self.virtual_tokens.refresh()
+        return super().forward(*args, **kwargs)
+
+    @property
+    def declared_parameters(self) -> set[str]:
+        return {f"{self.method.name}.{name}" for name, _ in self.virtual_tokens.named_parameters()}
+
+    @property
+    def folded_parameters(self) -> int:
+        """Parameters that a deployed task needs: the folded virtual tokens."""
+        return self.virtual_tokens.folded_size
+
+    @property
+    def geometry(self) -> dict[str, dict]:
+        return {site: vars(shape).copy() for site, shape in self.virtual_tokens.geometry.items()}
+
+    def metadata(self) -> dict:
+        tokens = self.virtual_tokens
+        mid_dim = tokens.mid_dim if tokens.reparam == "mlp" else None
+        return {**super().metadata(), "reparam": tokens.reparam, "mid_dim": mid_dim}
+
+    def _attach(self, prefix) -> None:
+        for site, layer, attention in self.attentions():
+            if isinstance(attention, PrefixAttention):
+                attention.attach(prefix, site, layer)
+
+
+class Prefixed(VirtualTokens):
+    """A prefix for each attention site (paper, section 4; parametrisation as in the original code).
+
+    With no prefix anywhere (all lengths 0) the outputs are the base's bit for bit.
+    """
+
+    method = files.PREFIX
+    untouched = {"prefix_length": 0, "prefix_reparam": "flat"}
+
+    @classmethod
+    def _prepare(cls, args) -> None:
+        args.prefix_site_lengths = _site_lengths(args, cls.sites)  # travels to where the layers are built
+
+    def _add(self, args, task) -> None:
+        lengths = args.prefix_site_lengths
+        self.prefix = Prefix(
+            {site: self._site_geometry(site, length) for site, length in lengths.items()},
+            args.prefix_reparam,
+            args.prefix_mid_dim,
+            args.prefix_dropout,
+        )
+        self._attach(self.prefix)
+        if args.prefix_init == "words":
+            self.prefix.set_output(self._activations_of(_encode_words(args, lengths, task.source_dictionary)))
+            # The checkpoint's prefix has started already: whoever loads it needs neither the words nor their BPE.
+            args.prefix_init, args.prefix_initialised_from = "random", args.prefix_init_text
+
+    def _site_geometry(self, site: str, length: int) -> SiteGeometry:
+        attentions = [attention for own, _, attention in self.attentions() if own == site]
+        return SiteGeometry(length, len(attentions), attentions[0].num_heads, attentions[0].head_dim)
 
     def word_room(self) -> int:
         """How many words the base can read at once for an initialisation."""
@@ -213,32 +334,119 @@ class Prefixed:
             self._attach(self.prefix)
             self.train(was_training)
 
-    def state_dict(self, *args, **kwargs):
-        """The prefix and what it was trained for; never the base."""
-        state = super().state_dict(*args, **kwargs)
-        kept = {name: value for name, value in state.items() if name.startswith("prefix.")}
-        kept[files.METADATA_KEY] = files.pack_metadata(self.metadata())
-        return kept
 
-    def metadata(self) -> dict:
-        """What a prefix file says of itself: base, dictionary, geometry, conventions."""
-        return files.prefix_metadata(self)
+class Prompted(VirtualTokens):
+    """Virtual tokens at the embeddings alone; everything above them is computed by the frozen base.
 
-    def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
-        """Load a checkpoint's prefix after verifying that it was trained for this base, dictionary and geometry.
+    With no prompt anywhere the outputs are the base's bit for bit.
+    """
 
-        Raises:
-            UsageError: it was not; the sentence names what differs.
-        """
-        files.verify(state_dict, self)
-        own = {name.removeprefix("prefix."): v for name, v in state_dict.items() if name != files.METADATA_KEY}
-        self.prefix._forget()
-        return self.prefix.load_state_dict(own, strict=True)
+    method = files.PROMPT
+    untouched = {"prompt_length": 0, "prompt_reparam": "flat"}
 
-    def prepare_for_inference_(self, cfg):
-        if getattr(cfg.generation, "print_alignment", None):
-            raise UsageError("--print-alignment is not available: attention weights are not recorded")
-        super().prepare_for_inference_(cfg)
+    @classmethod
+    def _prepare(cls, args) -> None:
+        chosen = _parse_sites("--prompt-sites", args.prompt_sites, cls.prompt_sites)
+        if args.prompt_length < 0:
+            raise UsageError(f"--prompt-length is {args.prompt_length}; it cannot be negative")
+        args.prompt_site_lengths = {site: args.prompt_length if site in chosen else 0 for site in cls.prompt_sites}
+
+    def _add(self, args, task) -> None:
+        lengths = args.prompt_site_lengths
+        geometry = {site: PromptGeometry(length, self._width(site)) for site, length in lengths.items()}
+        self.prompt = self._make_prompt(geometry, args.prompt_reparam, args.prompt_mid_dim)
+
+    def _width(self, site: str) -> int:
+        return getattr(self, site).embed_tokens.embedding_dim
+
+    def _make_prompt(self, geometry: dict[str, PromptGeometry], reparam: str, mid_dim: int) -> Prompt:
+        """The prompt, attached to where the family reads it."""
+        raise NotImplementedError
+
+
+class Adapted(Tuned):
+    """An adapter after every layer. Fresh adapters are the identity: training starts from the base bit for bit."""
+
+    method = files.ADAPTER
+    untouched = {"adapter_dim": 0}
+
+    @classmethod
+    def _prepare(cls, args) -> None:
+        if args.adapter_dim < 0:
+            raise UsageError(f"--adapter-dim is {args.adapter_dim}; it cannot be negative")
+
+    def _add(self, args, task) -> None:
+        self.adapter_dim = args.adapter_dim
+        if self.adapter_dim:
+            for site, layers in self.blocks().items():
+                for layer in layers:
+                    layer.adapter = Adapter(getattr(self, site).embed_tokens.embedding_dim, self.adapter_dim)
+
+    @property
+    def declared_parameters(self) -> set[str]:
+        return {name for name, _ in self.named_parameters() if ".adapter." in name}
+
+    @property
+    def geometry(self) -> dict[str, dict]:
+        if not self.adapter_dim:
+            return {}
+        return {
+            site: {
+                "dim": self.adapter_dim,
+                "layers": len(layers),
+                "embed_dim": getattr(self, site).embed_tokens.embedding_dim,
+            }
+            for site, layers in self.blocks().items()
+        }
+
+
+class TopTuned(Tuned):
+    """The last N layers of the decoder are trained, with the norm after them where there is one; all else is frozen.
+
+    Nothing below the first of these layers is differentiated, unless the embeddings are trained too.
+    """
+
+    method = files.TOP
+    untouched = {"top_layers": 0, "top_embedding": "frozen"}
+
+    @classmethod
+    def _prepare(cls, args) -> None:
+        if not 0 <= args.top_layers <= args.decoder_layers:
+            raise UsageError(f"--top-layers is {args.top_layers}, but the decoder has {args.decoder_layers} layers")
+
+    def _add(self, args, task) -> None:
+        count, names = args.top_layers, set()
+        if count:
+            first = len(self.decoder.layers) - count
+            starts = [f"decoder.layers.{number}." for number in range(first, len(self.decoder.layers))]
+            names = {n for n, _ in self.named_parameters() if n.startswith((*starts, "decoder.layer_norm."))}
+        if args.top_embedding == "trained":
+            names.add(self.family.embedding)
+        self._trained = names
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name in names)
+
+    @property
+    def declared_parameters(self) -> set[str]:
+        return set(self._trained)
+
+    @property
+    def added_parameters(self) -> set[str]:
+        return set()
+
+    @property
+    def geometry(self) -> dict[str, dict]:
+        if not self._trained:
+            return {}
+        embedding = self.decoder.embed_tokens
+        return {
+            "decoder": {
+                "layers": self.args.top_layers,
+                "of": len(self.decoder.layers),
+                "embed_dim": embedding.embedding_dim,
+                "embeddings": embedding.num_embeddings if self.family.embedding in self._trained else 0,
+            }
+        }
 
 
 def with_checkpointing(layer: nn.Module, cfg) -> nn.Module:
@@ -251,7 +459,8 @@ def with_checkpointing(layer: nn.Module, cfg) -> nn.Module:
         plain = layer.forward
 
         def forward(*args, **kwargs):
-            if not torch.is_grad_enabled():
+            leaves_keys = kwargs.get("incremental_state") is not None  # the second time it would find them
+            if leaves_keys or not torch.is_grad_enabled():
                 return plain(*args, **kwargs)
             return checkpoint(plain, *args, use_reentrant=False, **kwargs)
 
@@ -260,6 +469,11 @@ def with_checkpointing(layer: nn.Module, cfg) -> nn.Module:
 
 
 # Options --------------------------------------------------------------------------------------------------------------
+
+
+# The original trains these as one fine-tunes, with the base's dropout; for GPT-2 only a prefix's base has none.
+ADAPTER_DEFAULTS = {"adapter_dim": 64, "base_dropout": "on"}
+TOP_DEFAULTS = {"top_layers": 2, "top_embedding": "frozen", "base_dropout": "on"}
 
 
 def add_base_argument(parser, what: str) -> None:
@@ -294,12 +508,52 @@ def add_prefix_arguments(parser, defaults: dict, sites: tuple[str, ...]) -> None
         metavar="TEXT",
         help="the words, encoded by --bpe or already subwords of the dictionary; repeated to the prefix's length",
     )
-    add(
+    add_dropout_argument(parser, defaults)
+
+
+def add_dropout_argument(parser, defaults: dict) -> None:
+    """`--base-dropout`."""
+    parser.add_argument(
         "--base-dropout",
         choices=("on", "off"),
         help="whether the frozen base's own dropout stays on in training "
         f"(default: {defaults['base_dropout']}, as originally for this family)",
     )
+
+
+def add_prompt_arguments(parser, defaults: dict, sites: tuple[str, ...]) -> None:
+    """The prompt's options."""
+    add = parser.add_argument
+    add("--prompt-length", type=int, metavar="P", help=f"virtual tokens (default: {defaults['prompt_length']})")
+    if len(sites) > 1:
+        add("--prompt-sites", metavar="SITES", help=f"before whose input they come (default: {','.join(sites)})")
+    add(
+        "--prompt-reparam",
+        choices=REPARAMETRISATIONS,
+        help="train the embeddings through an MLP that is dropped afterwards, or directly (default: mlp)",
+    )
+    mid_dim = defaults["prompt_mid_dim"]
+    add("--prompt-mid-dim", type=int, metavar="N", help=f"hidden width of the MLP (default: {mid_dim})")
+    add_dropout_argument(parser, defaults)
+
+
+def add_adapter_arguments(parser) -> None:
+    """The adapters' options."""
+    help_text = f"width of the bottleneck (default: {ADAPTER_DEFAULTS['adapter_dim']})"
+    parser.add_argument("--adapter-dim", type=int, metavar="N", help=help_text)
+    add_dropout_argument(parser, ADAPTER_DEFAULTS)
+
+
+def add_top_arguments(parser) -> None:
+    """The options of training the top layers."""
+    help_text = f"how many of the decoder's last layers are trained (default: {TOP_DEFAULTS['top_layers']})"
+    parser.add_argument("--top-layers", type=int, metavar="N", help=help_text)
+    parser.add_argument(
+        "--top-embedding",
+        choices=("frozen", "trained"),
+        help="whether the embeddings, which are the output layer too, are trained besides (default: frozen)",
+    )
+    add_dropout_argument(parser, TOP_DEFAULTS)
 
 
 def prefix_defaults(args, defaults: dict, sites: tuple[str, ...]) -> None:
@@ -314,6 +568,21 @@ def prefix_defaults(args, defaults: dict, sites: tuple[str, ...]) -> None:
         "prefix_init_text": None,
     }
     set_defaults(args, **common, **per_site, **defaults)
+
+
+def prompt_defaults(args, defaults: dict, sites: tuple[str, ...]) -> None:
+    """Complete the options of a `Prompted` model; `defaults` are the family's own."""
+    set_defaults(args, base_model=None, prompt_sites=",".join(sites), prompt_reparam="mlp", **defaults)
+
+
+def adapter_defaults(args) -> None:
+    """Complete the options of an `Adapted` model."""
+    set_defaults(args, base_model=None, **ADAPTER_DEFAULTS)
+
+
+def top_defaults(args) -> None:
+    """Complete the options of a `TopTuned` model."""
+    set_defaults(args, base_model=None, **TOP_DEFAULTS)
 
 
 def set_defaults(args, **values) -> None:
@@ -338,12 +607,16 @@ def whole_defaults(args) -> None:
     set_defaults(args, base_model=None, finetuned_from=None, base_fingerprint=None)
 
 
+def _parse_sites(option: str, text: str, allowed: tuple[str, ...]) -> list[str]:
+    try:
+        return parse_sites(text, allowed)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from None
+
+
 def _site_lengths(args, sites: tuple[str, ...]) -> dict[str, int]:
     """site -> prefix length, from the options."""
-    try:
-        chosen = parse_sites(args.prefix_sites)
-    except ValueError as error:
-        raise UsageError(f"--prefix-sites: {error}") from None
+    chosen = _parse_sites("--prefix-sites", args.prefix_sites, sites)
     lengths = {}
     for site in sites:
         own = getattr(args, f"prefix_{site}_length")

@@ -10,6 +10,7 @@ Letters at line ends: P prefix length, L layers, H heads, d width of a head, D =
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +33,14 @@ class SiteGeometry:
         return self.heads * self.head_dim
 
     @property
+    def width(self) -> int:
+        """How many numbers a virtual token has: L * 2 * D."""
+        return self.layers * 2 * self.embed_dim
+
+    @property
     def folded_size(self) -> int:
         """How many numbers the folded prefix holds: P * L * 2 * D."""
-        return self.length * self.layers * 2 * self.embed_dim
+        return self.length * self.width
 
 
 class FlatPrefix(nn.Module):
@@ -45,8 +51,7 @@ class FlatPrefix(nn.Module):
 
     def __init__(self, geometry: SiteGeometry):
         super().__init__()
-        width = geometry.layers * 2 * geometry.embed_dim
-        self.key_value = nn.Parameter(torch.randn(geometry.length, width) * 0.02)  # P x (L*2*D)
+        self.key_value = nn.Parameter(torch.randn(geometry.length, geometry.width) * 0.02)  # P x (L*2*D)
 
     def forward(self) -> Tensor:
         return self.key_value
@@ -62,14 +67,14 @@ class MLPPrefix(nn.Module):
 
     Embedding(P, D) -> Linear(D, mid) -> Tanh -> Linear(mid, L*2*D), with torch's own initialisation as the original
     has it. It is built after fairseq initialised the base: fairseq's BERT-style initialisation would start all keys
-    near zero.
+    near zero. (For a prompt, see prompt.py, the last layer is D wide.)
     """
 
     def __init__(self, geometry: SiteGeometry, mid_dim: int):
         super().__init__()
         self.embedding = nn.Embedding(geometry.length, geometry.embed_dim)
         self.down = nn.Linear(geometry.embed_dim, mid_dim)
-        self.up = nn.Linear(mid_dim, geometry.layers * 2 * geometry.embed_dim)
+        self.up = nn.Linear(mid_dim, geometry.width)
 
     def hidden(self) -> Tensor:
         return torch.tanh(self.down(self.embedding.weight))  # P x mid
@@ -91,77 +96,72 @@ class MLPPrefix(nn.Module):
         self.up.bias.copy_(bias)
 
 
-class Prefix(nn.Module):
-    """The prefixes of all sites of one model.
+class FullPrecision(nn.Module):
+    """What is trained stays in fp32 when the model goes to half precision; what it gives is cast where it is used.
 
-    Args:
-        geometry: site -> `SiteGeometry`; sites of length 0 may be left out.
-        reparam: "mlp" or "flat".
-        mid_dim: width of the hidden layer of the MLP.
-        dropout: probability of dropping a produced key or value element in training (original: `prefix_dropout`, 0).
-
-    The keys and values are evaluated once for a whole batch, never per row, and shared by every attention layer that
-    asks (`key_value`). In training each forward pass of the model starts with `refresh()`; in evaluation the
-    evaluated prefix is kept until the parameters may have changed.
+    A checkpoint in half precision would not hold the optimizer's master weights: it could not be resumed exactly, and
+    an MLP, evaluated in half, would give other keys and values than the exported prefix.
     """
 
-    def __init__(
-        self, geometry: dict[str, SiteGeometry], reparam: str = "mlp", mid_dim: int = 800, dropout: float = 0.0
-    ):
+    def _apply(self, fn, recurse: bool = True) -> FullPrecision:
+        """`.half()`, `.to(device)` ..."""
+
+        def keep_precision(tensor: Tensor) -> Tensor:
+            applied = fn(tensor)
+            return tensor.to(applied.device) if applied.dtype in (torch.float16, torch.bfloat16) else applied
+
+        return super()._apply(keep_precision, recurse)
+
+
+class Evaluated(FullPrecision):
+    """Virtual tokens of all sites of one model, which are evaluated once for a whole batch, never per row.
+
+    In training each forward pass of the model starts with `refresh()`; in evaluation what was evaluated is kept until
+    the parameters may have changed.
+
+    Args:
+        geometry: site -> its shape; sites of length 0 may be left out.
+        reparam: "mlp" or "flat".
+        mid_dim: width of the hidden layer of the MLP.
+        flat: the class of a site's parameters that go through no MLP.
+    """
+
+    def __init__(self, geometry: dict, reparam: str, mid_dim: int, flat: Callable[..., nn.Module]):
         super().__init__()
         if reparam not in REPARAMETRISATIONS:
             raise ValueError(f"reparam must be one of {', '.join(REPARAMETRISATIONS)}, not {reparam!r}")
         self.geometry = {site: geometry[site] for site in SITES if site in geometry and geometry[site].length > 0}
         self.reparam = reparam
         self.mid_dim = mid_dim
-        self.dropout = nn.Dropout(dropout)
-        build = FlatPrefix if reparam == "flat" else lambda site_geometry: MLPPrefix(site_geometry, mid_dim)
+        build = flat if reparam == "flat" else lambda site_geometry: MLPPrefix(site_geometry, mid_dim)
         self.sites = nn.ModuleDict({site: build(site_geometry) for site, site_geometry in self.geometry.items()})
         self._evaluated: dict[str, Tensor] | None = None
         self._evaluated_for: tuple | None = None
 
     @property
     def folded_size(self) -> int:
-        """Parameters of the folded prefix, all sites together: what is stored and deployed."""
+        """Parameters of the folded virtual tokens, all sites together: what is stored and deployed."""
         return sum(site_geometry.folded_size for site_geometry in self.geometry.values())
 
     def length(self, site: str) -> int:
         """Virtual tokens at this site."""
         return self.geometry[site].length if site in self.geometry else 0
 
-    def forward(self) -> dict[str, Tensor]:
-        """site -> keys and values, L x 2 x H x P x d."""
-        evaluated = {}
-        for site, module in self.sites.items():
-            shape = self.geometry[site]
-            key_value = self.dropout(module()).view(shape.length, shape.layers, 2, shape.heads, shape.head_dim)
-            evaluated[site] = key_value.permute(1, 2, 3, 0, 4)  # L x 2 x H x P x d
-        return evaluated
-
     def refresh(self) -> None:
         """Evaluate anew for the forward pass that begins; in evaluation only if anything may have changed."""
         if self.training or self._state() != self._evaluated_for:
             self._evaluated, self._evaluated_for = self(), self._state()
 
-    def key_value(self, site: str, layer: int) -> tuple[Tensor, Tensor] | None:
-        """Keys and values of one attention layer, each 1 x H x P x d, or None if the site has no prefix."""
-        if site not in self.geometry:
-            return None
+    def evaluated(self, site: str) -> Tensor:
+        """What `forward()` gives for one site, evaluated when that is needed."""
         if self._evaluated is None or self._state() != self._evaluated_for:
             self._evaluated, self._evaluated_for = self(), self._state()
-        key, value = self._evaluated[site][layer]
-        return key.unsqueeze(0), value.unsqueeze(0)
+        return self._evaluated[site]
 
     @torch.no_grad()
     def folded(self) -> dict[str, Tensor]:
-        """site -> P x (L*2*D): the parameters of the equivalent flat prefix (no dropout)."""
+        """site -> P x width: the parameters of the equivalent without an MLP (no dropout)."""
         return {site: module().detach().clone() for site, module in self.sites.items()}
-
-    def set_output(self, targets: dict[str, Tensor]) -> None:
-        """Start from given keys and values: site -> P x (L*2*D)."""
-        for site, module in self.sites.items():
-            module.set_output(targets[site])
-        self._forget()
 
     def _state(self) -> tuple:
         """What an evaluation depends on, so that a stale one is never used.
@@ -174,32 +174,61 @@ class Prefix(nn.Module):
     def _forget(self) -> None:
         self._evaluated = self._evaluated_for = None
 
-    def train(self, mode: bool = True) -> Prefix:
+    def train(self, mode: bool = True) -> Evaluated:
         self._forget()
         return super().train(mode)
 
-    def _apply(self, fn, recurse: bool = True) -> Prefix:
-        """`.half()`, `.to(device)` ...: the prefix stays in fp32, attention casts what it evaluates to.
-
-        A checkpoint in half precision would not hold the optimizer's master weights: it could not be resumed exactly,
-        and its MLP, evaluated in half, would give other keys and values than the exported prefix.
-        """
+    def _apply(self, fn, recurse: bool = True) -> Evaluated:
         self._forget()
+        return super()._apply(fn, recurse)
 
-        def keep_precision(tensor: Tensor) -> Tensor:
-            applied = fn(tensor)
-            return tensor.to(applied.device) if applied.dtype in (torch.float16, torch.bfloat16) else applied
-
-        return super()._apply(keep_precision, recurse)
-
-    def __getstate__(self) -> dict:  # the evaluated prefix is part of a graph, which cannot be copied
+    def __getstate__(self) -> dict:  # what was evaluated is part of a graph, which cannot be copied
         return {**self.__dict__, "_evaluated": None, "_evaluated_for": None}
 
 
-def parse_sites(text: str) -> list[str]:
+class Prefix(Evaluated):
+    """The prefixes of all sites of one model: keys and values, shared by every attention layer that asks (`key_value`).
+
+    Args:
+        geometry: site -> `SiteGeometry`; sites of length 0 may be left out.
+        reparam: "mlp" or "flat".
+        mid_dim: width of the hidden layer of the MLP.
+        dropout: probability of dropping a produced key or value element in training (original: `prefix_dropout`, 0).
+    """
+
+    def __init__(
+        self, geometry: dict[str, SiteGeometry], reparam: str = "mlp", mid_dim: int = 800, dropout: float = 0.0
+    ):
+        super().__init__(geometry, reparam, mid_dim, FlatPrefix)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self) -> dict[str, Tensor]:
+        """site -> keys and values, L x 2 x H x P x d."""
+        evaluated = {}
+        for site, module in self.sites.items():
+            shape = self.geometry[site]
+            key_value = self.dropout(module()).view(shape.length, shape.layers, 2, shape.heads, shape.head_dim)
+            evaluated[site] = key_value.permute(1, 2, 3, 0, 4)  # L x 2 x H x P x d
+        return evaluated
+
+    def key_value(self, site: str, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Keys and values of one attention layer, each 1 x H x P x d, or None if the site has no prefix."""
+        if site not in self.geometry:
+            return None
+        key, value = self.evaluated(site)[layer]
+        return key.unsqueeze(0), value.unsqueeze(0)
+
+    def set_output(self, targets: dict[str, Tensor]) -> None:
+        """Start from given keys and values: site -> P x (L*2*D)."""
+        for site, module in self.sites.items():
+            module.set_output(targets[site])
+        self._forget()
+
+
+def parse_sites(text: str, allowed: tuple[str, ...] = SITES) -> list[str]:
     """ "encoder,cross" -> ["encoder", "cross"]; raises ValueError for a name that is not a site."""
     sites = [site.strip() for site in text.split(",") if site.strip()]
     for site in sites:
-        if site not in SITES:
-            raise ValueError(f"{site!r} is no attention site; choose from {', '.join(SITES)}")
-    return [site for site in SITES if site in sites]
+        if site not in allowed:
+            raise ValueError(f"{site!r} is no attention site; choose from {', '.join(allowed)}")
+    return [site for site in allowed if site in sites]
