@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from fairseq.models import register_model
 from fairseq.models.transformer import TransformerConfig, TransformerDecoderBase
 from fairseq.models.transformer_lm import TransformerLanguageModel, base_lm_architecture
+from fairseq.tasks.language_modeling import LanguageModelingTask
 from torch import Tensor
 
 from . import checkpoint as files
@@ -60,7 +61,13 @@ class BaseGPT2(common.FromBase, TransformerLanguageModel):
 
     @classmethod
     def build_model(cls, args, task):
-        """fairseq's hook. For a task that has sources, the generator is offered an encoder."""
+        """fairseq's hook. For a task that has sources, the generator is offered an encoder.
+
+        Raises:
+            UsageError: the task pads sources on the left, where the model would join them to something else.
+        """
+        if not (hasattr(task, "conventions") or isinstance(task, LanguageModelingTask)):
+            raise UsageError(f"--arch {args.arch} reads source and target as one text; pass --task conditional_lm")
         embedding = cls.build_embedding(args, task.source_dictionary, args.decoder_embed_dim)
         model = cls(GPT2Decoder(args, task.target_dictionary, embedding))
         model.args = args

@@ -14,8 +14,9 @@ from fairseq.registry import REGISTRIES
 import fairseq_prefix  # noqa: F401  (registration)
 
 TASKS = ("conditional_generation", "conditional_lm", "language_modeling", "translation")
-# An architecture of each family has all options of prefix and base; what else depends on a choice is asked for, choice
-# by choice.
+# The architectures that together have all options of bases and methods (those of BART have GPT-2's, but for one). What
+# else depends on a choice is asked for, choice by choice.
+ARCHITECTURES = ("prefix_gpt2_tiny", "prompt_bart_tiny", "adapter_bart_tiny", "top_bart_tiny")
 COMMANDS = {
     "train": (options.get_training_parser, ["--criterion", "prefix_cross_entropy", "--arch", "prefix_bart_tiny"]),
     "generate": (options.get_generation_parser, ["--path", "checkpoint.pt"]),
@@ -35,7 +36,8 @@ def actions(command: str, *extra: str) -> list[argparse.Action]:
 def collect(command: str) -> dict[str, bool]:
     """Flag without dashes -> whether it takes a value; of all tasks, optimizers, schedulers and subword encoders."""
     lines = [("--task", task) for task in TASKS]
-    lines += [("--task", "conditional_lm", "--arch", "prefix_gpt2_tiny")] if command == "train" else []
+    if command == "train":
+        lines += [("--task", "conditional_lm", "--arch", architecture) for architecture in ARCHITECTURES]
     for choice in CHOICES[command]:
         names = sorted(REGISTRIES[choice]["registry"])
         lines += [("--task", TASKS[0], f"--{choice.replace('_', '-')}", name) for name in names]

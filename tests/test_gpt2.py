@@ -17,6 +17,7 @@ from conftest import REPOSITORY
 from fairseq.data import Dictionary
 from fairseq.models.transformer_lm import TransformerLanguageModel
 from fairseq.sequence_generator import SequenceGenerator
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from safetensors.torch import load_file, save_file
 
 from fairseq_prefix import checkpoint as files
@@ -426,6 +427,10 @@ def test_the_tasks_are_not_mixed_up(base, tmp_path):
     whole = tiny.make_args("full_gpt2_tiny", base_model=base, decoder_layers=2)
     with pytest.raises(UsageError, match="reads source and target as one text; pass --task conditional_lm"):
         tiny.make_task(tiny.dictionary(mask=False)).build_model(whole)
+    symbols = tiny.dictionary(mask=False)
+    translation = TranslationTask(TranslationConfig(), symbols, symbols)  # it pads on the left
+    with pytest.raises(UsageError, match="reads source and target as one text; pass --task conditional_lm"):
+        translation.build_model(whole)
 
 
 # Loss -----------------------------------------------------------------------------------------------------------------
