@@ -11,6 +11,7 @@ rule train:
     input:
         data=lambda wildcards: binarised(wildcards.task, wildcards.model),
         base=lambda wildcards: study.base_files(wildcards.model),
+        words=lambda wildcards: study.files_of_words(wildcards.task, wildcards.model, wildcards.method),
         script=ancient(script("train.py")),
     output:
         checkpoint="runs/{task}/{model}/{method}/{seed}/checkpoint.pt",
@@ -20,7 +21,7 @@ rule train:
     benchmark:
         "logs/runs/{task}/{model}/{method}/{seed}/train.benchmark.tsv"
     wildcard_constraints:
-        method=any_of(study.methods_where(trained=True)),
+        method=methods_named(study.methods_where(trained=True)),
     threads: threads_of
     resources:
         gpu=gpus_of,
@@ -49,7 +50,7 @@ rule leave_untuned:
     log:
         "logs/runs/{task}/{model}/{method}/{seed}/untuned.log",
     wildcard_constraints:
-        method=any_of(study.methods_where(trained=False)),
+        method=methods_named(study.methods_where(trained=False)),
     resources:
         mem_mb=mb_of_decoding,
         runtime=30,
@@ -71,7 +72,7 @@ rule export_prefix:
     log:
         "logs/runs/{task}/{model}/{method}/{seed}/export.log",
     wildcard_constraints:
-        method=any_of(study.methods_where(exported=True)),
+        method=methods_named(study.methods_where(exported=True)),
     message:
         "Exporting the prefix: {output}"
     shell:
@@ -88,7 +89,7 @@ rule import_prefix:
     log:
         "logs/runs/{task}/{model}/{method}/{seed}/import.log",
     wildcard_constraints:
-        method=any_of(study.methods_where(exported=True)),
+        method=methods_named(study.methods_where(exported=True)),
     params:
         base=lambda wildcards, input: folder_of(input.base),
     message:
