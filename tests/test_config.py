@@ -18,6 +18,9 @@ MAIN = [(task, model) for task in OFFICIAL for model in ("bart_large", "gpt2_med
 MAIN += [(task, model) for task in ("demo_summary", "demo_table") for model in ("demo_bart", "demo_gpt2")]
 
 
+COMPARED = ("base", "finetune", "prefix")
+
+
 def configuration(folder: Path = CONFIGS, **changes) -> Configuration:
     return Configuration({**SHIPPED, **changes}, "mine.yaml", [folder, CONFIGS])
 
@@ -26,8 +29,10 @@ def commands() -> str:
     """One line per command of the runs that are there to be run; golden_commands.txt holds them."""
     study = configuration()
     lines = []
-    for task, model in MAIN:
-        for method in study.known("methods"):
+    runs = [(task, model, method) for task, model in MAIN for method in COMPARED]
+    runs += [("e2e", model, method) for model in ("bart_large", "gpt2_medium") for method in study.known("methods")]
+    for task, model, method in dict.fromkeys(runs):
+        if study.fits(method, model):
             trained = ["train"] if study.method(method)["trained"] else []
             for command in (*trained, "generate"):
                 flags = study.flags(command, task, model, method)

@@ -188,6 +188,10 @@ class Configuration:
             _check_known(commands[0], flag, value, f"{self.file}: {name}")
         return self._preset("methods", found.method).values
 
+    def fits(self, method: str, model: str) -> bool:
+        """Whether the method is for the model's family."""
+        return self.family(model) in self.method(method).get("families", TASKS)
+
     def runs(self) -> Iterator[tuple[str, str, int]]:
         """(model, method, seed) of every row of a table; an untrained model has no randomness: one run, seed 0."""
         for model in self.models:
@@ -217,7 +221,7 @@ class Configuration:
         for model in self.models:
             if "models" in study and not {*self._model_groups(model)} & {*study["models"]}:
                 continue
-            for method in study["methods"]:
+            for method in (method for method in study["methods"] if self.fits(method, model)):
                 seeds = self.seeds if self.method(method)["trained"] else [0]
                 for size, tasks in sizes.items() if sizes else [(None, [task])]:
                     runs = [f"runs/{each}/{model}/{method}/{seed}" for each in tasks for seed in seeds]
@@ -230,6 +234,8 @@ class Configuration:
 
     def flags(self, command: str, task: str, model: str, method: str) -> list[str]:
         """Arguments for fairseq-train or fairseq-generate (`command`: train, generate), without what the rules add."""
+        if not self.fits(method, model):
+            raise UserError(f"{self.file}: {method} is not for {model}, but for {self.method(method)['families']} only")
         merged = self._layers(command, task, model, method)
         if command == "train" and self.method(method)["trained"]:
             merged = _with_decay(merged, f"{task}, {model}, {method}")
