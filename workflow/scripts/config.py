@@ -5,7 +5,7 @@ say what a name means, one file each. Flags of fairseq come in layers, a later o
 
     methods/{method}.yaml < models/{model}.yaml < tasks/{task}.yaml < `overrides` of the configuration
 
-and inside each layer its own flags < its sections methods: {method} < models < tasks: {task}, whose own sections refine
+(of a method that `extends` another one the latter comes first, and what the former changes after the tasks) and inside each layer its own flags < its sections methods: {method} < models < tasks: {task}, whose own sections refine
 them further. A section under `models` is called after a family (gpt2), a size (tiny), an architecture (gpt2_tiny) or a
 model, one under `tasks` after a task, any subset (@), any of a size (@50) or a subset (e2e@50-1), in this order. Below all layers is the family's task of fairseq. A task's name may carry `@SIZE-SEED`: the same
 preset with a subset of its examples; a method's name `~FLAG=VALUE~...`: the same preset with these flags above all
@@ -269,9 +269,12 @@ class Configuration:
         tasks = (found.task, "@", f"@{found.size}", task) if found else (task,)
         preset, own = variant(method)
         names = {"tasks": tasks, "models": self._model_groups(model), "methods": self._lineage("methods", preset)}
+        first, *derived = names["methods"]
         merged = {"task": TASKS[self.family(model)]}
-        for kind, name in (("methods", preset), ("models", model), ("tasks", tasks[0])):
+        for kind, name in (("methods", first), ("models", model), ("tasks", tasks[0])):
             merged |= _merged(self._preset(kind, name).values, command, names)
+        for name in derived:  # what a method changes of another one is meant for all models and tasks
+            merged |= _merged(load_yaml(self._paths["methods"][name]), command, names)
         merged |= _merged(self._overrides, command, names)
         return merged | {flag: value for flag, value in own.items() if flag in known_flags()[command]}
 
