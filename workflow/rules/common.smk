@@ -103,7 +103,9 @@ def vocabulary_options(vocabulary):
 
 
 def dictionary(vocabulary):
-    return f"bases/{vocabulary}/dict.txt" if "spm" in study.vocabulary_files(vocabulary) else "resources/gpt2_bpe/dict.txt"
+    return (
+        f"bases/{vocabulary}/dict.txt" if "spm" in study.vocabulary_files(vocabulary) else "resources/gpt2_bpe/dict.txt"
+    )
 
 
 def binarised(task, model):

@@ -106,7 +106,9 @@ rule describe:
         bpe=script("bpe.py"),
         report="data/{task}/data.json",
         splits=expand("data/{{task}}/{split}.jsonl", split=["train", "valid", "test"]),
-        vocabularies=[file for model in study.models for file in study.vocabulary_files(study.vocabulary(model)).values()],
+        vocabularies=[
+            file for model in study.models for file in study.vocabulary_files(study.vocabulary(model)).values()
+        ],
     output:
         text="results/{task}/data.txt",
         tsv="results/{task}/data.tsv",

@@ -42,9 +42,16 @@ def main(argv: list[str]) -> None:
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--studies", type=json_object, required=True, metavar="JSON", help="by name, what its file says")
     parser.add_argument(
-        "--table", type=Path, nargs="+", required=True, metavar="FILE", help="{study}/{task}.txt, .tsv and .svg beside it"
+        "--studies", type=json_object, required=True, metavar="JSON", help="by name, what its file says"
+    )
+    parser.add_argument(
+        "--table",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="{study}/{task}.txt, .tsv and .svg beside it",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the page")
     return parser.parse_args(argv)

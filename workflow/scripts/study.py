@@ -1,7 +1,7 @@
 """A study on one task: its rows as a text table and a TSV, the comparisons it is about, and a plot (SVG and PNG).
 
-What a study varies is in configs/studies/{name}.yaml; the workflow gives its rows here, each with the folders of its runs
-(seeds, and draws of a subset). A run without scores, because it failed or has not ended, is counted and named.
+What a study varies is in configs/studies/{name}.yaml; the workflow gives its rows here, each with the folders of its
+runs (seeds, and draws of a subset). A run without scores, because it failed or has not ended, is counted and named.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import json
 import statistics
 import textwrap
 from dataclasses import dataclass, field
@@ -116,7 +115,15 @@ def _training_costs(path: Path) -> list[tuple[float, float]]:
 def report(args: argparse.Namespace, rows: list[Row], names: list[str]) -> str:
     """The title, the table, the comparisons, and the runs that failed."""
     study = args.study
-    header = ["model", "method", *([" / ".join(study["x"])] if "x" in study else []), "runs", "trained", "stored", "% of base"]
+    header = [
+        "model",
+        "method",
+        *([" / ".join(study["x"])] if "x" in study else []),
+        "runs",
+        "trained",
+        "stored",
+        "% of base",
+    ]
     body = [_cells(row, names, "x" in study) for row in rows]
     lines = [f"{args.task}: {study['title']}", ""]
     lines += textwrap.wrap(study["question"], WIDTH)
@@ -262,7 +269,9 @@ def _draw_paper(panel, args: argparse.Namespace, model: str, name: str) -> None:
     for label in dict.fromkeys(point["method"] for point in points):
         own = [point for point in points if point["method"] == label and str(point["x"]) in places]
         x, y = [places.index(str(point["x"])) for point in own], [point[name] for point in own]
-        panel.plot(x, y, "o--", fillstyle="none", color="gray", label=f"{label} (paper, {own[0]['model']})" if own else None)
+        panel.plot(
+            x, y, "o--", fillstyle="none", color="gray", label=f"{label} (paper, {own[0]['model']})" if own else None
+        )
 
 
 if __name__ == "__main__":
