@@ -550,7 +550,7 @@ def test_a_mistake_in_the_overrides_is_one_sentence(overrides, sentence):
     "kind, text, sentence",
     [
         ("methods", "architecture: prefix\ntrained: yes\n", "the key 'exported' is missing"),
-        ("methods", "architecture: perfix\ntrained: true\nexported: true\n", "architecture: expected prefix, full, top, adapter"),
+        ("methods", "architecture: perfix\ntrained: true\nexported: true\n", "architecture: expected prefix, full"),
         ("methods", "architecture: full\ntrained: true\nexported: true\n", "only a trained prefix can be exported"),
         ("methods", "trained: true\ntrained: false\n", "line 2: not valid YAML (the key 'trained' stands twice)"),
         ("methods", "trained: [true\n", "not valid YAML"),

@@ -11,7 +11,8 @@ rule study:
         script=script("study.py"),
         scores=lambda wildcards: scores_of_study(wildcards.study, wildcards.task),
     output:
-        multiext("results/studies/{study}/{task}", ".txt", ".tsv", ".svg", ".png"),
+        text="results/studies/{study}/{task}.txt",
+        others=multiext("results/studies/{study}/{task}", ".tsv", ".svg", ".png"),
     log:
         "logs/results/studies/{study}/{task}.log",
     wildcard_constraints:
@@ -24,7 +25,7 @@ rule study:
         "Making the table and the plot of {wildcards.study} on {wildcards.task}"
     shell:
         "python {input.script:q} --study {params.study:q} --task {wildcards.task} --rows {params.rows:q}"
-        " --metric {params.metrics:q} --output {output[0]:q} 2> >(tee {log:q} >&2)"
+        " --metric {params.metrics:q} --output {output.text:q} 2> >(tee {log:q} >&2)"
 
 
 rule report:

@@ -66,7 +66,8 @@ rule leave_untuned:
 
 rule export_prefix:
     input:
-        "runs/{task}/{model}/{method}/{seed}/checkpoint.pt",
+        checkpoint="runs/{task}/{model}/{method}/{seed}/checkpoint.pt",
+        script=ancient(script("plugin.py")),
     output:
         "runs/{task}/{model}/{method}/{seed}/prefix.safetensors",
     log:
@@ -76,13 +77,14 @@ rule export_prefix:
     message:
         "Exporting the prefix: {output}"
     shell:
-        "python -m fairseq_prefix export {input:q} {output:q} > {log:q} 2>&1"
+        "python {input.script:q} export {input.checkpoint:q} {output:q} > {log:q} 2>&1"
 
 
 # What is generated from is what is published: the exported prefix, brought back.
 rule import_prefix:
     input:
         prefix="runs/{task}/{model}/{method}/{seed}/prefix.safetensors",
+        script=ancient(script("plugin.py")),
         base=lambda wildcards: study.base_files(wildcards.model),
     output:
         temp("runs/{task}/{model}/{method}/{seed}/imported.pt"),
@@ -95,4 +97,4 @@ rule import_prefix:
     message:
         "Bringing back the exported prefix: {input.prefix}"
     shell:
-        "python -m fairseq_prefix import {input.prefix:q} {output:q} --base-model {params.base:q} > {log:q} 2>&1"
+        "python {input.script:q} import {input.prefix:q} {output:q} --base-model {params.base:q} > {log:q} 2>&1"

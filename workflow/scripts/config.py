@@ -6,13 +6,13 @@ say what a name means, one file each. Flags of fairseq come in layers, a later o
     methods/{method}.yaml < models/{model}.yaml < tasks/{task}.yaml < `overrides` of the configuration
 
 and inside each layer its own flags < its sections methods: {method} < models < tasks, whose own sections refine them
-further. A section under `models` is called after a family (gpt2), a size (tiny), an architecture (gpt2_tiny) or a model,
-one under `tasks` after a task, any subset (@), any of a size (@50) or a subset (e2e@50-1), in this order. Of a method
-that `extends` another one, the latter comes first, and what the former changes after the tasks.
+further. A section under `models` is called after a family (gpt2), a size (tiny), an architecture (gpt2_tiny) or a
+model, one under `tasks` after a task, any subset (@), any of a size (@50) or a subset (e2e@50-1), in this order. Of a
+method that `extends` another one, the latter comes first, and what the former changes after the tasks.
 
 A task's name may carry `@SIZE-SEED`: the same preset with a subset of its examples; a method's name `~FLAG=VALUE~...`:
-the same preset with these flags above all layers. Below all layers is the family's task of fairseq. Pure Python; whatever
-is wrong is a `UserError` that names file and key.
+the same preset with these flags above all layers. Below all layers is the family's task of fairseq. Pure Python;
+whatever is wrong is a `UserError` that names file and key.
 """
 
 from __future__ import annotations
