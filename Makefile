@@ -30,7 +30,7 @@ demo: setup  ## Train a prefix over a small frozen BART, from nothing to a table
 demo-paper: setup  ## The paper's comparisons over small models, from nothing to a report, offline (about an hour)
 	@$(VENV) workflow/scripts/unlock.py
 	@$(VENV) workflow/scripts/warm.py $(VENV) -m snakemake --cores $(CORES) results/studies/report.html --configfile configs/demo_paper.yaml || \
-	$(VENV) -m snakemake --cores 1 results/studies/report.html --configfile configs/demo_paper.yaml --config partial=true
+	$(VENV) -m snakemake --cores 1 results/studies/report.html --configfile configs/demo_paper.yaml --config partial=True
 
 test: lint  ## Linters, then all tests
 	@$(VENV) -m pytest -n 2
