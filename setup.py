@@ -19,6 +19,7 @@ setup(
         "workflow": [
             "defusedxml>=0.7,<1",
             "jsonschema>=4.20,<5",
+            "matplotlib>=3.8,<4",
             "psutil>=5.9",
             "pyyaml>=6,<7",
             "regex>=2023.1",

@@ -18,6 +18,9 @@ MAIN = [(task, model) for task in OFFICIAL for model in ("bart_large", "gpt2_med
 MAIN += [(task, model) for task in ("demo_summary", "demo_table") for model in ("demo_bart", "demo_gpt2")]
 
 
+COMPARED = ("base", "finetune", "prefix")
+
+
 def configuration(folder: Path = CONFIGS, **changes) -> Configuration:
     return Configuration({**SHIPPED, **changes}, "mine.yaml", [folder, CONFIGS])
 
@@ -26,8 +29,10 @@ def commands() -> str:
     """One line per command of the runs that are there to be run; golden_commands.txt holds them."""
     study = configuration()
     lines = []
-    for task, model in MAIN:
-        for method in study.known("methods"):
+    runs = [(task, model, method) for task, model in MAIN for method in COMPARED]
+    runs += [("e2e", model, method) for model in ("bart_large", "gpt2_medium") for method in study.known("methods")]
+    for task, model, method in dict.fromkeys(runs):
+        if study.fits(method, model):
             trained = ["train"] if study.method(method)["trained"] else []
             for command in (*trained, "generate"):
                 flags = study.flags(command, task, model, method)
@@ -78,7 +83,8 @@ def test_every_preset_is_valid_alone_and_combined():
     for task in study.known("tasks"):
         for model in study.known("models"):
             for method in study.known("methods"):
-                assert "--beam" in study.flags("generate", task, model, method)
+                if study.fits(method, model):
+                    assert "--beam" in study.flags("generate", task, model, method)
         assert study.task_inputs(task)
     assert all(study.base_inputs(model) for model in study.known("models") if not model.startswith("demo_"))
 
@@ -172,6 +178,97 @@ def test_table_to_text_over_gpt2_is_the_papers_run(task, values):
         for flag, value in expected.items():
             assert flags[flags.index(f"--{flag}") + 1] == value, (method, flag)
         assert ("--sentence-avg" in flags) == (method == "prefix")
+
+
+def flag(flags: list[str], name: str) -> str | None:
+    return flags[flags.index(f"--{name}") + 1] if f"--{name}" in flags else None
+
+
+def test_a_method_may_extend_another_and_what_it_changes_holds_for_all_tasks_and_models():
+    study = configuration()
+    for model in ("bart_large", "demo_bart"):  # whose sections for prefix set another length
+        flags = study.flags("train", "e2e@50-1", model, "prefix_low")
+        assert flag(flags, "prefix-length") == "6" and flag(flags, "max-update") == "200"
+    flags = study.flags("train", "e2e", "demo_bart", "prefix_low")
+    assert flag(flags, "lr") == "0.002"  # of the model's section for prefix
+    assert flag(flags, "max-update") == flag(flags, "total-num-update") == "600"
+    assert study.method("prefix_low")["exported"]
+    overrides = {"methods": {"prefix": {"train": {"prefix-length": 7}}}}
+    assert (
+        flag(configuration(overrides=overrides).flags("train", "e2e", "bart_large", "prefix_low"), "prefix-length")
+        == "7"
+    )
+
+
+def test_sections_for_subsets_go_from_any_to_one():
+    sections = {"e2e": 1, "@": 2, "@50": 3, "e2e@50-1": 4}
+    overrides = {"tasks": {name: {"train": {"lr": number}} for name, number in reversed(sections.items())}}
+    with_all = configuration(overrides=overrides)
+    tasks = ("e2e", "e2e@60-1", "e2e@50-2", "e2e@50-1")
+    assert [flag(with_all.flags("train", task, "bart_large", "prefix"), "lr") for task in tasks] == list("1234")
+
+
+def test_a_variant_is_a_method_with_flags_above_all_others():
+    study = configuration(overrides={"train": {"lr": 9}})
+    name = "prefix~lr=1e-4~prefix-sites=encoder,cross~beam=3~fp16=true"
+    flags = study.flags("train", "e2e", "bart_large", name)
+    assert (flag(flags, "lr"), flag(flags, "prefix-sites")) == ("1e-4", "encoder,cross")
+    assert "--fp16" in flags and "--beam" not in flags
+    assert flag(study.flags("generate", "e2e", "bart_large", name), "beam") == "3"
+    assert study.method(name)["exported"]
+
+
+@pytest.mark.parametrize(
+    "name, sentence",
+    [
+        ("prefix~prefix-lenght=5", "fairseq-train has no flag --prefix-lenght; did you mean 'prefix-length'?"),
+        ("prefix~seed=5", "seed is set by the workflow itself"),
+        ("prefix~fp16=5", "fp16 is a switch"),
+        ("perfix~lr=5", "no method is called 'perfix~lr=5'"),
+        ("prefix~lr", "expected a name"),
+        ("prefix~lr=../x", "expected a name"),
+        ("infix", "infix is not for bart_large, but for ['gpt2'] only"),
+    ],
+)
+def test_a_mistake_in_a_variant_is_one_sentence(name, sentence):
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        configuration(methods=[name])
+
+
+def test_words_come_with_the_models_encoder_and_begin_as_its_texts_do():
+    study = configuration()
+    flags = study.flags("train", "xsum", "gpt2_medium", "prefix_words")
+    assert flag(flags, "prefix-init-text") == " summarize" and flag(flags, "bpe") == "gpt2"
+    assert flag(flags, "gpt2-encoder-json") in study.files_of_words("xsum", "gpt2_medium", "prefix_words")
+    assert flag(study.flags("train", "e2e", "bart_large", "prefix_words"), "prefix-init-text") == "table-to-text:"
+    flags = study.flags("train", "e2e", "demo_bart", "prefix_words")
+    assert (flag(flags, "bpe"), flag(flags, "sentencepiece-model")) == ("sentencepiece", "bases/demo_bart/spm.model")
+    assert study.files_of_words("e2e", "bart_large", "prefix") == []
+
+
+def test_a_study_becomes_rows_of_runs():
+    study = configuration(tasks=["e2e", "xsum"], models=["bart_large", "gpt2_medium"], seeds=[1, 2])
+    rows = study.study_rows("length", "e2e")
+    assert {row["model"] for row in rows} == {"bart_large", "gpt2_medium"}
+    assert rows[0] == {
+        "model": "bart_large",
+        "method": "prefix~prefix-length=1",
+        "x": "1",
+        "runs": [f"runs/e2e/bart_large/prefix~prefix-length=1/{seed}" for seed in (1, 2)],
+    }
+    low = study.study_rows("low_data", "e2e")
+    assert [row["x"] for row in low[:4]] == ["50", "100", "200", "500"]
+    assert low[0]["runs"][:3] == [f"runs/e2e@50-{n}/bart_large/prefix_low/{s}" for n, s in ((1, 1), (1, 2), (2, 1))]
+    assert len(low[0]["runs"]) == 5 * 2
+    assert {row["model"] for row in study.study_rows("positions", "e2e")} == {"gpt2_medium"}
+    assert study.study_rows("main", "e2e")[0]["runs"] == ["runs/e2e/bart_large/base/0"]
+    assert study.study_tasks("extrapolation") == [] and study.study_tasks("main") == ["e2e", "xsum"]
+
+
+def test_every_shipped_study_is_valid():
+    study = configuration()
+    for name in study.known("studies"):
+        assert study.study(name)["title"]
 
 
 def test_flags_are_sorted_and_written_as_the_command_line_has_them():
@@ -382,7 +479,7 @@ def test_flags_known_here_are_those_of_fairseq():
     [
         ({"modles": []}, "mine.yaml: unknown key 'modles'; did you mean 'models'?"),
         ({"tasks": ["xsumm"]}, "mine.yaml: tasks: no task is called 'xsumm'; did you mean 'xsum'?"),
-        ({"methods": ["lora"]}, "mine.yaml: methods: no method is called 'lora'; there are: base, finetune, prefix"),
+        ({"methods": ["lora"]}, "mine.yaml: methods: no method is called 'lora'; there are: adapter, "),
         ({"tasks": "xsum"}, "mine.yaml: tasks: expected a list of names, found 'xsum'"),
         ({"tasks": []}, "mine.yaml: tasks: must not be empty"),
         ({"tasks": ["../xsum"]}, "mine.yaml: tasks: 0: expected a name made of letters"),
@@ -453,7 +550,7 @@ def test_a_mistake_in_the_overrides_is_one_sentence(overrides, sentence):
     "kind, text, sentence",
     [
         ("methods", "architecture: prefix\ntrained: yes\n", "the key 'exported' is missing"),
-        ("methods", "architecture: perfix\ntrained: true\nexported: true\n", "architecture: expected prefix or full"),
+        ("methods", "architecture: perfix\ntrained: true\nexported: true\n", "architecture: expected prefix, full"),
         ("methods", "architecture: full\ntrained: true\nexported: true\n", "only a trained prefix can be exported"),
         ("methods", "trained: true\ntrained: false\n", "line 2: not valid YAML (the key 'trained' stands twice)"),
         ("methods", "trained: [true\n", "not valid YAML"),

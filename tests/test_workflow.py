@@ -147,6 +147,31 @@ def test_both_families_share_a_table(workflow):
     assert run[run.index("--task") + 1] == "conditional_lm" and run[run.index("--arch") + 1] == "prefix_gpt2_tiny"
 
 
+def test_a_study_ends_in_tables_plots_and_a_page_and_names_what_failed(workflow):
+    study = {"title": "Length", "question": "How long?", "paper": "200.", "x": ["prefix-length"]}
+    study["methods"] = ["prefix~prefix-length=2", "prefix~prefix-length=3"]
+    (workflow / "configs" / "studies").mkdir()
+    (workflow / "configs" / "studies" / "mine.yaml").write_text(yaml.safe_dump(study))
+    write_configuration(workflow, seeds=[1], studies=["mine"])
+    result = snakemake(workflow, "results/studies/report.html")
+    assert result.returncode == 0, result.stdout + result.stderr
+    folder = workflow / "results" / "studies"
+    assert {path.name for path in (folder / "mine").iterdir()} == {
+        f"toy.{kind}" for kind in ("txt", "tsv", "svg", "png")
+    }
+    table = [line.split() for line in (folder / "mine" / "toy.txt").read_text().splitlines()]
+    assert [row[2:4] for row in table if row[:2] == ["toy", "prefix"]] == [["2", "1"], ["3", "1"]]
+    assert argument(workflow, "prefix~prefix-length=3/1", "--prefix-length") == "3"
+    assert "runs/toy/toy/prefix~prefix-length=2/1" in (folder / "report.html").read_text()
+
+    shutil.rmtree(workflow / "runs" / "toy" / "toy" / "prefix~prefix-length=3")
+    result = snakemake(workflow, "results/studies/report.html", "--config", "partial=True")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "not finished (1):\n  runs/toy/toy/prefix~prefix-length=3/1\n" in (folder / "mine" / "toy.txt").read_text()
+    assert "no record: it failed" in (folder / "report.html").read_text()
+    assert not (workflow / "runs" / "toy" / "toy" / "prefix~prefix-length=3").exists()
+
+
 def test_what_is_scored_is_what_is_published(finished):
     log = (finished / "logs" / "runs" / "toy" / "toy" / "prefix" / "1" / "generate.log").read_text()
     assert "--path runs/toy/toy/prefix/1/imported.pt" in log and "{'base_model': 'bases/toy'}" in log

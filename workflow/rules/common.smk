@@ -11,7 +11,7 @@ PROJECT = Path(workflow.basedir)
 sys.path.append(str(PROJECT / "workflow" / "scripts"))
 
 from common import UserError
-from config import GPT2_VOCABULARIES, Configuration, arguments
+from config import GPT2_VOCABULARIES, VARIANT, Configuration, arguments
 from metrics import METRICS, unavailable
 from snakemake.exceptions import WorkflowError
 
@@ -47,19 +47,25 @@ def any_of(names):
     return "|".join(map(re.escape, names)) or "(?!)"
 
 
+def methods_named(names):
+    """A regular expression for methods of these names and for their variants."""
+    return f"(?:{any_of(names)}){VARIANT}"
+
+
 TASK = any_of(study.known("tasks"))  # without the suffix of a subset
 
 
 wildcard_constraints:
     task=rf"(?:{TASK})(?:@[1-9]\d*-(?:0|[1-9]\d*))?",
     model=any_of(study.known("models")),
-    method=any_of(study.known("methods")),
+    method=methods_named(study.known("methods")),
     vocabulary=any_of([*GPT2_VOCABULARIES.values(), *study.known("models")]),
     split="train|valid|test",
     side="source|target",
     seed=r"\d+",
     metric=any_of(METRICS),
     table=any_of([*METRICS, "scores"]),
+    study=any_of(study.known("studies")),
 
 
 def script(name):
@@ -90,21 +96,16 @@ def folder_of(files):
     return os.path.dirname(files[0])
 
 
-def vocabulary_files(vocabulary):
-    """Files that encode and decode text of a vocabulary, by the name of the option that takes them."""
-    if vocabulary in GPT2_VOCABULARIES.values():
-        return {"encoder-json": "resources/gpt2_bpe/encoder.json", "vocab-bpe": "resources/gpt2_bpe/vocab.bpe"}
-    return {"spm": f"bases/{vocabulary}/spm.model"}
-
-
 def vocabulary_options(vocabulary):
     """The files, and how they are used: options of the scripts."""
     spaced = {"leading-space": True} if vocabulary == "gpt2_spaced" else {}
-    return vocabulary_files(vocabulary) | spaced
+    return study.vocabulary_files(vocabulary) | spaced
 
 
 def dictionary(vocabulary):
-    return f"bases/{vocabulary}/dict.txt" if "spm" in vocabulary_files(vocabulary) else "resources/gpt2_bpe/dict.txt"
+    return (
+        f"bases/{vocabulary}/dict.txt" if "spm" in study.vocabulary_files(vocabulary) else "resources/gpt2_bpe/dict.txt"
+    )
 
 
 def binarised(task, model):
@@ -165,7 +166,7 @@ def mb_of_decoding(wildcards):
 
 def preparation_threads(wildcards):
     """One where a small model is pretrained meanwhile: on two cores, the other would otherwise have nothing to do."""
-    return 1 if "spm" in vocabulary_files(wildcards.vocabulary) else 4
+    return 1 if "spm" in study.vocabulary_files(wildcards.vocabulary) else 4
 
 
 def pretraining(wildcards):
@@ -212,6 +213,17 @@ def main_metric(task):
 
 def scored(task, metrics):
     return [f"{run}/{metric}.json" for run in run_folders(task) for metric in metrics]
+
+
+def scores_of_study(name, task):
+    """The scores that a study's runs end in; with `partial: true` those that are there, the others count as failed."""
+    runs = [run for row in study.study_rows(name, task) for run in row["runs"]]
+    files = [f"{run}/{metric}.json" for run in runs for metric in scored_metrics(task)[0]]
+    return [file for file in files if os.path.exists(file)] if study.partial else files
+
+
+def studies_on_tasks():
+    return [f"results/studies/{name}/{task}.txt" for name in study.studies for task in study.study_tasks(name)]
 
 
 def tables():

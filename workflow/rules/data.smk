@@ -106,7 +106,9 @@ rule describe:
         bpe=script("bpe.py"),
         report="data/{task}/data.json",
         splits=expand("data/{{task}}/{split}.jsonl", split=["train", "valid", "test"]),
-        vocabularies=[file for model in study.models for file in vocabulary_files(study.vocabulary(model)).values()],
+        vocabularies=[
+            file for model in study.models for file in study.vocabulary_files(study.vocabulary(model)).values()
+        ],
     output:
         text="results/{task}/data.txt",
         tsv="results/{task}/data.tsv",
@@ -133,7 +135,7 @@ rule encode:
         script=script("encode.py"),
         bpe=script("bpe.py"),
         examples="data/{task}/{split}.jsonl",
-        vocabulary=lambda wildcards: list(vocabulary_files(wildcards.vocabulary).values()),
+        vocabulary=lambda wildcards: list(study.vocabulary_files(wildcards.vocabulary).values()),
     output:
         source="data/{task}/{vocabulary}/{split}.source",
         target="data/{task}/{vocabulary}/{split}.target",

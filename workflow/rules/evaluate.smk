@@ -41,7 +41,7 @@ rule hypotheses:
         bpe=script("bpe.py"),
         generated="runs/{task}/{model}/{method}/{seed}/generate.txt",
         examples="data/{task}/test.jsonl",
-        vocabulary=lambda wildcards: list(vocabulary_files(study.vocabulary(wildcards.model)).values()),
+        vocabulary=lambda wildcards: list(study.vocabulary_files(study.vocabulary(wildcards.model)).values()),
     output:
         "runs/{task}/{model}/{method}/{seed}/hypotheses.txt",
     log:

@@ -11,6 +11,7 @@ rule train:
     input:
         data=lambda wildcards: binarised(wildcards.task, wildcards.model),
         base=lambda wildcards: study.base_files(wildcards.model),
+        words=lambda wildcards: study.files_of_words(wildcards.task, wildcards.model, wildcards.method),
         script=ancient(script("train.py")),
     output:
         checkpoint="runs/{task}/{model}/{method}/{seed}/checkpoint.pt",
@@ -20,7 +21,7 @@ rule train:
     benchmark:
         "logs/runs/{task}/{model}/{method}/{seed}/train.benchmark.tsv"
     wildcard_constraints:
-        method=any_of(study.methods_where(trained=True)),
+        method=methods_named(study.methods_where(trained=True)),
     threads: threads_of
     resources:
         gpu=gpus_of,
@@ -49,7 +50,7 @@ rule leave_untuned:
     log:
         "logs/runs/{task}/{model}/{method}/{seed}/untuned.log",
     wildcard_constraints:
-        method=any_of(study.methods_where(trained=False)),
+        method=methods_named(study.methods_where(trained=False)),
     resources:
         mem_mb=mb_of_decoding,
         runtime=30,
@@ -65,33 +66,35 @@ rule leave_untuned:
 
 rule export_prefix:
     input:
-        "runs/{task}/{model}/{method}/{seed}/checkpoint.pt",
+        checkpoint="runs/{task}/{model}/{method}/{seed}/checkpoint.pt",
+        script=ancient(script("plugin.py")),
     output:
         "runs/{task}/{model}/{method}/{seed}/prefix.safetensors",
     log:
         "logs/runs/{task}/{model}/{method}/{seed}/export.log",
     wildcard_constraints:
-        method=any_of(study.methods_where(exported=True)),
+        method=methods_named(study.methods_where(exported=True)),
     message:
         "Exporting the prefix: {output}"
     shell:
-        "python -m fairseq_prefix export {input:q} {output:q} > {log:q} 2>&1"
+        "python {input.script:q} export {input.checkpoint:q} {output:q} > {log:q} 2>&1"
 
 
 # What is generated from is what is published: the exported prefix, brought back.
 rule import_prefix:
     input:
         prefix="runs/{task}/{model}/{method}/{seed}/prefix.safetensors",
+        script=ancient(script("plugin.py")),
         base=lambda wildcards: study.base_files(wildcards.model),
     output:
         temp("runs/{task}/{model}/{method}/{seed}/imported.pt"),
     log:
         "logs/runs/{task}/{model}/{method}/{seed}/import.log",
     wildcard_constraints:
-        method=any_of(study.methods_where(exported=True)),
+        method=methods_named(study.methods_where(exported=True)),
     params:
         base=lambda wildcards, input: folder_of(input.base),
     message:
         "Bringing back the exported prefix: {input.prefix}"
     shell:
-        "python -m fairseq_prefix import {input.prefix:q} {output:q} --base-model {params.base:q} > {log:q} 2>&1"
+        "python {input.script:q} import {input.prefix:q} {output:q} --base-model {params.base:q} > {log:q} 2>&1"

@@ -5,10 +5,14 @@ say what a name means, one file each. Flags of fairseq come in layers, a later o
 
     methods/{method}.yaml < models/{model}.yaml < tasks/{task}.yaml < `overrides` of the configuration
 
-and inside each layer its own flags < its sections methods: {method} < models < tasks: {task}, whose own sections refine
-them further. A section under `models` is called after a family (gpt2), a size (tiny), an architecture (gpt2_tiny) or a
-model, in this order. Below all layers is the family's task of fairseq. A task's name may carry `@SIZE-SEED`: the same
-preset with a subset of its examples. Pure Python; whatever is wrong is a `UserError` that names file and key.
+and inside each layer its own flags < its sections methods: {method} < models < tasks, whose own sections refine them
+further. A section under `models` is called after a family (gpt2), a size (tiny), an architecture (gpt2_tiny) or a
+model, one under `tasks` after a task, any subset (@), any of a size (@50) or a subset (e2e@50-1), in this order. Of a
+method that `extends` another one, the latter comes first, and what the former changes after the tasks.
+
+A task's name may carry `@SIZE-SEED`: the same preset with a subset of its examples; a method's name `~FLAG=VALUE~...`:
+the same preset with these flags above all layers. Below all layers is the family's task of fairseq. Pure Python;
+whatever is wrong is a `UserError` that names file and key.
 """
 
 from __future__ import annotations
@@ -29,6 +33,8 @@ from metrics import METRICS, check_options
 from readers import READERS
 
 KINDS = ("tasks", "models", "methods")
+SINGULAR = {"tasks": "task", "models": "model", "methods": "method", "studies": "study"}
+COMMANDS = ("train", "generate")
 SCHEMAS = Path(__file__).resolve().parents[1] / "schemas"
 # Given by the rules or by how they call files: a preset that set them would take files from elsewhere than where the
 # rules put and expect them.
@@ -85,6 +91,28 @@ def subset(name: str) -> Subset | None:
     return Subset(found[1], int(found[2]), int(found[3])) if found else None
 
 
+class Variant(NamedTuple):
+    """What a name like prefix~prefix-length=5~lr=1e-4 says: the method prefix with these flags."""
+
+    method: str
+    flags: dict
+
+
+VARIANT = r"(?:~[a-z][a-z0-9-]*=[A-Za-z0-9.,+-]+)*"  # what may follow a method's name
+
+
+def variant(name: str) -> Variant:
+    """The preset that a method's name is of, and the flags it sets besides; `true` is a bare flag."""
+    method, *settings = name.split("~")
+    flags = (setting.split("=", 1) for setting in settings)
+    return Variant(method, {flag: True if value == "true" else value for flag, value in flags})
+
+
+def _preset_name(kind: str, name: str) -> str:
+    """The name of the preset: of e2e@50-1 it is e2e, of prefix~lr=1e-4 it is prefix."""
+    return {"tasks": _whole, "methods": lambda method: variant(method).method}.get(kind, str)(name)
+
+
 def _whole(task: str) -> str:
     """The name of the preset: of e2e@50-1 it is e2e."""
     found = subset(task)
@@ -104,21 +132,22 @@ class Configuration:
         check(values, "config", file)
         self.file = file
         self.tasks, self.models, self.methods, self.seeds = (values[key] for key in (*KINDS, "seeds"))
-        self.mirror = values.get("mirror", [])
+        self.mirror, self.studies = values.get("mirror", []), values.get("studies", [])
+        self.partial = values.get("partial", False)
         self._overrides = values.get("overrides", {})
         self._presets: dict[tuple[str, str], Preset] = {}
-        self._paths = {kind: _preset_paths(kind, folders) for kind in KINDS}
+        self._paths = {kind: _preset_paths(kind, folders) for kind in (*KINDS, "studies")}
         self._check_sections(self._overrides, file, "overrides")
         self._check_subsets(file)
-        for kind in KINDS:
-            for name in values[kind]:
-                if (_whole(name) if kind == "tasks" else name) not in self._paths[kind]:
+        for kind in (*KINDS, "studies"):
+            for name in values.get(kind, []):
+                if _preset_name(kind, name) not in self._paths[kind]:
                     raise UserError(f"{file}: {kind}: {self._unknown(kind, name)}")
         for task in self.tasks:
             self.task(task)
             for model in self.models:
                 for method in self.methods:
-                    for command in ("train", "generate"):
+                    for command in COMMANDS:
                         self.flags(command, task, model, method)
 
     # Presets ----------------------------------------------------------------------------------------------------------
@@ -155,7 +184,16 @@ class Configuration:
         return self._preset("models", name).values
 
     def method(self, name: str) -> dict:
-        return self._preset("methods", name).values
+        """The preset's values; a variant differs from it in flags alone."""
+        found = variant(name)
+        for flag, value in found.flags.items():
+            commands = [command for command in COMMANDS if flag in known_flags()[command]] or ["train"]
+            _check_known(commands[0], flag, value, f"{self.file}: {name}")
+        return self._preset("methods", found.method).values
+
+    def fits(self, method: str, model: str) -> bool:
+        """Whether the method is for the model's family."""
+        return self.family(model) in self.method(method).get("families", TASKS)
 
     def runs(self) -> Iterator[tuple[str, str, int]]:
         """(model, method, seed) of every row of a table; an untrained model has no randomness: one run, seed 0."""
@@ -164,13 +202,65 @@ class Configuration:
                 for seed in self.seeds if self.method(method)["trained"] else [0]:
                     yield model, method, seed
 
+    # Studies ----------------------------------------------------------------------------------------------------------
+
+    def study(self, name: str) -> dict:
+        return self._preset("studies", name).values
+
+    def study_tasks(self, name: str) -> list[str]:
+        """The configured tasks that a study makes sense for: those it names, or all."""
+        wanted = self.study(name).get("tasks", self.tasks)
+        return [task for task in self.tasks if task in wanted]
+
+    def study_rows(self, name: str, task: str) -> list[dict]:
+        """A study's rows on a task: {"model", "method", "x", "runs"}, x being the place on its axis or None.
+
+        The runs of a row are its seeds, and with `sizes` those of all draws of a subset.
+        """
+        study = self.study(name)
+        axis, draws = study.get("x", []), range(1, study.get("draws", 1) + 1)
+        sizes = {str(size): [f"{task}@{size}-{draw}" for draw in draws] for size in study.get("sizes", [])}
+        rows = []
+        for model in self.models:
+            if "models" in study and not {*self._model_groups(model)} & {*study["models"]}:
+                continue
+            for method in (method for method in study["methods"] if self.fits(method, model)):
+                seeds = self.seeds if self.method(method)["trained"] else [0]
+                for size, tasks in sizes.items() if sizes else [(None, [task])]:
+                    runs = [f"runs/{each}/{model}/{method}/{seed}" for each in tasks for seed in seeds]
+                    flags = variant(method).flags
+                    value = size if sizes else next((flags[flag] for flag in axis if flag in flags), None)
+                    rows.append({"model": model, "method": method, "x": value, "runs": runs})
+        return rows
+
     # Flags ------------------------------------------------------------------------------------------------------------
 
     def flags(self, command: str, task: str, model: str, method: str) -> list[str]:
         """Arguments for fairseq-train or fairseq-generate (`command`: train, generate), without what the rules add."""
+        if not self.fits(method, model):
+            raise UserError(f"{self.file}: {method} is not for {model}, but for {self.method(method)['families']} only")
         merged = self._layers(command, task, model, method)
-        run = f"{task}, {model}, {method}"
-        return arguments(_with_decay(merged, run) if command == "train" and self.method(method)["trained"] else merged)
+        if command == "train" and self.method(method)["trained"]:
+            merged = _with_decay(merged, f"{task}, {model}, {method}")
+            if self.files_of_words(task, model, method):
+                merged |= self._words(model, merged)
+        return arguments(merged)
+
+    def files_of_words(self, task: str, model: str, method: str) -> list[str]:
+        """What encodes the words that a training begins with; nothing where it begins with random numbers."""
+        if self._layers("train", task, model, method).get("prefix-init") != "words":
+            return []
+        return list(self.vocabulary_files(self.vocabulary(model)).values())
+
+    def _words(self, model: str, flags: dict) -> dict:
+        """Flags for fairseq's encoder of `prefix-init-text`, which begins as the model's texts do."""
+        files = self.vocabulary_files(self.vocabulary(model))
+        if "spm" in files:
+            return {"bpe": "sentencepiece", "sentencepiece-model": files["spm"]}
+        text = str(flags.get("prefix-init-text") or "")
+        spaced = f" {text}" if text and self.family(model) == "gpt2" else text
+        encoder = {"gpt2-encoder-json": files["encoder-json"], "gpt2-vocab-bpe": files["vocab-bpe"]}
+        return {"bpe": "gpt2", "prefix-init-text": spaced, **encoder}
 
     def truncation(self, task: str, model: str) -> dict[str, int]:
         """How many tokens of a source and of a training target the first configured method reads."""
@@ -178,14 +268,23 @@ class Configuration:
         return {flag: default if given.get(flag) is None else given[flag] for flag, default in TRUNCATION.items()}
 
     def _layers(self, command: str, task: str, model: str, method: str) -> dict:
-        tasks = tuple(dict.fromkeys((_whole(task), task)))
-        architecture = self.model(model)["architecture"]
-        models = (*architecture.split("_"), architecture, model)
-        names = {"tasks": tasks, "models": models, "methods": (method,)}
+        found = subset(task)
+        tasks = (found.task, "@", f"@{found.size}", task) if found else (task,)
+        preset, own = variant(method)
+        names = {"tasks": tasks, "models": self._model_groups(model), "methods": self._lineage("methods", preset)}
+        first, *derived = names["methods"]
         merged = {"task": TASKS[self.family(model)]}
-        for kind, name in (("methods", method), ("models", model), ("tasks", tasks[0])):
+        for kind, name in (("methods", first), ("models", model), ("tasks", tasks[0])):
             merged |= _merged(self._preset(kind, name).values, command, names)
-        return merged | _merged(self._overrides, command, names)
+        for name in derived:  # what a method changes of another one is meant for all models and tasks
+            merged |= _merged(load_yaml(self._paths["methods"][name]), command, names)
+        merged |= _merged(self._overrides, command, names)
+        return merged | {flag: value for flag, value in own.items() if flag in known_flags()[command]}
+
+    def _model_groups(self, model: str) -> tuple[str, ...]:
+        """What sections for a model may be called, in the order in which they win."""
+        architecture = self.model(model)["architecture"]
+        return (*architecture.split("_"), architecture, *self._lineage("models", model))
 
     def pretraining_flags(self, model: str) -> list[str]:
         """Arguments for the fairseq-train that makes the base: the model's own, then those of its pretraining."""
@@ -279,6 +378,12 @@ class Configuration:
             return model
         return GPT2_VOCABULARIES[self.family(model)]
 
+    def vocabulary_files(self, vocabulary: str) -> dict[str, str]:
+        """Files that encode and decode text of a vocabulary, by the name of the option that takes them."""
+        if vocabulary in GPT2_VOCABULARIES.values():
+            return {"encoder-json": "resources/gpt2_bpe/encoder.json", "vocab-bpe": "resources/gpt2_bpe/vocab.bpe"}
+        return {"spm": f"bases/{vocabulary}/spm.model"}
+
     # ------------------------------------------------------------------------------------------------------------------
 
     def _preset(self, kind: str, name: str) -> Preset:
@@ -287,18 +392,27 @@ class Configuration:
         if (kind, name) not in self._presets:
             file = f"configs/{kind}/{self._paths[kind][name].name}"
             values = self._values(kind, name)
-            check(values, kind.removesuffix("s"), file)
-            self._check_sections(values, file)
-            {"tasks": _check_task, "models": _check_model, "methods": _check_method}[kind](values, file)
+            check(values, SINGULAR[kind], file)
+            if kind == "studies":
+                self._check_study(values, file)
+            else:
+                self._check_sections(values, file)
+                {"tasks": _check_task, "models": _check_model, "methods": _check_method}[kind](values, file)
             self._presets[kind, name] = Preset(file, values)
         return self._presets[kind, name]
+
+    def _lineage(self, kind: str, name: str) -> tuple[str, ...]:
+        """The presets that a preset extends, and its own name last: their sections are for it too."""
+        self._preset(kind, name)  # checks
+        base = load_yaml(self._paths[kind][name]).get("extends")
+        return (*(self._lineage(kind, base) if base else ()), name)
 
     def _values(self, kind: str, name: str, extended_by: tuple[str, ...] = ()) -> dict:
         """What a preset's file says, laid over the preset that it extends."""
         path = self._paths[kind][name]
         file = f"configs/{kind}/{path.name}"
         values = load_yaml(path, file)
-        if kind != "tasks" or not isinstance(values, dict) or "extends" not in values:
+        if not isinstance(values, dict) or "extends" not in values:
             return values
         base = values["extends"]
         if not (isinstance(base, str) and base in self._paths[kind]):
@@ -307,9 +421,18 @@ class Configuration:
         if base in chain:
             raise UserError(f"{file}: extends: a preset cannot extend itself ({' -> '.join((*chain, base))})")
         extended = self._values(kind, base, chain)
-        check(extended, "task", f"configs/{kind}/{self._paths[kind][base].name}")
+        check(extended, SINGULAR[kind], f"configs/{kind}/{self._paths[kind][base].name}")
         own = {key: value for key, value in values.items() if key != "extends"}
-        return _laid_over({"dataset": base, **extended}, own)
+        return _laid_over({"dataset": base, **extended} if kind == "tasks" else extended, own)
+
+    def _check_study(self, values: dict, file: str) -> None:
+        if (values.get("x") == ["size"]) != ("sizes" in values):
+            raise UserError(f"{file}: x: [size] and the list `sizes` go together")
+        for kind in KINDS:
+            groups = MODEL_GROUPS if kind == "models" else ()
+            for name in values.get(kind, []):
+                if _preset_name(kind, name) not in {*self._paths[kind], *groups}:
+                    raise UserError(f"{file}: {kind}: {self._unknown(kind, name)}")
 
     def _check_subsets(self, file: str) -> None:
         """A subset is drawn from its task's examples: they can be changed under the task's own name only."""
@@ -321,7 +444,7 @@ class Configuration:
                 )
 
     def _unknown(self, kind: str, name: str, known: Iterable[str] | None = None) -> str:
-        return f"no {kind.removesuffix('s')} is called {name!r}{_suggestion(name, known or self._paths[kind])}"
+        return f"no {SINGULAR[kind]} is called {name!r}{_suggestion(name, known or self._paths[kind])}"
 
     def _check_sections(self, layer: dict, file: str, *keys: str) -> None:
         """Flags of a layer and all of its sections are fairseq's and free to set; sections are called like presets."""
@@ -331,7 +454,7 @@ class Configuration:
         for kind in KINDS:
             for name, section in layer.get(kind, {}).items():
                 known = {*self._paths[kind], *(MODEL_GROUPS if kind == "models" else ())}
-                if (_whole(name) if kind == "tasks" else name) not in known:
+                if _preset_name(kind, name) not in known and not (kind == "tasks" and re.fullmatch(r"@\d*", name)):
                     raise UserError(f"{': '.join((file, *keys, kind))}: {self._unknown(kind, name, known)}")
                 self._check_sections(section, file, *keys, kind, name)
 
@@ -391,19 +514,23 @@ def _paths(files: dict[str, dict], folder: str) -> dict[str, str]:
 
 def check_flag(command: str, flag: str, value, where: str) -> None:
     """Refuse a flag that the rules give, that no command of fairseq knows, or whose value cannot be meant."""
-    if flag in RESERVED:
-        raise UserError(f"{where}: {flag} is set by the workflow itself; leave it out")
-    known = known_flags()
-    commands = ("train", "generate") if command == "data" else (command,)
-    for name in commands:
-        if flag not in known[name]:
-            raise UserError(f"{where}: fairseq-{name} has no flag --{flag}{_suggestion(flag, known[name])}")
+    _check_known(command, flag, value, where)
     if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+", value):
         number = f"{float(value):.10e}".split("e")
         mantissa = number[0].rstrip("0") + ("0" if number[0].rstrip("0").endswith(".") else "")
         raise UserError(
             f"{where}: {flag}: YAML reads {value} as text, not as a number; write {mantissa}e{int(number[1]):+d}"
         )
+
+
+def _check_known(command: str, flag: str, value, where: str) -> None:
+    if flag in RESERVED:
+        raise UserError(f"{where}: {flag} is set by the workflow itself; leave it out")
+    known = known_flags()
+    commands = COMMANDS if command == "data" else (command,)
+    for name in commands:
+        if flag not in known[name]:
+            raise UserError(f"{where}: fairseq-{name} has no flag --{flag}{_suggestion(flag, known[name])}")
     takes_value = known[commands[0]][flag]
     if takes_value and isinstance(value, bool):
         raise UserError(

@@ -21,8 +21,8 @@ from typing import IO
 
 import psutil
 from common import UserError
+from warm import Fork, start
 
-PLUGIN = Path(__file__).resolve().parents[2] / "fairseq_prefix"
 HALF_PRECISION = ("--fp16", "--memory-efficient-fp16", "--amp")
 GRACE_SECONDS = 20
 
@@ -47,12 +47,6 @@ def fit_machine(arguments: list[str]) -> list[str]:
     return arguments
 
 
-def environment() -> dict[str, str]:
-    """This process's, with the plugin importable from any working directory."""
-    paths = [*filter(None, [os.environ.get("PYTHONPATH")]), str(PLUGIN.parent)]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-
-
 def run(
     module: str,
     arguments: list[str],
@@ -72,17 +66,8 @@ def run(
     with open(log, "w", encoding="utf-8") as log_file:
         log_file.write(f"{module} {' '.join(arguments)}\n")
         log_file.flush()
-        process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=log_file,  # a pipe of its own or shared would let a warning fall into the middle of a line
-            encoding="utf-8",
-            errors="replace",
-            env=environment(),
-            start_new_session=True,
-            pass_fds=[lock.fileno()] if lock else [],
-        )
+        # Errors go to the file: a pipe, of its own or shared, would let a warning fall into the middle of a line.
+        process = start(module, arguments, log_file, [lock.fileno()] if lock else [])
         if lock:
             note_holder(lock, os.getpid(), process.pid)
         with _ended_with_us(process):
@@ -96,7 +81,7 @@ def run(
 
 
 @contextlib.contextmanager
-def _ended_with_us(process: subprocess.Popen) -> Iterator[None]:
+def _ended_with_us(process: subprocess.Popen | Fork) -> Iterator[None]:
     """While the block runs, signals that would end this process end the child's whole group first."""
 
     def end(number, _frame):
@@ -113,7 +98,7 @@ def _ended_with_us(process: subprocess.Popen) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _end_group(process: subprocess.Popen) -> None:
+def _end_group(process: subprocess.Popen | Fork) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         if process.poll() is None:
             with contextlib.suppress(ProcessLookupError):

@@ -12,7 +12,8 @@ import re
 from pathlib import Path
 
 from common import UserError, atomic_open, progress, run_main
-from fairseq_command import PLUGIN, fit_machine, run, split_arguments
+from fairseq_command import fit_machine, run, split_arguments
+from warm import PLUGIN
 
 RESULT = re.compile(r"[STHDP]-\d+\t")
 

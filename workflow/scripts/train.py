@@ -15,14 +15,15 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from common import UserError, atomic_path, progress, run_main, sha256_file, write_json
-from fairseq_command import PLUGIN, environment, exclusive, fit_machine, run, split_arguments
+from fairseq_command import exclusive, fit_machine, run, split_arguments
+from plugin import plugin
+from warm import PLUGIN
 
 PACKAGES = ("fairseq-fixed", "fairseq-prefix", "numpy", "torch")
 LOGGED = re.compile(r"\| INFO \| (train_inner|train|valid) \| (\{.*\})$")
@@ -156,19 +157,6 @@ def write_untuned(arch: str, base: Path, output: Path) -> dict:
 def inspect(checkpoint: Path) -> dict:
     """What the plugin says of a checkpoint."""
     return plugin("inspect", str(checkpoint))
-
-
-def plugin(command: str, file: str, *arguments: str) -> dict:
-    """The description of a file that `python -m fairseq_prefix` makes or looks at.
-
-    Raises:
-        UserError: the command failed; with the reason it gave.
-    """
-    line = [sys.executable, "-m", "fairseq_prefix", command, file, *arguments, "--json"]
-    result = subprocess.run(line, capture_output=True, text=True, env=environment())
-    if result.returncode != 0:
-        raise UserError(f"{file}: {(result.stderr.strip().splitlines() or ['cannot be read'])[-1]}")
-    return json.loads(result.stdout)
 
 
 def digests(folders: list[Path]) -> dict[str, str]:

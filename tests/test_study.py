@@ -1,0 +1,116 @@
+"""Studies: rows from runs, differences between runs that are alike, what failed, plots, and the page of them all."""
+
+import json
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+import report
+import study
+from common import UserError
+
+STUDY = {
+    "title": "Length",
+    "question": "Does a longer prefix help?",
+    "paper": "up to ten.",
+    "methods": ["finetune", "prefix~prefix-length=1", "prefix~prefix-length=10"],
+    "x": ["prefix-length"],
+    "compare": [["prefix", "finetune"]],
+    "points": [{"task": "toy", "model": "gpt2_medium", "method": "prefix", "x": 10, "bleu": 62.2}],
+}
+SCORES = {  # method -> seed -> BLEU; None: it failed
+    "finetune": {1: 30.0, 2: 32.0},
+    "prefix~prefix-length=1": {1: 20.0, 2: 25.0},
+    "prefix~prefix-length=10": {1: 33.0, 2: None},
+}
+
+
+@pytest.fixture
+def arguments(tmp_path, monkeypatch):
+    """Arguments of study.py for three methods with two seeds each, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    rows = []
+    for method, seeds in SCORES.items():
+        runs = [f"runs/toy/bart/{method}/{seed}" for seed in seeds]
+        x = method.partition("=")[2] or None
+        rows.append({"model": "bart", "method": method, "x": x, "runs": runs})
+        for run, score in zip(runs, seeds.values(), strict=True):
+            (tmp_path / run).mkdir(parents=True)
+            if score is None:
+                continue
+            scores = {"scores": {"bleu": score}, "intervals": {"bleu": [0, 1]}, "signature": "s"}
+            (tmp_path / run / "bleu.json").write_text(json.dumps({"metrics": {"bleu": scores}}))
+            record = {"trained_parameters": 700, "stored_parameters": 70, "base_parameters": 1000}
+            record |= {"arch": "prefix_bart_tiny", "seed": 1, "flags": ["--lr", "<1>"], "versions": {"torch": "2"}}
+            (tmp_path / run / "run.json").write_text(json.dumps(record | {"data_sha256": {"dict.txt": "abc"}}))
+            log = tmp_path / "logs" / run
+            log.mkdir(parents=True)
+            (log / "train.benchmark.tsv").write_text("s\tmax_rss\n60\t500\n")
+    return [
+        *("--study", json.dumps(STUDY), "--task", "toy", "--rows", json.dumps({"rows": rows})),
+        *("--metric", "bleu", "--output", "results/studies/length/toy.txt"),
+    ]
+
+
+def test_rows_are_means_over_runs_at_places_of_the_axis(arguments, tmp_path):
+    study.main(arguments)
+    lines = (tmp_path / "results/studies/length/toy.txt").read_text().splitlines()
+    assert lines[0] == "toy: Length"
+    table = [line.split() for line in lines if line.startswith("bart")]
+    assert table[0] == "bart finetune all 2 700 70 7.00 31.00 ± 1.41 60 s".split()
+    assert table[1] == "bart prefix 1 2 700 70 7.00 22.50 ± 3.54 60 s".split()
+    assert table[2] == "bart prefix 10 1 of 2 700 70 7.00 33.00 60 s".split()
+
+
+def test_what_failed_is_named_and_has_a_line_without_a_value(arguments, tmp_path):
+    study.main(arguments)
+    text = (tmp_path / "results/studies/length/toy.txt").read_text()
+    assert "failed or not finished (1):\n  runs/toy/bart/prefix~prefix-length=10/2\n" in text
+    rows = [line.split("\t") for line in (tmp_path / "results/studies/length/toy.tsv").read_text().splitlines()]
+    assert [row[3:] for row in rows if row[3].endswith("=10/2")][0][-2:] == ["", ""]
+    assert len(rows) == 1 + 6
+
+
+def test_differences_are_between_runs_with_the_same_seed(arguments, tmp_path):
+    STUDY_WITHOUT_AXIS = {**STUDY, "compare": [["prefix~prefix-length=1", "finetune"]]}
+    del STUDY_WITHOUT_AXIS["x"]
+    rows = json.loads(arguments[5])
+    for row in rows["rows"]:
+        row["x"] = None
+    arguments[1], arguments[5] = json.dumps(STUDY_WITHOUT_AXIS), json.dumps(rows)
+    study.main(arguments)
+    text = (tmp_path / "results/studies/length/toy.txt").read_text()
+    # 20 - 30 and 25 - 32
+    assert "  bart: prefix~prefix-length=1 - finetune = -8.50 ± 2.12, above 0 in 0 of 2\n" in text
+
+
+def test_plots_are_pictures_and_the_same_bytes_each_time(arguments, tmp_path):
+    study.main(arguments)
+    folder = tmp_path / "results/studies/length"
+    first = (folder / "toy.svg").read_bytes()
+    assert ElementTree.fromstring(first).tag.endswith("svg")
+    assert (folder / "toy.png").read_bytes().startswith(b"\x89PNG")
+    study.main(arguments)
+    assert (folder / "toy.svg").read_bytes() == first
+
+
+def test_without_any_scores_there_is_no_table(arguments, tmp_path):
+    for path in tmp_path.glob("runs/*/*/*/*/bleu.json"):
+        path.unlink()
+    with pytest.raises(UserError, match="toy: no run of this study has scores"):
+        study.main(arguments)
+    assert not list((tmp_path / "results").rglob("toy*"))
+
+
+def test_the_page_needs_nothing_else_and_says_what_was_run(arguments, tmp_path):
+    study.main(arguments)
+    report.main(
+        [
+            *("--studies", json.dumps({"length": STUDY}), "--output", "results/studies/report.html"),
+            *("--table", "results/studies/length/toy.txt"),
+        ]
+    )
+    page = (tmp_path / "results/studies/report.html").read_text()
+    assert "Does a longer prefix help?" in page and "22.50 ± 3.54" in page and "<svg" in page
+    assert "prefix_bart_tiny seed 1: --lr &lt;1&gt;" in page and "abc  dict.txt" in page and "torch 2" in page
+    assert "no record: it failed" in page
+    assert "src=" not in page and "url(http" not in page

@@ -1,0 +1,44 @@
+# Studies: runs that differ in what a study varies, as tables and plots, one per task; and the report of them all.
+
+
+localrules:
+    study,
+    report,
+
+
+rule study:
+    input:
+        script=script("study.py"),
+        scores=lambda wildcards: scores_of_study(wildcards.study, wildcards.task),
+    output:
+        text="results/studies/{study}/{task}.txt",
+        others=multiext("results/studies/{study}/{task}", ".tsv", ".svg", ".png"),
+    log:
+        "logs/results/studies/{study}/{task}.log",
+    wildcard_constraints:
+        task=TASK,
+    params:
+        study=lambda wildcards: compact_json(study.study(wildcards.study)),
+        rows=lambda wildcards: compact_json({"rows": study.study_rows(wildcards.study, wildcards.task)}),
+        metrics=lambda wildcards: scored_metrics(wildcards.task)[0],
+    message:
+        "Making the table and the plot of {wildcards.study} on {wildcards.task}"
+    shell:
+        "python {input.script:q} --study {params.study:q} --task {wildcards.task} --rows {params.rows:q}"
+        " --metric {params.metrics:q} --output {output.text:q} 2> >(tee {log:q} >&2)"
+
+
+rule report:
+    input:
+        script=script("report.py"),
+        tables=studies_on_tasks(),
+    output:
+        "results/studies/report.html",
+    log:
+        "logs/results/studies/report.log",
+    params:
+        studies=lambda wildcards: compact_json({name: study.study(name) for name in study.studies}),
+    message:
+        "Making the report of all studies"
+    shell:
+        "python {input.script:q} --studies {params.studies:q} --table {input.tables:q} --output {output:q} 2> >(tee {log:q} >&2)"

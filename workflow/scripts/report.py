@@ -1,0 +1,89 @@
+"""All studies on one page that needs nothing else: what was asked, what came out, the plots, and what was run.
+
+The plots are inside the page; nothing is fetched from anywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import html
+import json
+from pathlib import Path
+
+from common import atomic_open, json_object, run_main
+
+STYLE = """
+body { font: 15px/1.5 sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; color: #222; }
+pre { font-size: 12px; line-height: 1.35; overflow-x: auto; background: #f6f6f6; padding: 0.8em; }
+svg { max-width: 100%; height: auto; }
+h2 { border-top: 1px solid #ccc; padding-top: 1em; }
+"""
+
+
+def main(argv: list[str]) -> None:
+    args = parse_args(argv)
+    parts = []
+    for name, study in args.studies.items():
+        parts.append(f"<h2 id='{name}'>{html.escape(study['title'])}</h2>\n<p>{html.escape(study['question'])}</p>")
+        parts.append(f"<p>In the paper: {html.escape(study['paper'])}</p>")
+        parts += [section(table) for table in args.table if table.parent.name == name]
+    contents = "".join(
+        f"<li><a href='#{name}'>{html.escape(study['title'])}</a></li>" for name, study in args.studies.items()
+    )
+    with atomic_open(args.output) as file:
+        file.write(
+            "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'><title>Studies of prefix-tuning</title>"
+            f"<style>{STYLE}</style></head>\n<body><h1>Studies of prefix-tuning</h1>\n<ul>{contents}</ul>\n"
+            + "\n".join(parts)
+            + "\n</body></html>\n"
+        )
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--studies", type=json_object, required=True, metavar="JSON", help="by name, what its file says"
+    )
+    parser.add_argument(
+        "--table",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="{study}/{task}.txt, .tsv and .svg beside it",
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the page")
+    return parser.parse_args(argv)
+
+
+def section(table: Path) -> str:
+    """A study on one task: the plot, the table, and what was run."""
+    svg = table.with_suffix(".svg").read_text(encoding="utf-8")
+    svg = svg[svg.index("<svg") :].replace('id="', f'id="{table.parent.name}-{table.stem}-')  # unique on the page
+    svg = svg.replace('href="#', f'href="#{table.parent.name}-{table.stem}-')
+    svg = svg.replace("url(#", f"url(#{table.parent.name}-{table.stem}-")
+    text = html.escape(table.read_text(encoding="utf-8"))
+    return f"<h3>{html.escape(table.stem)}</h3>\n{svg}\n<pre>{text}</pre>\n{what_was_run(table.with_suffix('.tsv'))}"
+
+
+def what_was_run(tsv: Path) -> str:
+    """Flags, seeds, versions and hashes of every row, folded up."""
+    with open(tsv, encoding="utf-8", newline="") as file:
+        runs = dict.fromkeys(row["run"] for row in csv.DictReader(file, delimiter="\t"))
+    lines = []
+    for run in runs:
+        path = Path(run) / "run.json"
+        if not path.exists():
+            lines.append(f"{run}\n  no record: it failed, or has not finished")
+            continue
+        record = json.loads(path.read_text(encoding="utf-8"))
+        versions = " ".join(f"{name} {version}" for name, version in sorted(record["versions"].items()))
+        lines.append(f"{run}\n  {record['arch']} seed {record['seed']}: {' '.join(record['flags'])}\n  {versions}")
+        lines += [f"  {digest}  {name}" for name, digest in record["data_sha256"].items()]
+    body = html.escape("\n".join(lines))
+    return f"<details><summary>{len(runs)} runs: flags, seeds, versions, SHA-256</summary><pre>{body}</pre></details>"
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,278 @@
+"""A study on one task: its rows as a text table and a TSV, the comparisons it is about, and a plot (SVG and PNG).
+
+What a study varies is in configs/studies/{name}.yaml; the workflow gives its rows here, each with the folders of its
+runs (seeds, and draws of a subset). A run without scores, because it failed or has not ended, is counted and named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import statistics
+import textwrap
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from common import UserError, atomic_open, atomic_path, json_object, read_json, run_main
+from score import digits_of
+from table import WIDTH, aligned
+
+PARAMETERS = ("trained_parameters", "stored_parameters", "base_parameters")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model and a method at one place of the axis, with what its runs recorded."""
+
+    model: str
+    method: str  # the name of the method, with the flags of a variant
+    label: str  # how plots and tables call it: without the flag that is the axis
+    x: str | None
+    runs: list[str]
+    scores: dict[str, dict[str, float]]  # run -> score -> value
+    record: dict  # run.json of one run
+    costs: list[tuple[float, float]] = field(default_factory=list)  # (seconds, peak MB) of the trainings
+
+    @property
+    def failed(self) -> list[str]:
+        return [run for run in self.runs if run not in self.scores]
+
+    def values(self, name: str) -> list[float]:
+        return [self.scores[run][name] for run in self.runs if run in self.scores]
+
+
+def main(argv: list[str]) -> None:
+    args = parse_args(argv)
+    rows = [read_row(args, **row) for row in args.rows["rows"]]
+    names = list(dict.fromkeys(name for row in rows for scores in row.scores.values() for name in scores))
+    if not names:
+        raise UserError(f"{args.task}: no run of this study has scores")
+    stem = args.output.with_suffix("")
+    # Entered first, hence renamed last: where the text table stands, the rest does.
+    with (
+        atomic_open(args.output) as text,
+        atomic_path(stem.with_suffix(".tsv")) as tsv,
+        atomic_path(stem.with_suffix(".svg")) as svg,
+        atomic_path(stem.with_suffix(".png")) as png,
+    ):
+        tsv.write_text(tab_separated(rows), encoding="utf-8")
+        draw(args, rows, names[0] if args.score is None else args.score, svg, png)
+        text.write(report(args, rows, names))
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", type=json_object, required=True, metavar="JSON", help="what its YAML file says")
+    parser.add_argument("--task", required=True, help="the task's name")
+    parser.add_argument(
+        "--rows",
+        type=json_object,
+        required=True,
+        metavar="JSON",
+        help='{"rows": [{"model", "method", "x", "runs": [folders]}]}',
+    )
+    parser.add_argument("--metric", nargs="+", required=True, help="whose {metric}.json are read from every run")
+    parser.add_argument("--score", help="the one that is drawn and compared [the first]")
+    parser.add_argument("--logs", type=Path, default=Path("logs"), metavar="DIR", help="of the runs [%(default)s]")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the .txt; the others go beside it")
+    return parser.parse_args(argv)
+
+
+# Reading --------------------------------------------------------------------------------------------------------------
+
+
+def read_row(args: argparse.Namespace, model: str, method: str, x: str | None, runs: list[str]) -> Row:
+    """What the runs of one row recorded; those that have no scores are left for `failed`."""
+    scores, costs, record = {}, [], {}
+    for run in runs:
+        found = [Path(run) / f"{metric}.json" for metric in args.metric]
+        if not all(path.exists() for path in found):
+            continue
+        scores[run] = {
+            name: value
+            for metric, path in zip(args.metric, found, strict=True)
+            for name, value in read_json(path)["metrics"][metric]["scores"].items()
+        }
+        record = read_json(Path(run) / "run.json")
+        costs += _training_costs(args.logs / run / "train.benchmark.tsv")
+    axis = tuple(f"{flag}=" for flag in args.study.get("x", []))
+    label = "~".join(part for part in method.split("~") if not part.startswith(axis))
+    return Row(model, method, label, x, runs, scores, record, costs)
+
+
+def _training_costs(path: Path) -> list[tuple[float, float]]:
+    """Snakemake's measurement of a training, if it is there."""
+    if not path.exists():
+        return []
+    with open(path, encoding="utf-8", newline="") as file:
+        return [(float(row["s"]), float(row["max_rss"])) for row in csv.DictReader(file, delimiter="\t")]
+
+
+# Text -----------------------------------------------------------------------------------------------------------------
+
+
+def report(args: argparse.Namespace, rows: list[Row], names: list[str]) -> str:
+    """The title, the table, the comparisons, and the runs that failed."""
+    study = args.study
+    header = [
+        "model",
+        "method",
+        *([" / ".join(study["x"])] if "x" in study else []),
+        "runs",
+        "trained",
+        "stored",
+        "% of base",
+    ]
+    body = [_cells(row, names, "x" in study) for row in rows]
+    lines = [f"{args.task}: {study['title']}", ""]
+    lines += textwrap.wrap(study["question"], WIDTH)
+    lines += ["", *aligned([[*header, *names, "training"], *body], left=2), ""]
+    lines.append("scores: mean ± standard deviation over the runs; training: mean seconds of a run")
+    comparisons = [line for pair in study.get("compare", []) for line in compare(rows, pair, args.score or names[0])]
+    if comparisons:
+        lines += ["", f"Differences in {args.score or names[0]}, run by run:", *comparisons]
+    if failed := [run for row in rows for run in row.failed]:
+        lines += ["", f"Without scores, failed or not finished ({len(failed)}):", *(f"  {run}" for run in failed)]
+    lines += ["", *textwrap.wrap(f"In the paper: {study['paper']}", WIDTH), ""]
+    return "\n".join(lines)
+
+
+def _cells(row: Row, names: list[str], has_x: bool) -> list[str]:
+    counts = [row.record.get(name, 0) for name in PARAMETERS]
+    trained, stored, base = counts
+    runs = str(len(row.scores)) + (f" of {len(row.runs)}" if row.failed else "")
+    cells = [row.model, row.label, *([row.x or "all"] if has_x else []), runs]
+    if not row.scores:
+        return [*cells, *["-"] * (4 + len(names))]
+    cells += [f"{trained:,}", f"{stored:,}", f"{100 * stored / base:.2f}"]
+    cells += [spread(row.values(name), digits_of(name)) for name in names]
+    return [*cells, f"{statistics.fmean(seconds for seconds, _ in row.costs):.0f} s" if row.costs else "-"]
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Mean ± standard deviation; of one value itself."""
+    if not values:
+        return "-"
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+
+
+def compare(rows: list[Row], pair: list[str], name: str) -> list[str]:
+    """One line per model and place of the axis where both methods have runs: differences between runs alike but for
+    the method (same draw and seed; an untuned model's only run stands against every seed).
+    """
+    lines = []
+    first = {(row.model, row.x): row for row in rows if row.label == pair[0]}
+    second = {(row.model, row.x): row for row in rows if row.label == pair[1]}
+    for key in first:
+        if key not in second:
+            continue
+        others = {_alike(run): value[name] for run, value in second[key].scores.items()}
+        only = next(iter(others.values())) if len(second[key].runs) == 1 else None
+        differences = [
+            value[name] - others.get(_alike(run), only)
+            for run, value in first[key].scores.items()
+            if others.get(_alike(run), only) is not None
+        ]
+        if differences:
+            place = f" at {key[1]}" if key[1] else ""
+            above = sum(difference > 0 for difference in differences)
+            lines.append(
+                f"  {key[0]}{place}: {pair[0]} - {pair[1]} = {spread(differences, digits_of(name))}, "
+                f"above 0 in {above} of {len(differences)}"
+            )
+    return lines
+
+
+def _alike(run: str) -> tuple[str, str]:
+    """(task, seed) of runs/{task}/{model}/{method}/{seed}."""
+    parts = Path(run).parts
+    return parts[-4], parts[-1]
+
+
+def tab_separated(rows: list[Row]) -> str:
+    """One line per run and score; a run without scores has one line with none."""
+    file = io.StringIO()
+    table = csv.writer(file, delimiter="\t", lineterminator="\n")
+    table.writerow(["model", "method", "x", "run", *PARAMETERS, "score", "value"])
+    for row in rows:
+        for run in row.runs:
+            start = [row.model, row.method, row.x or "", run]
+            counts = [row.record.get(name, "") for name in PARAMETERS]
+            found = row.scores.get(run, {"": ""})
+            table.writerows([*start, *counts, name, value] for name, value in found.items())
+    return file.getvalue()
+
+
+# Plot -----------------------------------------------------------------------------------------------------------------
+
+
+def draw(args: argparse.Namespace, rows: list[Row], name: str, svg: Path, png: Path) -> None:
+    """One panel per model: curves with bands over the axis, or a bar per method; the paper's points are hollow."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    matplotlib.rcParams.update({"svg.hashsalt": "study", "svg.fonttype": "path", "font.size": 10})
+    from matplotlib import pyplot
+
+    models = list(dict.fromkeys(row.model for row in rows))
+    figure, panels = pyplot.subplots(
+        1, len(models), figsize=(1 + 4.6 * len(models), 3.8), sharey=True, squeeze=False, layout="constrained"
+    )
+    for panel, model in zip(panels[0], models, strict=True):
+        own = [row for row in rows if row.model == model and row.scores]
+        (_draw_curves if "x" in args.study else _draw_bars)(panel, own, name)
+        _draw_paper(panel, args, model, name)
+        panel.set_title(model)
+        panel.grid(axis="y", alpha=0.3)
+    panels[0][0].set_ylabel(name)
+    if "x" in args.study:
+        figure.supxlabel(" / ".join(args.study["x"]))
+        panels[0][-1].legend(fontsize=8)
+    figure.suptitle(f"{args.task}: {args.study['title']}")
+    figure.savefig(svg, format="svg", metadata={"Date": None})
+    figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
+    pyplot.close(figure)
+
+
+def _draw_curves(panel, rows: list[Row], name: str) -> None:
+    """Means over the axis, in the order of its values and evenly spaced, with a band of one standard deviation."""
+    places = list(dict.fromkeys(row.x or "all" for row in rows))
+    for label in dict.fromkeys(row.label for row in rows):
+        own = [row for row in rows if row.label == label]
+        x = [places.index(row.x or "all") for row in own]
+        means = [statistics.fmean(row.values(name)) for row in own]
+        spreads = [statistics.stdev(row.values(name)) if len(row.scores) > 1 else 0.0 for row in own]
+        (line,) = panel.plot(x, means, marker="o", label=label)
+        low, high = ([mean + sign * s for mean, s in zip(means, spreads, strict=True)] for sign in (-1, 1))
+        panel.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    panel.set_xticks(range(len(places)), places)
+
+
+def _draw_bars(panel, rows: list[Row], name: str) -> None:
+    for place, row in enumerate(rows):
+        values = row.values(name)
+        error = statistics.stdev(values) if len(values) > 1 else None
+        panel.barh(place, statistics.fmean(values), xerr=error, color="tab:blue", alpha=0.6, capsize=3)
+    panel.set_yticks(range(len(rows)), [row.label for row in rows])
+    panel.invert_yaxis()
+    panel.set_xlabel(name)
+
+
+def _draw_paper(panel, args: argparse.Namespace, model: str, name: str) -> None:
+    """The paper's own points for this task and score, where its axis has their place."""
+    points = [point for point in args.study.get("points", []) if point["task"] == args.task and name in point]
+    if not points or "x" not in args.study:
+        return
+    places = [tick.get_text() for tick in panel.get_xticklabels()]
+    for label in dict.fromkeys(point["method"] for point in points):
+        own = [point for point in points if point["method"] == label and str(point["x"]) in places]
+        x, y = [places.index(str(point["x"])) for point in own], [point[name] for point in own]
+        panel.plot(
+            x, y, "o--", fillstyle="none", color="gray", label=f"{label} (paper, {own[0]['model']})" if own else None
+        )
+
+
+if __name__ == "__main__":
+    run_main(main)
