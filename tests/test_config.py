@@ -271,6 +271,11 @@ def test_every_shipped_study_is_valid():
         assert study.study(name)["title"]
 
 
+def test_one_name_alone_is_a_list_of_one():
+    study = configuration(models="gpt2_medium", methods="prefix~lr=1e-4")
+    assert (study.models, study.methods) == (["gpt2_medium"], ["prefix~lr=1e-4"])
+
+
 def test_flags_are_sorted_and_written_as_the_command_line_has_them():
     flags = {"lr": 5e-05, "fp16": True, "cpu": False, "patience": None, "adam-betas": "(0.9, 0.98)", "unkpen": -1}
     assert arguments(flags) == ["--adam-betas", "(0.9, 0.98)", "--fp16", "--lr", "5e-05", "--unkpen=-1"]
@@ -480,7 +485,7 @@ def test_flags_known_here_are_those_of_fairseq():
         ({"modles": []}, "mine.yaml: unknown key 'modles'; did you mean 'models'?"),
         ({"tasks": ["xsumm"]}, "mine.yaml: tasks: no task is called 'xsumm'; did you mean 'xsum'?"),
         ({"methods": ["lora"]}, "mine.yaml: methods: no method is called 'lora'; there are: adapter, "),
-        ({"tasks": "xsum"}, "mine.yaml: tasks: expected a list of names, found 'xsum'"),
+        ({"tasks": {"xsum": 1}}, "mine.yaml: tasks: expected a list of names, found {'xsum': 1}"),
         ({"tasks": []}, "mine.yaml: tasks: must not be empty"),
         ({"tasks": ["../xsum"]}, "mine.yaml: tasks: 0: expected a name made of letters"),
         ({"tasks": ["xsum; rm -rf ."]}, "mine.yaml: tasks: 0: expected a name made of letters"),

@@ -129,6 +129,9 @@ class Configuration:
     """
 
     def __init__(self, values: dict, file: str, folders: Iterable[Path]) -> None:
+        lists = {key: value for key, value in values.items() if key in (*KINDS, "studies")}
+        # One name alone is a list of one, also on the command line: --config models=gpt2_medium
+        values = values | {key: [value] for key, value in lists.items() if isinstance(value, str)}
         check(values, "config", file)
         self.file = file
         self.tasks, self.models, self.methods, self.seeds = (values[key] for key in (*KINDS, "seeds"))
