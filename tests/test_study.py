@@ -56,9 +56,9 @@ def test_rows_are_means_over_runs_at_places_of_the_axis(arguments, tmp_path):
     lines = (tmp_path / "results/studies/length/toy.txt").read_text().splitlines()
     assert lines[0] == "toy: Length"
     table = [line.split() for line in lines if line.startswith("bart")]
-    assert table[0] == "bart finetune all 2 700 70 7.00 31.00 ± 1.41 60 s".split()
-    assert table[1] == "bart prefix 1 2 700 70 7.00 22.50 ± 3.54 60 s".split()
-    assert table[2] == "bart prefix 10 1 of 2 700 70 7.00 33.00 60 s".split()
+    assert table[0] == "bart finetune all 2 700 70 7.00 31.00 ± 1.41 60 s, 500 MB".split()
+    assert table[1] == "bart prefix 1 2 700 70 7.00 22.50 ± 3.54 60 s, 500 MB".split()
+    assert table[2] == "bart prefix 10 1 of 2 700 70 7.00 33.00 60 s, 500 MB".split()
 
 
 def test_what_failed_is_named_and_has_a_line_without_a_value(arguments, tmp_path):

@@ -128,7 +128,7 @@ def report(args: argparse.Namespace, rows: list[Row], names: list[str]) -> str:
     lines = [f"{args.task}: {study['title']}", ""]
     lines += textwrap.wrap(study["question"], WIDTH)
     lines += ["", *aligned([[*header, *names, "training"], *body], left=2), ""]
-    lines.append("scores: mean ± standard deviation over the runs; training: mean seconds of a run")
+    lines.append("scores: mean ± standard deviation over the runs; training: mean time and peak memory of a run")
     comparisons = [line for pair in study.get("compare", []) for line in compare(rows, pair, args.score or names[0])]
     if comparisons:
         lines += ["", f"Differences in {args.score or names[0]}, run by run:", *comparisons]
@@ -147,7 +147,8 @@ def _cells(row: Row, names: list[str], has_x: bool) -> list[str]:
         return [*cells, *["-"] * (4 + len(names))]
     cells += [f"{trained:,}", f"{stored:,}", f"{100 * stored / base:.2f}"]
     cells += [spread(row.values(name), digits_of(name)) for name in names]
-    return [*cells, f"{statistics.fmean(seconds for seconds, _ in row.costs):.0f} s" if row.costs else "-"]
+    seconds, memory = (statistics.fmean(values) for values in zip(*row.costs, strict=True)) if row.costs else (0, 0)
+    return [*cells, f"{seconds:.0f} s, {memory:,.0f} MB" if row.costs else "-"]
 
 
 def spread(values: list[float], digits: int) -> str:
