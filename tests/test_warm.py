@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -53,16 +54,20 @@ def run(command: str, warm: bool) -> subprocess.CompletedProcess:
 
 
 def test_forks_leave_the_same_bytes_as_processes_of_their_own(world, tmp_path):
+    errors = {}
     for name in ("fresh", "warm"):
         (tmp_path / name).mkdir()
         result = run(steps(world, tmp_path / name), warm=name == "warm")
         assert result.returncode == 0, result.stderr
+        errors[name] = result.stderr
     for name in ("generate.txt", "prefix.safetensors", "inspect.json"):
         assert (tmp_path / "warm" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes(), name
     assert json.loads((tmp_path / "warm" / "inspect.json").read_text())["updates"] == 6
     fresh, warm = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=False) for name in ("fresh", "warm"))
     assert all(torch.equal(fresh["model"][name], warm["model"][name]) for name in fresh["model"])
-    assert "num_updates" in (tmp_path / "warm" / "train.log").read_text()
+    for name in ("fresh", "warm"):  # what the progress bar follows
+        assert re.search(r"\| INFO \| train \| ", (tmp_path / name / "train.log").read_text())
+        assert "6/6" in errors[name]
 
 
 def test_a_fork_is_really_used_and_others_are_not_in_its_way(tmp_path):

@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from argparse import Namespace
 from pathlib import Path
 from typing import IO
 
@@ -142,14 +143,19 @@ def serve_while_running(argv: list[str], address: str) -> int:
 
 
 def load() -> None:
-    """Everything that the commands import; nothing is computed, so that there are no threads yet."""
-    from argparse import Namespace
+    """Everything that the commands import; nothing is computed, so that there are no threads yet.
 
+    fairseq's commands come first: importing them sets up their log. The plugin is imported by fairseq itself, which
+    refuses one that is there already.
+    """
+    sys.path.insert(0, str(PLUGIN.parent))
+    *commands, plugin = ENTRY_POINTS
+    for module in commands:
+        importlib.import_module(module)
     from fairseq.utils import import_user_module
 
-    import_user_module(Namespace(user_dir=str(PLUGIN)))  # first: fairseq insists on importing it itself
-    for module in ENTRY_POINTS:
-        importlib.import_module(module)
+    import_user_module(Namespace(user_dir=str(PLUGIN)))
+    importlib.import_module(plugin)
 
 
 def handle(connection: socket.socket) -> int:
