@@ -22,6 +22,7 @@ from . import checkpoint as files
 from . import model as common
 from .adapter import AdaptableDecoderLayer, AdaptableEncoderLayer
 from .attention import PrefixDecoderLayer, PrefixEncoderLayer, PromptDecoderLayer
+from .errors import UsageError
 from .prefix import SITES, Prefix
 from .prompt import Prompt, prompt_columns
 
@@ -153,6 +154,19 @@ class PromptBARTModel(common.Prompted, BaseBART):
         """BART's options and the prompt's."""
         BaseBART.add_args(parser)
         common.add_prompt_arguments(parser, PROMPT_DEFAULTS, PROMPT_SITES)
+
+    @classmethod
+    def build_model(cls, args, task):
+        """fairseq's hook.
+
+        Raises:
+            UsageError: texts would be padded, or placed, as `PromptDecoder` cannot read them.
+        """
+        if getattr(getattr(task, "cfg", None), "left_pad_target", False):
+            raise UsageError(f"--left-pad-target is not supported by --arch {args.arch}; leave it out")
+        if getattr(args, "no_token_positional_embeddings", False):
+            raise UsageError(f"--no-token-positional-embeddings is not supported by --arch {args.arch}; leave it out")
+        return super().build_model(args, task)
 
     @classmethod
     def build_encoder(cls, cfg, src_dict, embed_tokens):

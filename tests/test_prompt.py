@@ -9,6 +9,7 @@ import test_gpt2
 import tiny
 import torch
 from fairseq.sequence_generator import SequenceGenerator
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from fairseq_prefix.errors import UsageError
 
@@ -188,9 +189,22 @@ def test_a_prompt_of_gpt2_takes_positions_and_one_of_bart_does_not(bases):
             {"prompt_sites": "encoder,cross"},
             "--prompt-sites: 'cross' is no attention site; choose from encoder",
         ),
+        (
+            "bart",
+            {"no_token_positional_embeddings": True},
+            "--no-token-positional-embeddings is not supported by --arch prompt_bart_tiny",
+        ),
         ("gpt2", {"prompt_length": 600}, "--prompt-length 600 leaves nothing of the model's .* positions"),
     ],
 )
 def test_wrong_options_are_one_sentence(bases, family, options, message):
     with pytest.raises(UsageError, match=message):
         methods.build("prompt", family, bases[family], **options)
+
+
+def test_targets_padded_on_the_left_are_refused(bases):
+    """The decoder looks at no padding: a row shorter than its batch would see that of its left."""
+    symbols = tiny.dictionary()
+    task = TranslationTask(TranslationConfig(left_pad_target=True), symbols, symbols)
+    with pytest.raises(UsageError, match="--left-pad-target is not supported by --arch prompt_bart_tiny"):
+        methods.build("prompt", "bart", bases["bart"], task)
