@@ -114,7 +114,8 @@ def hugging_face(tmp_path_factory, request):
     symbols = shuffled_dictionary(words)
 
     def ours(folder=folder, **options):
-        options = {"prefix_length": 0, "decoder_layers": shape["n_layer"], **options}
+        sizes = {"decoder_layers": shape["n_layer"], "max_target_positions": shape["n_positions"]}
+        options = {"prefix_length": 0, **sizes, **options}
         task = tiny.make_lm_task(symbols)
         return tiny.build(request.param, task, base_model=str(folder), **options).eval()
 

@@ -31,9 +31,8 @@ def test_gpt2_equals_transformers_fed_with_the_embeddings_before_the_text(gpt2_o
     """The virtual tokens have positions 0 to P-1, and the text those from P on."""
     theirs, ours, symbols = gpt2_of_transformers
     task = tiny.make_lm_task(symbols)
-    model = tiny.build(
-        *("prompt_gpt2_tiny", task), base_model=str(ours.folder), prompt_length=7, prompt_reparam=reparam
-    )
+    options = {"max_target_positions": 256, "prompt_length": 7, "prompt_reparam": reparam}
+    model = tiny.build("prompt_gpt2_tiny", task, base_model=str(ours.folder), **options)
     methods.strengthen(model)
     examples = test_gpt2.pairs(first=4, last=100)
     logits, _ = model(*test_gpt2.inputs(examples))
