@@ -26,6 +26,7 @@ from torch import Tensor
 
 from .adapter import Adaptable
 from .prefix import Prefix
+from .recompute import Recomputed
 
 
 class PrefixAttention(MultiheadAttention):
@@ -263,7 +264,7 @@ def _additive_mask(
     return mask if mask is None else F.pad(mask, (prefix_length, 0))
 
 
-class PrefixEncoderLayer(TransformerEncoderLayerBase):
+class PrefixEncoderLayer(Recomputed, TransformerEncoderLayerBase):
     """fairseq's encoder layer with `PrefixAttention`."""
 
     def build_self_attention(self, embed_dim, cfg):
@@ -272,7 +273,7 @@ class PrefixEncoderLayer(TransformerEncoderLayerBase):
         )
 
 
-class SourceDecoderLayer(Adaptable, TransformerDecoderLayerBase):
+class SourceDecoderLayer(Recomputed, Adaptable, TransformerDecoderLayerBase):
     """fairseq's decoder layer without cross-attention, with `SourceAttention`; GELU's approximation is one kernel."""
 
     def __init__(self, cfg):
@@ -286,7 +287,7 @@ class SourceDecoderLayer(Adaptable, TransformerDecoderLayerBase):
         )
 
 
-class PrefixDecoderLayer(TransformerDecoderLayerBase):
+class PrefixDecoderLayer(Recomputed, TransformerDecoderLayerBase):
     """fairseq's decoder layer with `PrefixAttention` in both places."""
 
     def build_self_attention(self, embed_dim, cfg, add_bias_kv=False, add_zero_attn=False):

@@ -195,7 +195,7 @@ class PrefixEncoder(TransformerEncoderBase):
         super().__init__(TransformerConfig.from_namespace(args), dictionary, embed_tokens)
 
     def build_encoder_layer(self, cfg):
-        return common.with_checkpointing(PrefixEncoderLayer(cfg), cfg)
+        return PrefixEncoderLayer(cfg)
 
     def reorder_encoder_out(self, encoder_out, new_order):
         """Keep one row per sentence: `PrefixAttention` projects it once and follows the search by itself."""
@@ -209,7 +209,7 @@ class PrefixDecoder(TransformerDecoderBase):
         super().__init__(TransformerConfig.from_namespace(args), dictionary, embed_tokens)
 
     def build_decoder_layer(self, cfg, no_encoder_attn=False):
-        return common.with_checkpointing(PrefixDecoderLayer(cfg, no_encoder_attn), cfg)
+        return PrefixDecoderLayer(cfg, no_encoder_attn)
 
 
 class AdaptableEncoder(TransformerEncoderBase):
@@ -219,7 +219,7 @@ class AdaptableEncoder(TransformerEncoderBase):
         super().__init__(TransformerConfig.from_namespace(args), dictionary, embed_tokens)
 
     def build_encoder_layer(self, cfg):
-        return common.with_checkpointing(AdaptableEncoderLayer(cfg), cfg)
+        return AdaptableEncoderLayer(cfg)
 
 
 class AdaptableDecoder(TransformerDecoderBase):
@@ -229,7 +229,7 @@ class AdaptableDecoder(TransformerDecoderBase):
         super().__init__(TransformerConfig.from_namespace(args), dictionary, embed_tokens)
 
     def build_decoder_layer(self, cfg, no_encoder_attn=False):
-        return common.with_checkpointing(AdaptableDecoderLayer(cfg, no_encoder_attn), cfg)
+        return AdaptableDecoderLayer(cfg, no_encoder_attn)
 
 
 class PromptEncoder(PrefixEncoder):
@@ -259,7 +259,7 @@ class PromptDecoder(TransformerDecoderBase):
         super().__init__(TransformerConfig.from_namespace(args), dictionary, embed_tokens)
 
     def build_decoder_layer(self, cfg, no_encoder_attn=False):
-        return common.with_checkpointing(PromptDecoderLayer(cfg, no_encoder_attn), cfg)
+        return PromptDecoderLayer(cfg, no_encoder_attn)
 
     def attach(self, prompt: Prompt) -> None:
         self._prompt = (prompt,)  # as an attribute it would be registered as a child

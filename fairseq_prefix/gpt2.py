@@ -211,7 +211,7 @@ class GPT2Decoder(TransformerDecoderBase):
             layer.self_attn.attach(nothing, "decoder", number)
 
     def build_decoder_layer(self, cfg, no_encoder_attn=True):
-        return common.with_checkpointing(SourceDecoderLayer(cfg), cfg)
+        return SourceDecoderLayer(cfg)
 
     @property
     def prefix_length(self) -> int:

@@ -16,7 +16,6 @@ from fairseq.data import encoders
 from fairseq.models import register_model_architecture
 from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from . import checkpoint as files
 from .adapter import Adapter
@@ -447,25 +446,6 @@ class TopTuned(Tuned):
                 "embeddings": embedding.num_embeddings if self.family.embedding in self._trained else 0,
             }
         }
-
-
-def with_checkpointing(layer: nn.Module, cfg) -> nn.Module:
-    """Recompute the layer's activations in the backward pass if `--checkpoint-activations` asks for it.
-
-    fairseq's own wrapper is a re-entrant autograd function: with frozen embeddings its inputs need no gradient, and a
-    prefix reaching it through a closure would get none.
-    """
-    if cfg.checkpoint_activations:
-        plain = layer.forward
-
-        def forward(*args, **kwargs):
-            leaves_keys = kwargs.get("incremental_state") is not None  # the second time it would find them
-            if leaves_keys or not torch.is_grad_enabled():
-                return plain(*args, **kwargs)
-            return checkpoint(plain, *args, use_reentrant=False, **kwargs)
-
-        layer.forward = forward
-    return layer
 
 
 # Options --------------------------------------------------------------------------------------------------------------

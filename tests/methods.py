@@ -10,6 +10,7 @@ from fairseq.sequence_generator import SequenceGenerator
 FAMILIES = ("bart", "gpt2")
 METHODS = ("prompt", "adapter", "top")
 SMALL = {
+    "prefix": {"prefix_length": 3, "prefix_mid_dim": 16},
     "prompt": {"prompt_length": 3, "prompt_mid_dim": 16},
     "adapter": {"adapter_dim": 8},
     "top": {"top_layers": 1},
@@ -38,7 +39,7 @@ def strengthen(model, seed=5):
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(model.named_parameters()):
         if name in model.declared_parameters:
-            scale = 1.0 if name.startswith("prompt.") else 0.3
+            scale = 1.0 if name.startswith(("prefix.", "prompt.")) else 0.3
             parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
     return model.eval()
 

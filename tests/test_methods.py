@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -97,6 +98,26 @@ def test_half_precision_decodes(bases, family, method, dtype):
     kept = torch.float32 if method != "top" else dtype
     assert {p.dtype for n, p in half.named_parameters() if n in half.declared_parameters} == {kept}
     assert all(len(row) == 2 for row in methods.search(half, family, 2, *methods.sources(family)))
+
+
+# Copies ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("method", ["prefix", *methods.METHODS])
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@each_family
+def test_a_copy_has_layers_and_what_is_trained_of_its_own(bases, family, method, checkpointing, clone):
+    """As fairseq's exponential moving average copies a model; with gradients, where activations are checkpointed."""
+    model = methods.strengthen(methods.build(method, family, bases[family], checkpoint_activations=checkpointing))
+    before = model(*methods.inputs(family))[0]
+    other = methods.strengthen(clone(model))
+    assert not torch.equal(other(*methods.inputs(family))[0], before)
+    assert torch.equal(model(*methods.inputs(family))[0], before)
+    with torch.no_grad():
+        other.decoder.layers[0].fc1.bias.add_(1)
+    changed = clone(other)(*methods.inputs(family))[0]
+    assert torch.equal(other(*methods.inputs(family))[0], changed)
 
 
 # Gradients ------------------------------------------------------------------------------------------------------------

@@ -135,16 +135,6 @@ def test_bart_reads_the_prompt_once_per_sentence_and_keeps_it_so(bases):
     assert kept[1]["source_key"].shape[:3] == (6, 4, 3) and kept[1]["prev_key"].shape[:3] == (30, 4, 1)
 
 
-@torch.no_grad()
-def test_a_copy_reads_its_own_prompt(bases):
-    for family in methods.FAMILIES:
-        model = methods.strengthen(methods.build("prompt", family, bases[family]))
-        before = model(*methods.inputs(family))[0]
-        other = methods.strengthen(copy.deepcopy(model))
-        assert not torch.equal(other(*methods.inputs(family))[0], before)
-        assert torch.equal(model(*methods.inputs(family))[0], before)
-
-
 @pytest.mark.parametrize("sites", ["encoder", "decoder"])
 @torch.no_grad()
 def test_one_site_alone_is_searched_as_it_is_scored(bases, sites):
