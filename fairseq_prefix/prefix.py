@@ -116,8 +116,8 @@ class FullPrecision(nn.Module):
 class Evaluated(FullPrecision):
     """Virtual tokens of all sites of one model, which are evaluated once for a whole batch, never per row.
 
-    In training each forward pass of the model starts with `refresh()`; in evaluation what was evaluated is kept until
-    the parameters may have changed.
+    Each forward pass of the model starts with `refresh()`. Without gradients, in evaluation, what was evaluated is kept
+    until the parameters may have changed.
 
     Args:
         geometry: site -> its shape; sites of length 0 may be left out.
@@ -148,15 +148,21 @@ class Evaluated(FullPrecision):
         return self.geometry[site].length if site in self.geometry else 0
 
     def refresh(self) -> None:
-        """Evaluate anew for the forward pass that begins; in evaluation only if anything may have changed."""
-        if self.training or self._state() != self._evaluated_for:
-            self._evaluated, self._evaluated_for = self(), self._state()
+        """Evaluate anew for the forward pass that begins; in evaluation without gradients only if anything may have
+        changed. (With them each pass needs a graph of its own.)
+        """
+        if self.training or torch.is_grad_enabled():
+            self._forget()
+        self._keep_current()
 
     def evaluated(self, site: str) -> Tensor:
         """What `forward()` gives for one site, evaluated when that is needed."""
+        self._keep_current()
+        return self._evaluated[site]
+
+    def _keep_current(self) -> None:
         if self._evaluated is None or self._state() != self._evaluated_for:
             self._evaluated, self._evaluated_for = self(), self._state()
-        return self._evaluated[site]
 
     @torch.no_grad()
     def folded(self) -> dict[str, Tensor]:
@@ -169,7 +175,8 @@ class Evaluated(FullPrecision):
         fairseq's optimizers write through `.data`, which no version counter sees; they do so in training only, where
         every forward pass refreshes and `train()`/`eval()` forget.
         """
-        return (torch.is_grad_enabled(), *(parameter._version for parameter in self.parameters()))
+        autocast = [torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) for kind in ("cpu", "cuda")]
+        return (torch.is_grad_enabled(), *autocast, *(parameter._version for parameter in self.parameters()))
 
     def _forget(self) -> None:
         self._evaluated = self._evaluated_for = None

@@ -61,7 +61,8 @@ class ReadPrompt(Prompt):
     """A prompt that is read by the base once, by itself, and from then on acts through its keys and values: a prefix.
 
     That is the same for causal self-attention without cross-attention, where a virtual token sees nothing but virtual
-    tokens.
+    tokens. What is kept for a search depends on the base too, which is frozen: whoever writes into its weights in
+    evaluation calls `eval()` again.
 
     Args:
         read: embeddings (P x D) -> keys and values (L x 2 x H x P x d).

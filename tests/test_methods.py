@@ -138,6 +138,22 @@ def test_gradients_reach_what_is_declared_and_are_the_same_with_activation_check
         torch.testing.assert_close(found[name], gradient, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("method", ["prefix", *methods.METHODS])
+@each_family
+def test_passes_in_evaluation_do_not_depend_on_those_before_them(bases, family, method):
+    """Each has a graph of its own, and the precision that it is asked for."""
+    model = methods.strengthen(methods.build(method, family, bases[family]))
+    with torch.no_grad():
+        expected = model(*methods.inputs(family))[0]
+        with torch.autocast("cpu", torch.bfloat16):
+            model(*methods.inputs(family))
+        assert torch.equal(model(*methods.inputs(family))[0], expected)
+    for _ in range(2):
+        logits = model(*methods.inputs(family))[0]
+        logits.sum().backward()
+        torch.testing.assert_close(logits, expected)
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 @each_family
 def test_there_is_no_graph_below_the_first_layer_that_is_trained(bases, family, checkpointing):

@@ -94,6 +94,22 @@ def test_a_stale_evaluation_is_never_used():
     assert prefix.key_value("cross", 0)[0].requires_grad  # not the one evaluated without a graph
 
 
+def test_an_evaluation_under_autocast_is_not_used_without_it():
+    prefix = prefix_of(6).eval()
+    with torch.no_grad():
+        expected = prefix.key_value("cross", 0)[0].clone()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert prefix.key_value("cross", 0)[0].dtype == torch.bfloat16
+        assert torch.equal(prefix.key_value("cross", 0)[0], expected)
+
+
+def test_every_pass_in_evaluation_can_be_differentiated():
+    prefix = prefix_of(6).eval()
+    for _ in range(2):
+        prefix.refresh()
+        prefix.key_value("cross", 0)[0].sum().backward()
+
+
 def test_dropout_in_training_only():
     prefix = prefix_of(50, dropout=0.5)
     assert (prefix.train()()["cross"] == 0).float().mean() > 0.3
