@@ -532,7 +532,24 @@ def _prompt_options(metadata: dict) -> dict:
     return {"prompt_reparam": "flat", "prompt_sites": ",".join(lengths), "prompt_length": longest}
 
 
+def tensor_shapes(tensors: dict[str, Tensor]) -> dict[str, list[int]]:
+    """name -> shape, in the order of the names: what a file of adapters or top layers says that it holds."""
+    return {name: list(tensors[name].shape) for name in sorted(tensors)}
+
+
+def _verify_tensors(file: TunedFile) -> None:
+    """Against what the metadata says that the file holds. (The first files did not say it.)"""
+    found = tensor_shapes(file.state)
+    recorded = file.metadata.get("tensors", found)
+    for name in sorted(found.keys() ^ recorded.keys()):
+        raise ValueError(f"it {'lacks' if name in recorded else 'holds'} {name}")
+    for name, shape in recorded.items():
+        if found[name] != shape:
+            raise ValueError(f"{name} has the shape {found[name]} instead of {shape}")
+
+
 def _fold_adapters(file: TunedFile) -> dict[str, Tensor]:
+    _verify_tensors(file)
     sites = file.metadata["geometry"].values()
     expected = sum(shape["layers"] * adapter_size(shape["embed_dim"], shape["dim"]) for shape in sites)
     found = sum(tensor.numel() for tensor in file.state.values())
@@ -546,6 +563,7 @@ def _adapter_options(metadata: dict) -> dict:
 
 
 def _fold_top(file: TunedFile) -> dict[str, Tensor]:
+    _verify_tensors(file)
     if bool(file.state) != bool(file.metadata["geometry"]):
         raise ValueError(f"{len(file.state)} tensors")
     return file.state
@@ -604,7 +622,7 @@ def unpack_metadata(state: dict[str, Tensor]) -> dict:
     """The metadata of a checkpoint's model part.
 
     Raises:
-        UsageError: there is none, or it is damaged, or of a later format.
+        UsageError: there is none, or it is damaged, or of a later format or method.
     """
     if METADATA_KEY not in state:
         kind = "a whole model, which belongs to --base-model" if family_of(state) else "something else"
@@ -612,14 +630,23 @@ def unpack_metadata(state: dict[str, Tensor]) -> dict:
             f"this checkpoint is not a prefix's (nor a prompt's, nor of adapters or top layers) but {kind}"
         )
     try:
-        metadata = json.loads(bytes((255 - state[METADATA_KEY]).tolist()).decode("ascii"))
-        version = metadata["format"]
+        return _checked(json.loads(bytes((255 - state[METADATA_KEY]).tolist()).decode("ascii")))
     except (ValueError, TypeError, KeyError):
         raise UsageError(
             "the checkpoint's metadata is damaged (checkpoints of a prefix and the like cannot be averaged)"
         ) from None
-    if version != FORMAT:
-        raise UsageError(f"the file is of format {version}, this version reads {FORMAT}; update the plugin")
+
+
+def _checked(metadata: dict) -> dict:
+    """The metadata of a file that this version reads.
+
+    Raises:
+        UsageError: it is of a later format, or of a method that is not known here.
+        KeyError, TypeError: it is no metadata.
+    """
+    if metadata["format"] != FORMAT:
+        raise UsageError(f"the file is of format {metadata['format']}, this version reads {FORMAT}; update the plugin")
+    method_of(metadata)
     return metadata
 
 
@@ -726,10 +753,11 @@ def _read_export(path: str) -> TunedFile:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         header = json.loads(header[EXPORT_KEY])
-        method = next((method for name, method in METHODS.items() if name in header), PREFIX)
-        return TunedFile(header[method.name], header["model_args"], header["task"], method.unfold(tensors))
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UsageError(f"{path} is not an exported prefix, or is damaged ({error})") from None
+        model_args, task = header.pop("model_args"), header.pop("task")
+        (metadata,) = header.values()  # under the name of the method
+        return TunedFile(_checked(metadata), model_args, task, method_of(metadata).unfold(tensors))
+    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        raise UsageError(f"{path} is no export of a prefix, prompt, adapters or top layers, or is damaged ({error})") from None
 
 
 def _plain(namespace) -> dict:
@@ -758,7 +786,7 @@ def describe(path: str) -> dict:
     name = "top layers" if file.method is TOP else file.method.name
     return {
         "kind": f"exported {name}" if str(path).endswith(".safetensors") else f"{name} checkpoint",
-        **{key: value for key, value in file.metadata.items() if key != "format"},
+        **{key: value for key, value in file.metadata.items() if key not in ("format", "tensors")},
         "trained_parameters": sum(tensor.numel() for tensor in file.state.values()),
         "stored_parameters": sum(tensor.numel() for tensor in file.method.fold(file).values()),
         "task": file.task.get("_name"),

@@ -363,7 +363,16 @@ class Prompted(VirtualTokens):
         raise NotImplementedError
 
 
-class Adapted(Tuned):
+class OwnTensors(Tuned):
+    """What is trained is exported as it is, under its names in the model, which the file says."""
+
+    def metadata(self) -> dict:
+        declared = self.declared_parameters
+        trained = {name: parameter for name, parameter in self.named_parameters() if name in declared}
+        return {**super().metadata(), "tensors": files.tensor_shapes(trained)}
+
+
+class Adapted(OwnTensors):
     """An adapter after every layer. Fresh adapters are the identity: training starts from the base bit for bit."""
 
     method = files.ADAPTER
@@ -399,7 +408,7 @@ class Adapted(Tuned):
         }
 
 
-class TopTuned(Tuned):
+class TopTuned(OwnTensors):
     """The last N layers of the decoder are trained, with the norm after them where there is one; all else is frozen.
 
     Nothing below the first of these layers is differentiated, unless the embeddings are trained too.

@@ -16,7 +16,8 @@ import tiny
 import torch
 from conftest import REPOSITORY
 from fairseq.models.bart import model as bart_model
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from fairseq_prefix import checkpoint as files
 from fairseq_prefix import model as common
@@ -422,11 +423,41 @@ def test_a_damaged_file_is_refused_in_one_sentence(bases, family, method, tmp_pa
     exported.write_bytes(exported.read_bytes()[:-10])
     with pytest.raises(UsageError, match="is damaged"):
         main(["import", str(exported), str(tmp_path / "i.pt"), "--base-model", bases[family]])
-    empty = copy.copy(torch.load(path, weights_only=True))
-    empty["model"] = {files.METADATA_KEY: state[files.METADATA_KEY]}
-    torch.save(empty, path)
-    with pytest.raises(UsageError, match="does not fit its metadata"):
-        main(["inspect", path])
+    transposed = {**state, lost: state[lost].T.contiguous() if state[lost].dim() > 1 else state[lost][1:]}
+    for damaged in (without, transposed, {files.METADATA_KEY: state[files.METADATA_KEY]}):
+        torch.save({**torch.load(path, weights_only=True), "model": damaged}, path)
+        for command in (["inspect", path], ["export", path, str(tmp_path / "d.safetensors")]):
+            with pytest.raises(UsageError, match="does not fit its metadata"):
+                main(command)
+
+
+@pytest.mark.parametrize("method", ["adapter", "top"])
+@each_family
+def test_a_damaged_export_is_refused_in_one_sentence(bases, family, method, tmp_path):
+    model = built(bases, method, family)
+    exported, imported = str(tmp_path / "e.safetensors"), str(tmp_path / "i.pt")
+    main(["export", save(model, tmp_path / "c.pt", bases[family]), exported])
+    with safe_open(exported, framework="pt") as file:
+        header, tensors = file.metadata(), load_file(exported)
+    matrix = next(name for name in sorted(tensors) if len(set(tensors[name].shape)) == 2)
+    without = {name: tensor for name, tensor in tensors.items() if name != matrix}
+    transposed = {**tensors, matrix: tensors[matrix].T.contiguous()}
+    for damaged, what in ((without, f"it lacks {matrix}"), (transposed, f"{matrix} has the shape")):
+        save_file(damaged, exported, header)
+        with pytest.raises(UsageError, match=f"the {model.method.noun} does not fit its metadata .{what}"):
+            main(["import", exported, imported, "--base-model", bases[family]])
+
+
+def test_files_that_do_not_say_which_tensors_they_hold_are_still_read(bases, tmp_path):
+    model = built(bases, "adapter", "bart")
+    path = save(model, tmp_path / "c.pt", bases["bart"])
+    checkpoint = torch.load(path, weights_only=True)
+    metadata = {key: value for key, value in model.metadata().items() if key != "tensors"}
+    checkpoint["model"][files.METADATA_KEY] = files.pack_metadata(metadata)
+    torch.save(checkpoint, path)
+    model.load_state_dict(checkpoint["model"])
+    main(["export", path, str(tmp_path / "e.safetensors")])
+    main(["inspect", str(tmp_path / "e.safetensors")])
 
 
 @pytest.mark.parametrize(
