@@ -15,12 +15,17 @@ SMALL = {
     "adapter": {"adapter_dim": 8},
     "top": {"top_layers": 1},
 }
-UNTOUCHED = {"prompt": {"prompt_length": 0}, "adapter": {"adapter_dim": 0}, "top": {"top_layers": 0}}
+UNTOUCHED = {
+    "prefix": {"prefix_length": 0},
+    "prompt": {"prompt_length": 0},
+    "adapter": {"adapter_dim": 0},
+    "top": {"top_layers": 0},
+}
 
 
-def make_base(folder, family, seed=0):
+def make_base(folder, family, seed=0, **options):
     layers = {"decoder_layers": 2} if family == "gpt2" else {}
-    return str(tiny.save_base(folder, seed=seed, arch=f"full_{family}_tiny", **layers))
+    return str(tiny.save_base(folder, seed=seed, arch=f"full_{family}_tiny", **layers, **options))
 
 
 def make_task(family, **options):
