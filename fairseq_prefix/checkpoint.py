@@ -507,6 +507,8 @@ def _prefix_of(file: TunedFile) -> Prefix:
 
 def _prefix_options(metadata: dict) -> dict:
     lengths = {site: shape["length"] for site, shape in metadata["geometry"].items()}
+    if not lengths:
+        return {"prefix_reparam": "flat", "prefix_length": 0}
     return {
         "prefix_reparam": "flat",
         "prefix_sites": ",".join(lengths),
@@ -528,8 +530,9 @@ def _fold_prompt(file: TunedFile) -> dict[str, Tensor]:
 
 def _prompt_options(metadata: dict) -> dict:
     lengths = {site: shape["length"] for site, shape in metadata["geometry"].items()}
-    longest = max(lengths.values(), default=0)
-    return {"prompt_reparam": "flat", "prompt_sites": ",".join(lengths), "prompt_length": longest}
+    if not lengths:
+        return {"prompt_reparam": "flat", "prompt_length": 0}
+    return {"prompt_reparam": "flat", "prompt_sites": ",".join(lengths), "prompt_length": max(lengths.values())}
 
 
 def tensor_shapes(tensors: dict[str, Tensor]) -> dict[str, list[int]]:

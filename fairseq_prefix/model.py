@@ -263,6 +263,8 @@ class Prefixed(VirtualTokens):
     @classmethod
     def _prepare(cls, args) -> None:
         args.prefix_site_lengths = _site_lengths(args, cls.sites)  # travels to where the layers are built
+        if args.prefix_reparam == "mlp":
+            _require("--prefix-mid-dim", args.prefix_mid_dim, 1)
 
     def _add(self, args, task) -> None:
         lengths = args.prefix_site_lengths
@@ -346,8 +348,9 @@ class Prompted(VirtualTokens):
     @classmethod
     def _prepare(cls, args) -> None:
         chosen = _parse_sites("--prompt-sites", args.prompt_sites, cls.prompt_sites)
-        if args.prompt_length < 0:
-            raise UsageError(f"--prompt-length is {args.prompt_length}; it cannot be negative")
+        _require("--prompt-length", args.prompt_length, 0)
+        if args.prompt_reparam == "mlp":
+            _require("--prompt-mid-dim", args.prompt_mid_dim, 1)
         args.prompt_site_lengths = {site: args.prompt_length if site in chosen else 0 for site in cls.prompt_sites}
 
     def _add(self, args, task) -> None:
@@ -380,8 +383,7 @@ class Adapted(OwnTensors):
 
     @classmethod
     def _prepare(cls, args) -> None:
-        if args.adapter_dim < 0:
-            raise UsageError(f"--adapter-dim is {args.adapter_dim}; it cannot be negative")
+        _require("--adapter-dim", args.adapter_dim, 0)
 
     def _add(self, args, task) -> None:
         self.adapter_dim = args.adapter_dim
@@ -596,6 +598,12 @@ def whole_defaults(args) -> None:
     set_defaults(args, base_model=None, finetuned_from=None, base_fingerprint=None)
 
 
+def _require(option: str, value: int, least: int) -> None:
+    """Refuse a number below `least`, which is 0 or 1."""
+    if value < least:
+        raise UsageError(f"{option} is {value}; it {'has to be at least 1' if least else 'cannot be negative'}")
+
+
 def _parse_sites(option: str, text: str, allowed: tuple[str, ...]) -> list[str]:
     try:
         return parse_sites(text, allowed)
@@ -614,8 +622,7 @@ def _site_lengths(args, sites: tuple[str, ...]) -> dict[str, int]:
                 f"--prefix-{site}-length is given, but --prefix-sites {args.prefix_sites} leaves {site} out"
             )
         lengths[site] = (args.prefix_length if own is None else own) if site in chosen else 0
-        if lengths[site] < 0:
-            raise UsageError(f"the prefix length of the {site} site is {lengths[site]}; it cannot be negative")
+        _require("--prefix-length" if own is None else f"--prefix-{site}-length", lengths[site], 0)
     return lengths
 
 

@@ -233,9 +233,11 @@ class Prefix(Evaluated):
 
 
 def parse_sites(text: str, allowed: tuple[str, ...] = SITES) -> list[str]:
-    """ "encoder,cross" -> ["encoder", "cross"]; raises ValueError for a name that is not a site."""
+    """ "encoder,cross" -> ["encoder", "cross"]; raises ValueError for none and for a name that is not a site."""
     sites = [site.strip() for site in text.split(",") if site.strip()]
+    if not sites:
+        raise ValueError(f"there is none; choose from {', '.join(allowed)}, or pass length 0 for the base alone")
     for site in sites:
         if site not in allowed:
-            raise ValueError(f"{site!r} is no attention site; choose from {', '.join(allowed)}")
+            raise ValueError(f"{site!r} is none of {', '.join(allowed)}")
     return [site for site in allowed if site in sites]

@@ -340,7 +340,7 @@ def test_inspect_and_base(bases, family, method, options, tmp_path, capsys):
     assert model.base_parameters == methods.build("full", family, bases[family]).base_parameters
 
 
-@each_method
+@pytest.mark.parametrize("method", ["prefix", *methods.METHODS])
 @each_family
 def test_the_base_alone_as_a_checkpoint(family, method, tmp_path, capsys):
     from fairseq.checkpoint_utils import load_model_ensemble
@@ -350,10 +350,14 @@ def test_the_base_alone_as_a_checkpoint(family, method, tmp_path, capsys):
     main(["base", path, "--arch", arch, "--base-model", base, "--json"])
     description = json.loads(capsys.readouterr().out)
     assert description["trained_parameters"] == description["stored_parameters"] == 0 == description["updates"]
-    (loaded,), _ = load_model_ensemble([path], task=methods.make_task(family))
+    exported, imported = str(tmp_path / "e.safetensors"), str(tmp_path / "i.pt")
+    main(["export", path, exported])
+    main(["import", exported, imported, "--base-model", base])
+    (loaded, again), _ = load_model_ensemble([path, imported], task=methods.make_task(family))
     whole = tiny.build(f"full_{family}_tiny", base_model=base).eval()
     with torch.no_grad():
-        assert torch.equal(loaded.eval()(*methods.inputs(family))[0], whole(*methods.inputs(family))[0])
+        for model in (loaded, again):
+            assert torch.equal(model.eval()(*methods.inputs(family))[0], whole(*methods.inputs(family))[0])
 
 
 @each_method
@@ -480,6 +484,8 @@ def test_files_that_do_not_say_which_tensors_they_hold_are_still_read(bases, tmp
     [
         *((method, {"base_model": None}, "needs --base-model") for method in methods.METHODS),
         ("prompt", {"prompt_length": -1}, "--prompt-length is -1; it cannot be negative"),
+        ("prompt", {"prompt_mid_dim": 0}, "--prompt-mid-dim is 0; it has to be at least 1"),
+        ("prompt", {"prompt_mid_dim": -1}, "--prompt-mid-dim is -1; it has to be at least 1"),
         ("adapter", {"adapter_dim": -1}, "--adapter-dim is -1; it cannot be negative"),
         ("top", {"top_layers": 3}, "--top-layers is 3, but the decoder has 2 layers"),
         ("top", {"top_layers": -1}, "--top-layers is -1"),

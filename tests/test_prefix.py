@@ -140,5 +140,5 @@ def test_can_be_copied_after_use():
 
 def test_site_names():
     assert parse_sites("cross, encoder") == ["encoder", "cross"]
-    with pytest.raises(ValueError, match="'encodr' is no attention site; choose from encoder, decoder, cross"):
+    with pytest.raises(ValueError, match="'encodr' is none of encoder, decoder, cross"):
         parse_sites("encodr")

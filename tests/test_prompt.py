@@ -176,8 +176,9 @@ def test_a_prompt_of_gpt2_takes_positions_and_one_of_bart_does_not(bases):
         (
             "bart",
             {"prompt_sites": "encoder,cross"},
-            "--prompt-sites: 'cross' is no attention site; choose from encoder",
+            "--prompt-sites: 'cross' is none of encoder, decoder",
         ),
+        ("bart", {"prompt_sites": " ,"}, "--prompt-sites: there is none; choose from encoder, decoder, or pass"),
         (
             "bart",
             {"no_token_positional_embeddings": True},
