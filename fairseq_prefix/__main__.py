@@ -19,7 +19,7 @@ def export(args: argparse.Namespace) -> None:
     """Checkpoint -> prefix.safetensors, or what the method's is called."""
     file = files.read_tuned(args.checkpoint)
     files.write_export(file, args.output)
-    stored = sum(tensor.numel() for tensor in file.method.fold(file).values())
+    stored = sum(tensor.numel() for tensor in file.folded.values())
     print(f"{args.output}: {stored:,} parameters, {Path(args.output).stat().st_size:,} bytes")
 
 

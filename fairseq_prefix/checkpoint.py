@@ -468,6 +468,7 @@ class TunedFile(NamedTuple):
     model_args: dict
     task: dict
     state: dict[str, Tensor]
+    folded: dict[str, Tensor]  # what an export of it holds
 
     @property
     def method(self) -> Method:
@@ -480,7 +481,7 @@ class Method(NamedTuple):
     name: str  # in metadata and in the names of options
     noun: str  # in sentences, after "the"
     shape: Callable[[dict], str]  # one site of the geometry, for people
-    fold: Callable[[TunedFile], dict[str, Tensor]]  # what an export holds
+    fold: Callable[[dict, dict[str, Tensor]], dict[str, Tensor]]  # (metadata, state) -> what an export holds
     unfold: Callable[[dict[str, Tensor]], dict[str, Tensor]]  # an export's tensors under the names of a checkpoint
     options: Callable[[dict], dict]  # the options of the model that an export's metadata describes
 
@@ -497,12 +498,11 @@ def method_of(metadata: dict) -> Method:
     return METHODS[name]
 
 
-def _prefix_of(file: TunedFile) -> Prefix:
-    metadata = file.metadata
+def _fold_prefix(metadata: dict, state: dict[str, Tensor]) -> dict[str, Tensor]:
     geometry = {site: SiteGeometry(**shape) for site, shape in metadata["geometry"].items()}
     prefix = Prefix(geometry, metadata["reparam"], metadata["mid_dim"] or 1)
-    prefix.load_state_dict({name.removeprefix("prefix."): tensor for name, tensor in file.state.items()})
-    return prefix.float().eval()
+    prefix.load_state_dict({name.removeprefix("prefix."): tensor for name, tensor in state.items()})
+    return {site: table.float() for site, table in prefix.folded().items()}
 
 
 def _prefix_options(metadata: dict) -> dict:
@@ -521,10 +521,9 @@ def _prefix_shape(shape: dict) -> str:
     return f"{site.length} x {site.layers} layers x {site.heads}*{site.head_dim}"
 
 
-def _fold_prompt(file: TunedFile) -> dict[str, Tensor]:
-    metadata = file.metadata
+def _fold_prompt(metadata: dict, state: dict[str, Tensor]) -> dict[str, Tensor]:
     prompt = empty_prompt(metadata["geometry"], metadata["reparam"], metadata["mid_dim"])
-    prompt.load_state_dict({name.removeprefix("prompt."): tensor for name, tensor in file.state.items()})
+    prompt.load_state_dict({name.removeprefix("prompt."): tensor for name, tensor in state.items()})
     return {site: table.float() for site, table in prompt.folded().items()}
 
 
@@ -540,10 +539,10 @@ def tensor_shapes(tensors: dict[str, Tensor]) -> dict[str, list[int]]:
     return {name: list(tensors[name].shape) for name in sorted(tensors)}
 
 
-def _verify_tensors(file: TunedFile) -> None:
+def _verify_tensors(metadata: dict, state: dict[str, Tensor]) -> None:
     """Against what the metadata says that the file holds. (The first files did not say it.)"""
-    found = tensor_shapes(file.state)
-    recorded = file.metadata.get("tensors", found)
+    found = tensor_shapes(state)
+    recorded = metadata.get("tensors", found)
     for name in sorted(found.keys() ^ recorded.keys()):
         raise ValueError(f"it {'lacks' if name in recorded else 'holds'} {name}")
     for name, shape in recorded.items():
@@ -551,25 +550,25 @@ def _verify_tensors(file: TunedFile) -> None:
             raise ValueError(f"{name} has the shape {found[name]} instead of {shape}")
 
 
-def _fold_adapters(file: TunedFile) -> dict[str, Tensor]:
-    _verify_tensors(file)
-    sites = file.metadata["geometry"].values()
+def _fold_adapters(metadata: dict, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    _verify_tensors(metadata, state)
+    sites = metadata["geometry"].values()
     expected = sum(shape["layers"] * adapter_size(shape["embed_dim"], shape["dim"]) for shape in sites)
-    found = sum(tensor.numel() for tensor in file.state.values())
+    found = sum(tensor.numel() for tensor in state.values())
     if found != expected:
         raise ValueError(f"{found:,} parameters instead of {expected:,}")
-    return file.state
+    return state
 
 
 def _adapter_options(metadata: dict) -> dict:
     return {"adapter_dim": max((shape["dim"] for shape in metadata["geometry"].values()), default=0)}
 
 
-def _fold_top(file: TunedFile) -> dict[str, Tensor]:
-    _verify_tensors(file)
-    if bool(file.state) != bool(file.metadata["geometry"]):
-        raise ValueError(f"{len(file.state)} tensors")
-    return file.state
+def _fold_top(metadata: dict, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    _verify_tensors(metadata, state)
+    if bool(state) != bool(metadata["geometry"]):
+        raise ValueError(f"{len(state)} tensors")
+    return state
 
 
 def _top_options(metadata: dict) -> dict:
@@ -581,7 +580,7 @@ PREFIX = Method(
     name="prefix",
     noun="prefix",
     shape=_prefix_shape,
-    fold=lambda file: _prefix_of(file).folded(),
+    fold=_fold_prefix,
     unfold=lambda tensors: {f"prefix.sites.{site}.key_value": tensor for site, tensor in tensors.items()},
     options=_prefix_options,
 )
@@ -704,27 +703,6 @@ def describe_geometry(geometry: dict[str, dict], method: Method = PREFIX) -> str
     return ", ".join(f"{site} {method.shape(geometry[site])}" for site in SITES if site in geometry)
 
 
-class PrefixFile(NamedTuple):
-    """A prefix read from a checkpoint or an export: ready to evaluate, no base needed."""
-
-    metadata: dict
-    model_args: dict
-    task: dict
-    prefix: Prefix
-
-
-def read_prefix(path: str) -> PrefixFile:
-    """Read a prefix from a training checkpoint (.pt) or an export (.safetensors).
-
-    Raises:
-        UsageError: it is neither, or damaged.
-    """
-    file = read_tuned(path)
-    if file.method is not PREFIX:
-        raise UsageError(f"{path} holds no prefix but a {file.method.noun}")
-    return PrefixFile(file.metadata, file.model_args, file.task, _prefix_of(file))
-
-
 def read_tuned(path: str) -> TunedFile:
     """Read what was trained over a base from a training checkpoint (.pt) or an export (.safetensors).
 
@@ -734,23 +712,24 @@ def read_tuned(path: str) -> TunedFile:
     if not Path(path).is_file():
         raise UsageError(f"{path}: no such file")
     if str(path).endswith(".safetensors"):
-        file = _read_export(path)
+        metadata, model_args, task, state = _read_export(path)
     else:
         loaded = load_tensors(Path(path))
         if not isinstance(loaded.get("model"), dict) or not isinstance(loaded.get("cfg"), dict):
             raise UsageError(f"{path} is not a fairseq checkpoint")
         metadata = unpack_metadata(loaded["model"])
         state = {name: tensor for name, tensor in loaded["model"].items() if name != METADATA_KEY}
-        file = TunedFile(metadata, _plain(loaded["cfg"]["model"]), _plain(loaded["cfg"]["task"]), state)
+        model_args, task = _plain(loaded["cfg"]["model"]), _plain(loaded["cfg"]["task"])
+    method = method_of(metadata)
     try:
-        file.method.fold(file)
+        return TunedFile(metadata, model_args, task, state, method.fold(metadata, state))
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(f"{path}: the {file.method.noun} does not fit its metadata ({reason})") from None
-    return file
+        raise UsageError(f"{path}: the {method.noun} does not fit its metadata ({reason})") from None
 
 
-def _read_export(path: str) -> TunedFile:
+def _read_export(path: str) -> tuple[dict, dict, dict, dict[str, Tensor]]:
+    """metadata, options of the model and of the task, and tensors under the names of a checkpoint."""
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -758,9 +737,11 @@ def _read_export(path: str) -> TunedFile:
         header = json.loads(header[EXPORT_KEY])
         model_args, task = header.pop("model_args"), header.pop("task")
         (metadata,) = header.values()  # under the name of the method
-        return TunedFile(_checked(metadata), model_args, task, method_of(metadata).unfold(tensors))
+        return _checked(metadata), model_args, task, method_of(metadata).unfold(tensors)
     except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UsageError(f"{path} is no export of a prefix, prompt, adapters or top layers, or is damaged ({error})") from None
+        raise UsageError(
+            f"{path} is no export of a prefix, prompt, adapters or top layers, or is damaged ({error})"
+        ) from None
 
 
 def _plain(namespace) -> dict:
@@ -791,7 +772,7 @@ def describe(path: str) -> dict:
         "kind": f"exported {name}" if str(path).endswith(".safetensors") else f"{name} checkpoint",
         **{key: value for key, value in file.metadata.items() if key not in ("format", "tensors")},
         "trained_parameters": sum(tensor.numel() for tensor in file.state.values()),
-        "stored_parameters": sum(tensor.numel() for tensor in file.method.fold(file).values()),
+        "stored_parameters": sum(tensor.numel() for tensor in file.folded.values()),
         "task": file.task.get("_name"),
         **updates,
         "bytes": size,
@@ -800,10 +781,8 @@ def describe(path: str) -> dict:
 
 def _describe_whole(loaded: dict) -> dict:
     left_out = (*family_of(loaded["model"]).tied, ABSENT_SYMBOLS)
-    tensors = {
-        n: t for n, t in loaded["model"].items() if n not in left_out and not n.endswith(("version", "_float_tensor"))
-    }
-    count = sum(tensor.numel() for tensor in tensors.values())
+    state = {name: tensor for name, tensor in loaded["model"].items() if not name.endswith(BOOKKEEPING)}
+    count = sum(tensor.numel() for name, tensor in state.items() if name not in left_out)
     cfg = loaded.get("cfg") or {}
     model_args = _plain(cfg["model"]) if "model" in cfg else _plain(loaded.get("args") or argparse.Namespace())
     return {
@@ -834,7 +813,7 @@ def write_export(file: TunedFile, path: str) -> None:
     # One key: safetensors writes several in an order that changes from run to run, and equal prefixes are equal files.
     header = {file.method.name: metadata, "model_args": model_args, "task": task}
     header = {EXPORT_KEY: json.dumps(header, sort_keys=True)}
-    tensors = {name: tensor.contiguous() for name, tensor in file.method.fold(file).items()}
+    tensors = {name: tensor.contiguous() for name, tensor in file.folded.items()}
     atomically(path, lambda temporary: save_file(tensors, temporary, header))
 
 
@@ -846,7 +825,7 @@ def folded_metadata(metadata: dict) -> dict:
 def import_export(file: TunedFile, path: str, base_model: str) -> None:
     """Write a checkpoint that `fairseq-generate` and `fairseq-interactive` read, of what was read from an export."""
     method = file.method
-    state = method.unfold(method.fold(file))
+    state = method.unfold(file.folded)
     state[METADATA_KEY] = pack_metadata(folded_metadata(file.metadata))
     model_args = {**file.model_args, **method.options(file.metadata)}
     write_checkpoint(path, configuration(model_args, file.task, base_model), state)

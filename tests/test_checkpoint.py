@@ -190,7 +190,7 @@ def test_a_truncated_checkpoint_is_refused(trained, tmp_path, size):
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(trained[1].read_bytes()[:size])
     with pytest.raises(UsageError, match="cannot be loaded: it is truncated or not a checkpoint"):
-        files.read_prefix(str(path))
+        files.read_tuned(str(path))
 
 
 # The prefix's own files -----------------------------------------------------------------------------------------------
@@ -215,8 +215,18 @@ def test_export_and_import_keep_every_key_and_value(trained, base, tmp_path):
         site: (3, 2 * 2 * 128) for site in ("encoder", "decoder", "cross")
     }
     for file in (exported, imported):
-        for site, table in files.read_prefix(file).prefix.folded().items():
+        for site, table in files.read_tuned(file).folded.items():
             assert torch.equal(table, folded[site])
+
+
+def test_a_file_is_folded_once(trained, tmp_path, monkeypatch):
+    calls, fold = [], files.PREFIX.fold
+    counting = files.PREFIX._replace(fold=lambda *arguments: calls.append(1) or fold(*arguments))
+    monkeypatch.setitem(files.METHODS, "prefix", counting)
+    main(["export", str(trained[1]), str(tmp_path / "p.safetensors")])
+    assert len(calls) == 1
+    main(["inspect", str(tmp_path / "p.safetensors")])
+    assert len(calls) == 2
 
 
 def test_exporting_again_gives_the_same_bytes(trained, tmp_path):
@@ -272,10 +282,10 @@ def test_a_damaged_export_is_refused(trained, tmp_path):
     for damaged in (b"", whole[:100], whole[:-10], b"\xff" * 64, json.dumps({}).encode()):
         exported.write_bytes(damaged)
         with pytest.raises(UsageError, match="is no export of a prefix, prompt, .* or is damaged"):
-            files.read_prefix(str(exported))
+            files.read_tuned(str(exported))
     save_file({"encoder": torch.zeros(3, 4)}, exported)
     with pytest.raises(UsageError, match="is no export of a prefix"):
-        files.read_prefix(str(exported))
+        files.read_tuned(str(exported))
 
 
 @pytest.mark.parametrize(
