@@ -273,18 +273,22 @@ class PrefixEncoderLayer(Recomputed, TransformerEncoderLayerBase):
         )
 
 
-class SourceDecoderLayer(Recomputed, Adaptable, TransformerDecoderLayerBase):
+class SourceSelfAttention:
+    """A decoder's layer with `SourceAttention`."""
+
+    def build_self_attention(self, embed_dim, cfg, add_bias_kv=False, add_zero_attn=False):
+        return SourceAttention(
+            embed_dim, cfg.decoder.attention_heads, dropout=cfg.attention_dropout, self_attention=True
+        )
+
+
+class SourceDecoderLayer(SourceSelfAttention, Recomputed, Adaptable, TransformerDecoderLayerBase):
     """fairseq's decoder layer without cross-attention, with `SourceAttention`; GELU's approximation is one kernel."""
 
     def __init__(self, cfg):
         super().__init__(cfg, no_encoder_attn=True)
         if cfg.activation_fn == "gelu_accurate":
             self.activation_fn = partial(F.gelu, approximate="tanh")
-
-    def build_self_attention(self, embed_dim, cfg, add_bias_kv=False, add_zero_attn=False):
-        return SourceAttention(
-            embed_dim, cfg.decoder.attention_heads, dropout=cfg.attention_dropout, self_attention=True
-        )
 
 
 class PrefixDecoderLayer(Recomputed, TransformerDecoderLayerBase):
@@ -306,12 +310,7 @@ class PrefixDecoderLayer(Recomputed, TransformerDecoderLayerBase):
         )
 
 
-class PromptDecoderLayer(PrefixDecoderLayer):
+class PromptDecoderLayer(SourceSelfAttention, PrefixDecoderLayer):
     """The same for a decoder whose input is [prompt | target]: the prompt's keys and values depend on the source, by
     way of cross-attention, and so are kept once per sentence while beams are searched.
     """
-
-    def build_self_attention(self, embed_dim, cfg, add_bias_kv=False, add_zero_attn=False):
-        return SourceAttention(
-            embed_dim, cfg.decoder.attention_heads, dropout=cfg.attention_dropout, self_attention=True
-        )

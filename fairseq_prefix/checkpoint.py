@@ -483,7 +483,7 @@ class Method(NamedTuple):
     shape: Callable[[dict], str]  # one site of the geometry, for people
     fold: Callable[[dict, dict[str, Tensor]], dict[str, Tensor]]  # (metadata, state) -> what an export holds
     unfold: Callable[[dict[str, Tensor]], dict[str, Tensor]]  # an export's tensors under the names of a checkpoint
-    options: Callable[[dict], dict]  # the options of the model that an export's metadata describes
+    model_args: Callable[[dict], dict]  # the options of the model that an export's metadata describes
 
 
 def method_of(metadata: dict) -> Method:
@@ -505,7 +505,7 @@ def _fold_prefix(metadata: dict, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {site: table.float() for site, table in prefix.folded().items()}
 
 
-def _prefix_options(metadata: dict) -> dict:
+def _prefix_model_args(metadata: dict) -> dict:
     lengths = {site: shape["length"] for site, shape in metadata["geometry"].items()}
     if not lengths:
         return {"prefix_reparam": "flat", "prefix_length": 0}
@@ -527,7 +527,7 @@ def _fold_prompt(metadata: dict, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {site: table.float() for site, table in prompt.folded().items()}
 
 
-def _prompt_options(metadata: dict) -> dict:
+def _prompt_model_args(metadata: dict) -> dict:
     lengths = {site: shape["length"] for site, shape in metadata["geometry"].items()}
     if not lengths:
         return {"prompt_reparam": "flat", "prompt_length": 0}
@@ -560,7 +560,7 @@ def _fold_adapters(metadata: dict, state: dict[str, Tensor]) -> dict[str, Tensor
     return state
 
 
-def _adapter_options(metadata: dict) -> dict:
+def _adapter_model_args(metadata: dict) -> dict:
     return {"adapter_dim": max((shape["dim"] for shape in metadata["geometry"].values()), default=0)}
 
 
@@ -571,7 +571,7 @@ def _fold_top(metadata: dict, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def _top_options(metadata: dict) -> dict:
+def _top_model_args(metadata: dict) -> dict:
     shape = metadata["geometry"].get("decoder", {"layers": 0, "embeddings": 0})
     return {"top_layers": shape["layers"], "top_embedding": "trained" if shape["embeddings"] else "frozen"}
 
@@ -582,7 +582,7 @@ PREFIX = Method(
     shape=_prefix_shape,
     fold=_fold_prefix,
     unfold=lambda tensors: {f"prefix.sites.{site}.key_value": tensor for site, tensor in tensors.items()},
-    options=_prefix_options,
+    model_args=_prefix_model_args,
 )
 PROMPT = Method(
     name="prompt",
@@ -590,7 +590,7 @@ PROMPT = Method(
     shape=lambda shape: f"{shape['length']} x {shape['embed_dim']}",
     fold=_fold_prompt,
     unfold=lambda tensors: {f"prompt.sites.{site}.embedding.weight": tensor for site, tensor in tensors.items()},
-    options=_prompt_options,
+    model_args=_prompt_model_args,
 )
 ADAPTER = Method(
     name="adapter",
@@ -598,7 +598,7 @@ ADAPTER = Method(
     shape=lambda shape: f"{shape['dim']} x {shape['layers']} layers x {shape['embed_dim']}",
     fold=_fold_adapters,
     unfold=dict,
-    options=_adapter_options,
+    model_args=_adapter_model_args,
 )
 TOP = Method(
     name="top",
@@ -606,7 +606,7 @@ TOP = Method(
     shape=lambda shape: "{layers} of {of} layers x {embed_dim}, {embeddings} embeddings".format(**shape),
     fold=_fold_top,
     unfold=dict,
-    options=_top_options,
+    model_args=_top_model_args,
 )
 METHODS = {method.name: method for method in (PREFIX, PROMPT, ADAPTER, TOP)}
 
@@ -827,7 +827,7 @@ def import_export(file: TunedFile, path: str, base_model: str) -> None:
     method = file.method
     state = method.unfold(file.folded)
     state[METADATA_KEY] = pack_metadata(folded_metadata(file.metadata))
-    model_args = {**file.model_args, **method.options(file.metadata)}
+    model_args = {**file.model_args, **method.model_args(file.metadata)}
     write_checkpoint(path, configuration(model_args, file.task, base_model), state)
 
 

@@ -193,7 +193,18 @@ class Evaluated(FullPrecision):
         return {**self.__dict__, "_evaluated": None, "_evaluated_for": None}
 
 
-class Prefix(Evaluated):
+class KeysAndValues(Evaluated):
+    """Virtual tokens that attention layers ask for: they are evaluated to L x 2 x H x P x d."""
+
+    def key_value(self, site: str, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Keys and values of one attention layer, each 1 x H x P x d, or None if the site has no prefix."""
+        if site not in self.geometry:
+            return None
+        key, value = self.evaluated(site)[layer]
+        return key.unsqueeze(0), value.unsqueeze(0)
+
+
+class Prefix(KeysAndValues):
     """The prefixes of all sites of one model: keys and values, shared by every attention layer that asks (`key_value`).
 
     Args:
@@ -217,13 +228,6 @@ class Prefix(Evaluated):
             key_value = self.dropout(module()).view(shape.length, shape.layers, 2, shape.heads, shape.head_dim)
             evaluated[site] = key_value.permute(1, 2, 3, 0, 4)  # L x 2 x H x P x d
         return evaluated
-
-    def key_value(self, site: str, layer: int) -> tuple[Tensor, Tensor] | None:
-        """Keys and values of one attention layer, each 1 x H x P x d, or None if the site has no prefix."""
-        if site not in self.geometry:
-            return None
-        key, value = self.evaluated(site)[layer]
-        return key.unsqueeze(0), value.unsqueeze(0)
 
     def set_output(self, targets: dict[str, Tensor]) -> None:
         """Start from given keys and values: site -> P x (L*2*D)."""
