@@ -63,6 +63,14 @@ class FromBase:
     def set_beam_size(self, beam):
         """Do nothing: fairseq leaves the beam size on the attention, where it corrupts later teacher-forced passes."""
 
+    def prepare_for_inference_(self, cfg):
+        recorded = not any(isinstance(attention, PrefixAttention) for _, _, attention in self.attentions())
+        if getattr(cfg.generation, "print_alignment", None) and not recorded:
+            raise UsageError(
+                f"--print-alignment is not available for --arch {self.args.arch}: it records no attention weights"
+            )
+        super().prepare_for_inference_(cfg)
+
     def load_base(self, args, task) -> None:
         """Fill the model from `args.base_model` and remember the fingerprints."""
         base = files.read_base(args.base_model, self.family)
@@ -208,11 +216,6 @@ class Tuned:
         with torch.no_grad():
             for name, tensor in own.items():
                 parameters[name].copy_(tensor)
-
-    def prepare_for_inference_(self, cfg):
-        if getattr(cfg.generation, "print_alignment", None):
-            raise UsageError("--print-alignment is not available: attention weights are not recorded")
-        super().prepare_for_inference_(cfg)
 
 
 class VirtualTokens(Tuned):

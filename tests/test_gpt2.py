@@ -785,5 +785,5 @@ def test_the_base_alone_and_what_inspect_says(base, tmp_path, capsys):
     description = json.loads(capsys.readouterr().out)
     assert description["kind"] == "whole model"
     assert description["stored_parameters"] == loaded.base_parameters
-    with pytest.raises(UsageError, match="full_gpt2_tiny is no architecture of a prefix"):
+    with pytest.raises(UsageError, match="full_gpt2_tiny has no frozen base; choose an architecture of a prefix"):
         main(["base", str(tmp_path / "base.pt"), "--arch", "full_gpt2_tiny", "--base-model", str(whole)])

@@ -15,7 +15,9 @@ import test_training
 import tiny
 import torch
 from conftest import REPOSITORY
+from fairseq.dataclass.configs import GenerationConfig
 from fairseq.models.bart import model as bart_model
+from fairseq.sequence_generator import SequenceGeneratorWithAlignment
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -87,6 +89,25 @@ def test_rows_share_a_batch_without_influence(bases, family, method):
         own = previous[row][previous[row].ne(1)]
         alone = model(tokens[row : row + 1, : lengths[row]], lengths[row : row + 1], own[None])[0]
         torch.testing.assert_close(together[row, : len(own)], alone[0], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["full", "prefix", *methods.METHODS])
+@torch.no_grad()
+@each_family
+def test_alignment_is_printed_where_attention_is_recorded_and_refused_elsewhere(bases, family, method):
+    model, task = methods.build(method, family, bases[family]).eval(), methods.make_task(family)
+    cfg = Namespace(generation=GenerationConfig(print_alignment="hard"))
+    if family == "gpt2" or method in ("prefix", "prompt"):
+        with pytest.raises(UsageError, match=f"--print-alignment is not available for --arch {method}_{family}_tiny"):
+            model.prepare_for_inference_(cfg)
+        return
+    model.prepare_for_inference_(cfg)
+    generator = SequenceGeneratorWithAlignment([model], task.target_dictionary, beam_size=2, max_len_b=12)
+    tokens, lengths = methods.sources(family)
+    target = tokens.new_full((len(tokens), 3), 4)
+    net_input = {"src_tokens": tokens, "src_lengths": lengths, "prev_output_tokens": target}
+    found = task.inference_step(generator, [model], {"net_input": net_input, "target": target})
+    assert all(len(row[0]["alignment"]) for row in found)
 
 
 @pytest.fixture(scope="module")
