@@ -372,9 +372,9 @@ def test_a_prefix_of_real_words_acts_like_the_words(base, length, reparam):
 
 
 def test_real_words_fill_a_prefix_longer_than_the_positions(base):
-    model = build(base, length=300, prefix_init="words", prefix_init_text="w5 w6 w7", prefix_reparam="flat")
+    model = build(base, length=600, prefix_init="words", prefix_init_text="w5 w6 w7", prefix_reparam="flat")
     table = model.prefix.folded()["decoder"]
-    assert torch.equal(table[256:], table[:44]) and not torch.equal(table[3], table[0])
+    assert torch.equal(table[512:], table[:88]) and not torch.equal(table[3], table[0])
 
 
 def gradients(model):
