@@ -19,13 +19,13 @@ def export(args: argparse.Namespace) -> None:
     """Checkpoint -> prefix.safetensors, or what the method's is called."""
     file = files.read_tuned(args.checkpoint)
     files.write_export(file, args.output)
-    stored = sum(tensor.numel() for tensor in file.method.fold(file).values())
+    stored = sum(tensor.numel() for tensor in file.folded.values())
     print(f"{args.output}: {stored:,} parameters, {Path(args.output).stat().st_size:,} bytes")
 
 
 def import_(args: argparse.Namespace) -> None:
-    """prefix.safetensors -> a checkpoint that fairseq-generate and fairseq-interactive read."""
-    files.import_export(files.read_tuned(args.prefix), args.output, args.base_model)
+    """An export -> a checkpoint that fairseq-generate and fairseq-interactive read."""
+    files.import_export(files.read_tuned(args.export), args.output, args.base_model)
 
 
 def base(args: argparse.Namespace) -> None:
@@ -34,8 +34,8 @@ def base(args: argparse.Namespace) -> None:
     model_class = ARCH_MODEL_REGISTRY.get(args.arch)
     if not hasattr(model_class, "untouched"):
         raise UsageError(
-            f"--arch {args.arch} is no architecture of a prefix, such as prefix_bart_large, nor of another method that "
-            "freezes its base"
+            f"--arch {args.arch} has no frozen base; choose an architecture of a prefix, prompt, adapters or top "
+            "layers, such as prefix_bart_large"
         )
     model_args = {"arch": args.arch, **model_class.untouched}
     cfg = files.configuration(model_args, {}, args.base_model)
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
     command.set_defaults(run=export)
 
     command = commands.add_parser("import", help="turn an export into a checkpoint for fairseq-generate")
-    command.add_argument("prefix", help="an exported prefix")
+    command.add_argument("export", help="the .safetensors file that export wrote")
     command.add_argument("output", help="the .pt file to write")
     command.add_argument(
         "--base-model", required=True, help="the base, as recorded in the checkpoint (relocatable later)"

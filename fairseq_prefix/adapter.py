@@ -9,6 +9,7 @@ from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, Trans
 from torch import Tensor, nn
 
 from .prefix import FullPrecision
+from .recompute import Recomputed
 
 
 class Adapter(FullPrecision):
@@ -54,9 +55,9 @@ class Adaptable:
         return self.adapter(output)
 
 
-class AdaptableEncoderLayer(Adaptable, TransformerEncoderLayerBase):
+class AdaptableEncoderLayer(Recomputed, Adaptable, TransformerEncoderLayerBase):
     """fairseq's encoder layer."""
 
 
-class AdaptableDecoderLayer(Adaptable, TransformerDecoderLayerBase):
+class AdaptableDecoderLayer(Recomputed, Adaptable, TransformerDecoderLayerBase):
     """fairseq's decoder layer."""

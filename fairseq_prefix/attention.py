@@ -26,6 +26,7 @@ from torch import Tensor
 
 from .adapter import Adaptable
 from .prefix import Prefix
+from .recompute import Recomputed
 
 
 class PrefixAttention(MultiheadAttention):
@@ -263,7 +264,7 @@ def _additive_mask(
     return mask if mask is None else F.pad(mask, (prefix_length, 0))
 
 
-class PrefixEncoderLayer(TransformerEncoderLayerBase):
+class PrefixEncoderLayer(Recomputed, TransformerEncoderLayerBase):
     """fairseq's encoder layer with `PrefixAttention`."""
 
     def build_self_attention(self, embed_dim, cfg):
@@ -272,13 +273,8 @@ class PrefixEncoderLayer(TransformerEncoderLayerBase):
         )
 
 
-class SourceDecoderLayer(Adaptable, TransformerDecoderLayerBase):
-    """fairseq's decoder layer without cross-attention, with `SourceAttention`; GELU's approximation is one kernel."""
-
-    def __init__(self, cfg):
-        super().__init__(cfg, no_encoder_attn=True)
-        if cfg.activation_fn == "gelu_accurate":
-            self.activation_fn = partial(F.gelu, approximate="tanh")
+class SourceSelfAttention:
+    """A decoder's layer with `SourceAttention`."""
 
     def build_self_attention(self, embed_dim, cfg, add_bias_kv=False, add_zero_attn=False):
         return SourceAttention(
@@ -286,7 +282,16 @@ class SourceDecoderLayer(Adaptable, TransformerDecoderLayerBase):
         )
 
 
-class PrefixDecoderLayer(TransformerDecoderLayerBase):
+class SourceDecoderLayer(SourceSelfAttention, Recomputed, Adaptable, TransformerDecoderLayerBase):
+    """fairseq's decoder layer without cross-attention, with `SourceAttention`; GELU's approximation is one kernel."""
+
+    def __init__(self, cfg):
+        super().__init__(cfg, no_encoder_attn=True)
+        if cfg.activation_fn == "gelu_accurate":
+            self.activation_fn = partial(F.gelu, approximate="tanh")
+
+
+class PrefixDecoderLayer(Recomputed, TransformerDecoderLayerBase):
     """fairseq's decoder layer with `PrefixAttention` in both places."""
 
     def build_self_attention(self, embed_dim, cfg, add_bias_kv=False, add_zero_attn=False):
@@ -305,12 +310,7 @@ class PrefixDecoderLayer(TransformerDecoderLayerBase):
         )
 
 
-class PromptDecoderLayer(PrefixDecoderLayer):
+class PromptDecoderLayer(SourceSelfAttention, PrefixDecoderLayer):
     """The same for a decoder whose input is [prompt | target]: the prompt's keys and values depend on the source, by
     way of cross-attention, and so are kept once per sentence while beams are searched.
     """
-
-    def build_self_attention(self, embed_dim, cfg, add_bias_kv=False, add_zero_attn=False):
-        return SourceAttention(
-            embed_dim, cfg.decoder.attention_heads, dropout=cfg.attention_dropout, self_attention=True
-        )

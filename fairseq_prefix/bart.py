@@ -7,6 +7,8 @@ would swallow it), come before the embedded text and pass through the embeddings
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from fairseq.models import register_model
 from fairseq.models.bart.model import BARTModel, bart_base_architecture, bart_large_architecture
@@ -22,6 +24,7 @@ from . import checkpoint as files
 from . import model as common
 from .adapter import AdaptableDecoderLayer, AdaptableEncoderLayer
 from .attention import PrefixDecoderLayer, PrefixEncoderLayer, PromptDecoderLayer
+from .errors import UsageError
 from .prefix import SITES, Prefix
 from .prompt import Prompt, prompt_columns
 
@@ -31,7 +34,7 @@ PROMPT_SITES = ("encoder", "decoder")
 
 
 class BaseBART(common.FromBase, BARTModel):
-    """What both have in common."""
+    """What BART's models have in common."""
 
     family = files.BART
     sites = SITES
@@ -110,8 +113,8 @@ class PrefixBARTModel(common.Prefixed, BaseBART):
         return {"encoder": 1, "cross": 1, "decoder": 2}
 
 
-class OwnLayersBART(BaseBART):
-    """With fairseq's own attention, and layers that take adapters."""
+class AdaptableBART(BaseBART):
+    """BART of fairseq's own layers, which take adapters."""
 
     @classmethod
     def build_encoder(cls, cfg, src_dict, embed_tokens):
@@ -123,7 +126,7 @@ class OwnLayersBART(BaseBART):
 
 
 @register_model("adapter_bart")
-class AdapterBARTModel(common.Adapted, OwnLayersBART):
+class AdapterBARTModel(common.Adapted, AdaptableBART):
     """A frozen BART and an adapter after every layer of encoder and decoder."""
 
     @staticmethod
@@ -134,7 +137,7 @@ class AdapterBARTModel(common.Adapted, OwnLayersBART):
 
 
 @register_model("top_bart")
-class TopBARTModel(common.TopTuned, OwnLayersBART):
+class TopBARTModel(common.TopTuned, AdaptableBART):
     """BART of which the decoder's last layers are trained."""
 
     @staticmethod
@@ -153,6 +156,19 @@ class PromptBARTModel(common.Prompted, BaseBART):
         """BART's options and the prompt's."""
         BaseBART.add_args(parser)
         common.add_prompt_arguments(parser, PROMPT_DEFAULTS, PROMPT_SITES)
+
+    @classmethod
+    def build_model(cls, args, task):
+        """fairseq's hook.
+
+        Raises:
+            UsageError: texts would be padded, or placed, as `PromptDecoder` cannot read them.
+        """
+        if getattr(getattr(task, "cfg", None), "left_pad_target", False):
+            raise UsageError(f"--left-pad-target is not supported by --arch {args.arch}; leave it out")
+        if getattr(args, "no_token_positional_embeddings", False):
+            raise UsageError(f"--no-token-positional-embeddings is not supported by --arch {args.arch}; leave it out")
+        return super().build_model(args, task)
 
     @classmethod
     def build_encoder(cls, cfg, src_dict, embed_tokens):
@@ -174,48 +190,56 @@ class PromptBARTModel(common.Prompted, BaseBART):
         return prompt
 
 
-class PrefixEncoder(TransformerEncoderBase):
-    """fairseq's encoder with prefix attention; its output stays at one row per sentence while beams are searched."""
+class Encoder(TransformerEncoderBase):
+    """fairseq's encoder with layers of another class."""
+
+    layer_class: type
 
     def __init__(self, args, dictionary, embed_tokens):
         super().__init__(TransformerConfig.from_namespace(args), dictionary, embed_tokens)
 
     def build_encoder_layer(self, cfg):
-        return common.with_checkpointing(PrefixEncoderLayer(cfg), cfg)
+        return self.layer_class(cfg)
+
+
+class Decoder(TransformerDecoderBase):
+    """fairseq's decoder with layers of another class."""
+
+    layer_class: type
+
+    def __init__(self, args, dictionary, embed_tokens):
+        super().__init__(TransformerConfig.from_namespace(args), dictionary, embed_tokens)
+
+    def build_decoder_layer(self, cfg, no_encoder_attn=False):
+        return self.layer_class(cfg, no_encoder_attn)
+
+
+class AdaptableEncoder(Encoder):
+    """fairseq's encoder; its layers take adapters."""
+
+    layer_class = AdaptableEncoderLayer
+
+
+class AdaptableDecoder(Decoder):
+    """fairseq's decoder; its layers take adapters."""
+
+    layer_class = AdaptableDecoderLayer
+
+
+class PrefixEncoder(Encoder):
+    """fairseq's encoder with prefix attention; its output stays at one row per sentence while beams are searched."""
+
+    layer_class = PrefixEncoderLayer
 
     def reorder_encoder_out(self, encoder_out, new_order):
         """Keep one row per sentence: `PrefixAttention` projects it once and follows the search by itself."""
         return encoder_out
 
 
-class PrefixDecoder(TransformerDecoderBase):
+class PrefixDecoder(Decoder):
     """fairseq's decoder with prefix attention."""
 
-    def __init__(self, args, dictionary, embed_tokens):
-        super().__init__(TransformerConfig.from_namespace(args), dictionary, embed_tokens)
-
-    def build_decoder_layer(self, cfg, no_encoder_attn=False):
-        return common.with_checkpointing(PrefixDecoderLayer(cfg, no_encoder_attn), cfg)
-
-
-class AdaptableEncoder(TransformerEncoderBase):
-    """fairseq's encoder; its layers take adapters."""
-
-    def __init__(self, args, dictionary, embed_tokens):
-        super().__init__(TransformerConfig.from_namespace(args), dictionary, embed_tokens)
-
-    def build_encoder_layer(self, cfg):
-        return common.with_checkpointing(AdaptableEncoderLayer(cfg), cfg)
-
-
-class AdaptableDecoder(TransformerDecoderBase):
-    """fairseq's decoder; its layers take adapters."""
-
-    def __init__(self, args, dictionary, embed_tokens):
-        super().__init__(TransformerConfig.from_namespace(args), dictionary, embed_tokens)
-
-    def build_decoder_layer(self, cfg, no_encoder_attn=False):
-        return common.with_checkpointing(AdaptableDecoderLayer(cfg, no_encoder_attn), cfg)
+    layer_class = PrefixDecoderLayer
 
 
 class PromptEncoder(PrefixEncoder):
@@ -236,16 +260,12 @@ class PromptEncoder(PrefixEncoder):
         return torch.cat([_normed(self, prompt_columns(prompt, "encoder", x, len(x))), x], dim=1), embedded
 
 
-class PromptDecoder(TransformerDecoderBase):
+class PromptDecoder(Decoder):
     """fairseq's decoder over [prompt | target]. In a search the prompt is read once per sentence: its keys and values
     depend on the source, by way of cross-attention, and neither on the hypothesis nor on the step.
     """
 
-    def __init__(self, args, dictionary, embed_tokens):
-        super().__init__(TransformerConfig.from_namespace(args), dictionary, embed_tokens)
-
-    def build_decoder_layer(self, cfg, no_encoder_attn=False):
-        return common.with_checkpointing(PromptDecoderLayer(cfg, no_encoder_attn), cfg)
+    layer_class = PromptDecoderLayer
 
     def attach(self, prompt: Prompt) -> None:
         self._prompt = (prompt,)  # as an attribute it would be registered as a child
@@ -317,17 +337,13 @@ def tiny_bart_architecture(args):
     bart_large_architecture(args)
 
 
-def _prefix_options(args):
-    common.prefix_defaults(args, PREFIX_DEFAULTS, SITES)
-
-
-def _prompt_options(args):
-    common.prompt_defaults(args, PROMPT_DEFAULTS, PROMPT_SITES)
-
-
 _SIZES = {"large": bart_large_architecture, "base": bart_base_architecture, "tiny": tiny_bart_architecture}
-common.register_architectures("prefix_bart", _SIZES, _prefix_options)
-common.register_architectures("prompt_bart", _SIZES, _prompt_options)
+common.register_architectures(
+    "prefix_bart", _SIZES, partial(common.prefix_defaults, defaults=PREFIX_DEFAULTS, sites=SITES)
+)
+common.register_architectures(
+    "prompt_bart", _SIZES, partial(common.prompt_defaults, defaults=PROMPT_DEFAULTS, sites=PROMPT_SITES)
+)
 common.register_architectures("adapter_bart", _SIZES, common.adapter_defaults)
 common.register_architectures("top_bart", _SIZES, common.top_defaults)
 common.register_architectures("full_bart", _SIZES, common.whole_defaults)

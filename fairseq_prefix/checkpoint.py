@@ -468,6 +468,7 @@ class TunedFile(NamedTuple):
     model_args: dict
     task: dict
     state: dict[str, Tensor]
+    folded: dict[str, Tensor]  # what an export of it holds
 
     @property
     def method(self) -> Method:
@@ -480,9 +481,9 @@ class Method(NamedTuple):
     name: str  # in metadata and in the names of options
     noun: str  # in sentences, after "the"
     shape: Callable[[dict], str]  # one site of the geometry, for people
-    fold: Callable[[TunedFile], dict[str, Tensor]]  # what an export holds
+    fold: Callable[[dict, dict[str, Tensor]], dict[str, Tensor]]  # (metadata, state) -> what an export holds
     unfold: Callable[[dict[str, Tensor]], dict[str, Tensor]]  # an export's tensors under the names of a checkpoint
-    options: Callable[[dict], dict]  # the options of the model that an export's metadata describes
+    model_args: Callable[[dict], dict]  # the options of the model that an export's metadata describes
 
 
 def method_of(metadata: dict) -> Method:
@@ -497,16 +498,17 @@ def method_of(metadata: dict) -> Method:
     return METHODS[name]
 
 
-def _prefix_of(file: TunedFile) -> Prefix:
-    metadata = file.metadata
+def _fold_prefix(metadata: dict, state: dict[str, Tensor]) -> dict[str, Tensor]:
     geometry = {site: SiteGeometry(**shape) for site, shape in metadata["geometry"].items()}
     prefix = Prefix(geometry, metadata["reparam"], metadata["mid_dim"] or 1)
-    prefix.load_state_dict({name.removeprefix("prefix."): tensor for name, tensor in file.state.items()})
-    return prefix.float().eval()
+    prefix.load_state_dict({name.removeprefix("prefix."): tensor for name, tensor in state.items()})
+    return {site: table.float() for site, table in prefix.folded().items()}
 
 
-def _prefix_options(metadata: dict) -> dict:
+def _prefix_model_args(metadata: dict) -> dict:
     lengths = {site: shape["length"] for site, shape in metadata["geometry"].items()}
+    if not lengths:
+        return {"prefix_reparam": "flat", "prefix_length": 0}
     return {
         "prefix_reparam": "flat",
         "prefix_sites": ",".join(lengths),
@@ -519,39 +521,57 @@ def _prefix_shape(shape: dict) -> str:
     return f"{site.length} x {site.layers} layers x {site.heads}*{site.head_dim}"
 
 
-def _fold_prompt(file: TunedFile) -> dict[str, Tensor]:
-    metadata = file.metadata
+def _fold_prompt(metadata: dict, state: dict[str, Tensor]) -> dict[str, Tensor]:
     prompt = empty_prompt(metadata["geometry"], metadata["reparam"], metadata["mid_dim"])
-    prompt.load_state_dict({name.removeprefix("prompt."): tensor for name, tensor in file.state.items()})
+    prompt.load_state_dict({name.removeprefix("prompt."): tensor for name, tensor in state.items()})
     return {site: table.float() for site, table in prompt.folded().items()}
 
 
-def _prompt_options(metadata: dict) -> dict:
+def _prompt_model_args(metadata: dict) -> dict:
     lengths = {site: shape["length"] for site, shape in metadata["geometry"].items()}
-    longest = max(lengths.values(), default=0)
-    return {"prompt_reparam": "flat", "prompt_sites": ",".join(lengths), "prompt_length": longest}
+    if not lengths:
+        return {"prompt_reparam": "flat", "prompt_length": 0}
+    return {"prompt_reparam": "flat", "prompt_sites": ",".join(lengths), "prompt_length": max(lengths.values())}
 
 
-def _fold_adapters(file: TunedFile) -> dict[str, Tensor]:
-    sites = file.metadata["geometry"].values()
+def tensor_shapes(tensors: dict[str, Tensor]) -> dict[str, list[int]]:
+    """name -> shape, in the order of the names: what a file of adapters or top layers says that it holds."""
+    return {name: list(tensors[name].shape) for name in sorted(tensors)}
+
+
+def _verify_tensors(metadata: dict, state: dict[str, Tensor]) -> None:
+    """Against what the metadata says that the file holds. (The first files did not say it.)"""
+    found = tensor_shapes(state)
+    recorded = metadata.get("tensors", found)
+    for name in sorted(found.keys() ^ recorded.keys()):
+        raise ValueError(f"it {'lacks' if name in recorded else 'holds'} {name}")
+    for name, shape in recorded.items():
+        if found[name] != shape:
+            raise ValueError(f"{name} has the shape {found[name]} instead of {shape}")
+
+
+def _fold_adapters(metadata: dict, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    _verify_tensors(metadata, state)
+    sites = metadata["geometry"].values()
     expected = sum(shape["layers"] * adapter_size(shape["embed_dim"], shape["dim"]) for shape in sites)
-    found = sum(tensor.numel() for tensor in file.state.values())
+    found = sum(tensor.numel() for tensor in state.values())
     if found != expected:
         raise ValueError(f"{found:,} parameters instead of {expected:,}")
-    return file.state
+    return state
 
 
-def _adapter_options(metadata: dict) -> dict:
+def _adapter_model_args(metadata: dict) -> dict:
     return {"adapter_dim": max((shape["dim"] for shape in metadata["geometry"].values()), default=0)}
 
 
-def _fold_top(file: TunedFile) -> dict[str, Tensor]:
-    if bool(file.state) != bool(file.metadata["geometry"]):
-        raise ValueError(f"{len(file.state)} tensors")
-    return file.state
+def _fold_top(metadata: dict, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    _verify_tensors(metadata, state)
+    if bool(state) != bool(metadata["geometry"]):
+        raise ValueError(f"{len(state)} tensors")
+    return state
 
 
-def _top_options(metadata: dict) -> dict:
+def _top_model_args(metadata: dict) -> dict:
     shape = metadata["geometry"].get("decoder", {"layers": 0, "embeddings": 0})
     return {"top_layers": shape["layers"], "top_embedding": "trained" if shape["embeddings"] else "frozen"}
 
@@ -560,9 +580,9 @@ PREFIX = Method(
     name="prefix",
     noun="prefix",
     shape=_prefix_shape,
-    fold=lambda file: _prefix_of(file).folded(),
+    fold=_fold_prefix,
     unfold=lambda tensors: {f"prefix.sites.{site}.key_value": tensor for site, tensor in tensors.items()},
-    options=_prefix_options,
+    model_args=_prefix_model_args,
 )
 PROMPT = Method(
     name="prompt",
@@ -570,7 +590,7 @@ PROMPT = Method(
     shape=lambda shape: f"{shape['length']} x {shape['embed_dim']}",
     fold=_fold_prompt,
     unfold=lambda tensors: {f"prompt.sites.{site}.embedding.weight": tensor for site, tensor in tensors.items()},
-    options=_prompt_options,
+    model_args=_prompt_model_args,
 )
 ADAPTER = Method(
     name="adapter",
@@ -578,7 +598,7 @@ ADAPTER = Method(
     shape=lambda shape: f"{shape['dim']} x {shape['layers']} layers x {shape['embed_dim']}",
     fold=_fold_adapters,
     unfold=dict,
-    options=_adapter_options,
+    model_args=_adapter_model_args,
 )
 TOP = Method(
     name="top",
@@ -586,7 +606,7 @@ TOP = Method(
     shape=lambda shape: "{layers} of {of} layers x {embed_dim}, {embeddings} embeddings".format(**shape),
     fold=_fold_top,
     unfold=dict,
-    options=_top_options,
+    model_args=_top_model_args,
 )
 METHODS = {method.name: method for method in (PREFIX, PROMPT, ADAPTER, TOP)}
 
@@ -604,7 +624,7 @@ def unpack_metadata(state: dict[str, Tensor]) -> dict:
     """The metadata of a checkpoint's model part.
 
     Raises:
-        UsageError: there is none, or it is damaged, or of a later format.
+        UsageError: there is none, or it is damaged, or of a later format or method.
     """
     if METADATA_KEY not in state:
         kind = "a whole model, which belongs to --base-model" if family_of(state) else "something else"
@@ -612,14 +632,23 @@ def unpack_metadata(state: dict[str, Tensor]) -> dict:
             f"this checkpoint is not a prefix's (nor a prompt's, nor of adapters or top layers) but {kind}"
         )
     try:
-        metadata = json.loads(bytes((255 - state[METADATA_KEY]).tolist()).decode("ascii"))
-        version = metadata["format"]
+        return _checked(json.loads(bytes((255 - state[METADATA_KEY]).tolist()).decode("ascii")))
     except (ValueError, TypeError, KeyError):
         raise UsageError(
             "the checkpoint's metadata is damaged (checkpoints of a prefix and the like cannot be averaged)"
         ) from None
-    if version != FORMAT:
-        raise UsageError(f"the file is of format {version}, this version reads {FORMAT}; update the plugin")
+
+
+def _checked(metadata: dict) -> dict:
+    """The metadata of a file that this version reads.
+
+    Raises:
+        UsageError: it is of a later format, or of a method that is not known here.
+        KeyError, TypeError: it is no metadata.
+    """
+    if metadata["format"] != FORMAT:
+        raise UsageError(f"the file is of format {metadata['format']}, this version reads {FORMAT}; update the plugin")
+    method_of(metadata)
     return metadata
 
 
@@ -674,27 +703,6 @@ def describe_geometry(geometry: dict[str, dict], method: Method = PREFIX) -> str
     return ", ".join(f"{site} {method.shape(geometry[site])}" for site in SITES if site in geometry)
 
 
-class PrefixFile(NamedTuple):
-    """A prefix read from a checkpoint or an export: ready to evaluate, no base needed."""
-
-    metadata: dict
-    model_args: dict
-    task: dict
-    prefix: Prefix
-
-
-def read_prefix(path: str) -> PrefixFile:
-    """Read a prefix from a training checkpoint (.pt) or an export (.safetensors).
-
-    Raises:
-        UsageError: it is neither, or damaged.
-    """
-    file = read_tuned(path)
-    if file.method is not PREFIX:
-        raise UsageError(f"{path} holds no prefix but a {file.method.noun}")
-    return PrefixFile(file.metadata, file.model_args, file.task, _prefix_of(file))
-
-
 def read_tuned(path: str) -> TunedFile:
     """Read what was trained over a base from a training checkpoint (.pt) or an export (.safetensors).
 
@@ -704,32 +712,36 @@ def read_tuned(path: str) -> TunedFile:
     if not Path(path).is_file():
         raise UsageError(f"{path}: no such file")
     if str(path).endswith(".safetensors"):
-        file = _read_export(path)
+        metadata, model_args, task, state = _read_export(path)
     else:
         loaded = load_tensors(Path(path))
         if not isinstance(loaded.get("model"), dict) or not isinstance(loaded.get("cfg"), dict):
             raise UsageError(f"{path} is not a fairseq checkpoint")
         metadata = unpack_metadata(loaded["model"])
         state = {name: tensor for name, tensor in loaded["model"].items() if name != METADATA_KEY}
-        file = TunedFile(metadata, _plain(loaded["cfg"]["model"]), _plain(loaded["cfg"]["task"]), state)
+        model_args, task = _plain(loaded["cfg"]["model"]), _plain(loaded["cfg"]["task"])
+    method = method_of(metadata)
     try:
-        file.method.fold(file)
+        return TunedFile(metadata, model_args, task, state, method.fold(metadata, state))
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(f"{path}: the {file.method.noun} does not fit its metadata ({reason})") from None
-    return file
+        raise UsageError(f"{path}: the {method.noun} does not fit its metadata ({reason})") from None
 
 
-def _read_export(path: str) -> TunedFile:
+def _read_export(path: str) -> tuple[dict, dict, dict, dict[str, Tensor]]:
+    """metadata, options of the model and of the task, and tensors under the names of a checkpoint."""
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         header = json.loads(header[EXPORT_KEY])
-        method = next((method for name, method in METHODS.items() if name in header), PREFIX)
-        return TunedFile(header[method.name], header["model_args"], header["task"], method.unfold(tensors))
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UsageError(f"{path} is not an exported prefix, or is damaged ({error})") from None
+        model_args, task = header.pop("model_args"), header.pop("task")
+        (metadata,) = header.values()  # under the name of the method
+        return _checked(metadata), model_args, task, method_of(metadata).unfold(tensors)
+    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        raise UsageError(
+            f"{path} is no export of a prefix, prompt, adapters or top layers, or is damaged ({error})"
+        ) from None
 
 
 def _plain(namespace) -> dict:
@@ -758,9 +770,9 @@ def describe(path: str) -> dict:
     name = "top layers" if file.method is TOP else file.method.name
     return {
         "kind": f"exported {name}" if str(path).endswith(".safetensors") else f"{name} checkpoint",
-        **{key: value for key, value in file.metadata.items() if key != "format"},
+        **{key: value for key, value in file.metadata.items() if key not in ("format", "tensors")},
         "trained_parameters": sum(tensor.numel() for tensor in file.state.values()),
-        "stored_parameters": sum(tensor.numel() for tensor in file.method.fold(file).values()),
+        "stored_parameters": sum(tensor.numel() for tensor in file.folded.values()),
         "task": file.task.get("_name"),
         **updates,
         "bytes": size,
@@ -769,10 +781,8 @@ def describe(path: str) -> dict:
 
 def _describe_whole(loaded: dict) -> dict:
     left_out = (*family_of(loaded["model"]).tied, ABSENT_SYMBOLS)
-    tensors = {
-        n: t for n, t in loaded["model"].items() if n not in left_out and not n.endswith(("version", "_float_tensor"))
-    }
-    count = sum(tensor.numel() for tensor in tensors.values())
+    state = {name: tensor for name, tensor in loaded["model"].items() if not name.endswith(BOOKKEEPING)}
+    count = sum(tensor.numel() for name, tensor in state.items() if name not in left_out)
     cfg = loaded.get("cfg") or {}
     model_args = _plain(cfg["model"]) if "model" in cfg else _plain(loaded.get("args") or argparse.Namespace())
     return {
@@ -803,7 +813,7 @@ def write_export(file: TunedFile, path: str) -> None:
     # One key: safetensors writes several in an order that changes from run to run, and equal prefixes are equal files.
     header = {file.method.name: metadata, "model_args": model_args, "task": task}
     header = {EXPORT_KEY: json.dumps(header, sort_keys=True)}
-    tensors = {name: tensor.contiguous() for name, tensor in file.method.fold(file).items()}
+    tensors = {name: tensor.contiguous() for name, tensor in file.folded.items()}
     atomically(path, lambda temporary: save_file(tensors, temporary, header))
 
 
@@ -815,9 +825,9 @@ def folded_metadata(metadata: dict) -> dict:
 def import_export(file: TunedFile, path: str, base_model: str) -> None:
     """Write a checkpoint that `fairseq-generate` and `fairseq-interactive` read, of what was read from an export."""
     method = file.method
-    state = method.unfold(method.fold(file))
+    state = method.unfold(file.folded)
     state[METADATA_KEY] = pack_metadata(folded_metadata(file.metadata))
-    model_args = {**file.model_args, **method.options(file.metadata)}
+    model_args = {**file.model_args, **method.model_args(file.metadata)}
     write_checkpoint(path, configuration(model_args, file.task, base_model), state)
 
 

@@ -69,7 +69,7 @@ def verify_trainable(model) -> int:
     """Check that exactly `model.declared_parameters` require gradients; returns how many numbers these are.
 
     Raises:
-        UsageError: naming a parameter that should be frozen, or should not.
+        UsageError: naming a parameter that should be frozen, or should not; or there is nothing to train.
     """
     if not hasattr(model, "declared_parameters"):
         raise UsageError(
@@ -77,6 +77,8 @@ def verify_trainable(model) -> int:
             "such as --arch prefix_bart_large"
         )
     declared = model.declared_parameters
+    if not declared and model.training:
+        raise UsageError("the model has nothing to train: it is the base alone, with a length, dimension or count of 0")
     named = (
         (re.sub(r"^(module\.)+", "", name), p) for name, p in model.named_parameters()
     )  # as distributed training wraps

@@ -38,7 +38,7 @@ NEVER = -1e4  # the logit of a symbol that a base does not have; finite, for the
 
 
 class BaseGPT2(common.FromBase, TransformerLanguageModel):
-    """What both have in common."""
+    """What GPT-2's models have in common."""
 
     family = files.GPT2
     sites = SITES
@@ -211,7 +211,7 @@ class GPT2Decoder(TransformerDecoderBase):
             layer.self_attn.attach(nothing, "decoder", number)
 
     def build_decoder_layer(self, cfg, no_encoder_attn=True):
-        return common.with_checkpointing(SourceDecoderLayer(cfg), cfg)
+        return SourceDecoderLayer(cfg)
 
     @property
     def prefix_length(self) -> int:
@@ -341,14 +341,6 @@ def tiny_gpt2_architecture(args):
     gpt2_architecture(args, layers=4, embed_dim=128, heads=4)
 
 
-def _prefix_options(args):
-    common.prefix_defaults(args, PREFIX_DEFAULTS, SITES)
-
-
-def _prompt_options(args):
-    common.prompt_defaults(args, PROMPT_DEFAULTS, SITES)
-
-
 _SIZES = {
     "small": partial(gpt2_architecture, layers=12, embed_dim=768, heads=12),
     "medium": partial(gpt2_architecture, layers=24, embed_dim=1024, heads=16),
@@ -356,8 +348,12 @@ _SIZES = {
     "xl": partial(gpt2_architecture, layers=48, embed_dim=1600, heads=25),
     "tiny": tiny_gpt2_architecture,
 }
-common.register_architectures("prefix_gpt2", _SIZES, _prefix_options)
-common.register_architectures("prompt_gpt2", _SIZES, _prompt_options)
+common.register_architectures(
+    "prefix_gpt2", _SIZES, partial(common.prefix_defaults, defaults=PREFIX_DEFAULTS, sites=SITES)
+)
+common.register_architectures(
+    "prompt_gpt2", _SIZES, partial(common.prompt_defaults, defaults=PROMPT_DEFAULTS, sites=SITES)
+)
 common.register_architectures("adapter_gpt2", _SIZES, common.adapter_defaults)
 common.register_architectures("top_gpt2", _SIZES, common.top_defaults)
 common.register_architectures("full_gpt2", _SIZES, common.whole_defaults)

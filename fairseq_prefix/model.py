@@ -16,7 +16,6 @@ from fairseq.data import encoders
 from fairseq.models import register_model_architecture
 from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from . import checkpoint as files
 from .adapter import Adapter
@@ -63,6 +62,14 @@ class FromBase:
 
     def set_beam_size(self, beam):
         """Do nothing: fairseq leaves the beam size on the attention, where it corrupts later teacher-forced passes."""
+
+    def prepare_for_inference_(self, cfg):
+        recorded = not any(isinstance(attention, PrefixAttention) for _, _, attention in self.attentions())
+        if getattr(cfg.generation, "print_alignment", None) and not recorded:
+            raise UsageError(
+                f"--print-alignment is not available for --arch {self.args.arch}: it records no attention weights"
+            )
+        super().prepare_for_inference_(cfg)
 
     def load_base(self, args, task) -> None:
         """Fill the model from `args.base_model` and remember the fingerprints."""
@@ -210,11 +217,6 @@ class Tuned:
             for name, tensor in own.items():
                 parameters[name].copy_(tensor)
 
-    def prepare_for_inference_(self, cfg):
-        if getattr(cfg.generation, "print_alignment", None):
-            raise UsageError("--print-alignment is not available: attention weights are not recorded")
-        super().prepare_for_inference_(cfg)
-
 
 class VirtualTokens(Tuned):
     """What prefixes and prompts have in common: virtual tokens, all in one module, that is evaluated once a pass."""
@@ -264,6 +266,8 @@ class Prefixed(VirtualTokens):
     @classmethod
     def _prepare(cls, args) -> None:
         args.prefix_site_lengths = _site_lengths(args, cls.sites)  # travels to where the layers are built
+        if args.prefix_reparam == "mlp":
+            _require("--prefix-mid-dim", args.prefix_mid_dim, 1)
 
     def _add(self, args, task) -> None:
         lengths = args.prefix_site_lengths
@@ -347,8 +351,9 @@ class Prompted(VirtualTokens):
     @classmethod
     def _prepare(cls, args) -> None:
         chosen = _parse_sites("--prompt-sites", args.prompt_sites, cls.prompt_sites)
-        if args.prompt_length < 0:
-            raise UsageError(f"--prompt-length is {args.prompt_length}; it cannot be negative")
+        _require("--prompt-length", args.prompt_length, 0)
+        if args.prompt_reparam == "mlp":
+            _require("--prompt-mid-dim", args.prompt_mid_dim, 1)
         args.prompt_site_lengths = {site: args.prompt_length if site in chosen else 0 for site in cls.prompt_sites}
 
     def _add(self, args, task) -> None:
@@ -364,7 +369,16 @@ class Prompted(VirtualTokens):
         raise NotImplementedError
 
 
-class Adapted(Tuned):
+class OwnTensors(Tuned):
+    """What is trained is exported as it is, under its names in the model, which the file says."""
+
+    def metadata(self) -> dict:
+        declared = self.declared_parameters
+        trained = {name: parameter for name, parameter in self.named_parameters() if name in declared}
+        return {**super().metadata(), "tensors": files.tensor_shapes(trained)}
+
+
+class Adapted(OwnTensors):
     """An adapter after every layer. Fresh adapters are the identity: training starts from the base bit for bit."""
 
     method = files.ADAPTER
@@ -372,8 +386,7 @@ class Adapted(Tuned):
 
     @classmethod
     def _prepare(cls, args) -> None:
-        if args.adapter_dim < 0:
-            raise UsageError(f"--adapter-dim is {args.adapter_dim}; it cannot be negative")
+        _require("--adapter-dim", args.adapter_dim, 0)
 
     def _add(self, args, task) -> None:
         self.adapter_dim = args.adapter_dim
@@ -400,7 +413,7 @@ class Adapted(Tuned):
         }
 
 
-class TopTuned(Tuned):
+class TopTuned(OwnTensors):
     """The last N layers of the decoder are trained, with the norm after them where there is one; all else is frozen.
 
     Nothing below the first of these layers is differentiated, unless the embeddings are trained too.
@@ -447,25 +460,6 @@ class TopTuned(Tuned):
                 "embeddings": embedding.num_embeddings if self.family.embedding in self._trained else 0,
             }
         }
-
-
-def with_checkpointing(layer: nn.Module, cfg) -> nn.Module:
-    """Recompute the layer's activations in the backward pass if `--checkpoint-activations` asks for it.
-
-    fairseq's own wrapper is a re-entrant autograd function: with frozen embeddings its inputs need no gradient, and a
-    prefix reaching it through a closure would get none.
-    """
-    if cfg.checkpoint_activations:
-        plain = layer.forward
-
-        def forward(*args, **kwargs):
-            leaves_keys = kwargs.get("incremental_state") is not None  # the second time it would find them
-            if leaves_keys or not torch.is_grad_enabled():
-                return plain(*args, **kwargs)
-            return checkpoint(plain, *args, use_reentrant=False, **kwargs)
-
-        layer.forward = forward
-    return layer
 
 
 # Options --------------------------------------------------------------------------------------------------------------
@@ -607,6 +601,12 @@ def whole_defaults(args) -> None:
     set_defaults(args, base_model=None, finetuned_from=None, base_fingerprint=None)
 
 
+def _require(option: str, value: int, least: int) -> None:
+    """Refuse a number below `least`, which is 0 or 1."""
+    if value < least:
+        raise UsageError(f"{option} is {value}; it {'has to be at least 1' if least else 'cannot be negative'}")
+
+
 def _parse_sites(option: str, text: str, allowed: tuple[str, ...]) -> list[str]:
     try:
         return parse_sites(text, allowed)
@@ -625,8 +625,7 @@ def _site_lengths(args, sites: tuple[str, ...]) -> dict[str, int]:
                 f"--prefix-{site}-length is given, but --prefix-sites {args.prefix_sites} leaves {site} out"
             )
         lengths[site] = (args.prefix_length if own is None else own) if site in chosen else 0
-        if lengths[site] < 0:
-            raise UsageError(f"the prefix length of the {site} site is {lengths[site]}; it cannot be negative")
+        _require("--prefix-length" if own is None else f"--prefix-{site}-length", lengths[site], 0)
     return lengths
 
 

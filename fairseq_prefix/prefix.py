@@ -116,8 +116,8 @@ class FullPrecision(nn.Module):
 class Evaluated(FullPrecision):
     """Virtual tokens of all sites of one model, which are evaluated once for a whole batch, never per row.
 
-    In training each forward pass of the model starts with `refresh()`; in evaluation what was evaluated is kept until
-    the parameters may have changed.
+    Each forward pass of the model starts with `refresh()`. Without gradients, in evaluation, what was evaluated is kept
+    until the parameters may have changed.
 
     Args:
         geometry: site -> its shape; sites of length 0 may be left out.
@@ -148,15 +148,21 @@ class Evaluated(FullPrecision):
         return self.geometry[site].length if site in self.geometry else 0
 
     def refresh(self) -> None:
-        """Evaluate anew for the forward pass that begins; in evaluation only if anything may have changed."""
-        if self.training or self._state() != self._evaluated_for:
-            self._evaluated, self._evaluated_for = self(), self._state()
+        """Evaluate anew for the forward pass that begins; in evaluation without gradients only if anything may have
+        changed. (With them each pass needs a graph of its own.)
+        """
+        if self.training or torch.is_grad_enabled():
+            self._forget()
+        self._keep_current()
 
     def evaluated(self, site: str) -> Tensor:
         """What `forward()` gives for one site, evaluated when that is needed."""
+        self._keep_current()
+        return self._evaluated[site]
+
+    def _keep_current(self) -> None:
         if self._evaluated is None or self._state() != self._evaluated_for:
             self._evaluated, self._evaluated_for = self(), self._state()
-        return self._evaluated[site]
 
     @torch.no_grad()
     def folded(self) -> dict[str, Tensor]:
@@ -169,7 +175,8 @@ class Evaluated(FullPrecision):
         fairseq's optimizers write through `.data`, which no version counter sees; they do so in training only, where
         every forward pass refreshes and `train()`/`eval()` forget.
         """
-        return (torch.is_grad_enabled(), *(parameter._version for parameter in self.parameters()))
+        autocast = [torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) for kind in ("cpu", "cuda")]
+        return (torch.is_grad_enabled(), *autocast, *(parameter._version for parameter in self.parameters()))
 
     def _forget(self) -> None:
         self._evaluated = self._evaluated_for = None
@@ -186,7 +193,18 @@ class Evaluated(FullPrecision):
         return {**self.__dict__, "_evaluated": None, "_evaluated_for": None}
 
 
-class Prefix(Evaluated):
+class KeysAndValues(Evaluated):
+    """Virtual tokens that attention layers ask for: they are evaluated to L x 2 x H x P x d."""
+
+    def key_value(self, site: str, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Keys and values of one attention layer, each 1 x H x P x d, or None if the site has no prefix."""
+        if site not in self.geometry:
+            return None
+        key, value = self.evaluated(site)[layer]
+        return key.unsqueeze(0), value.unsqueeze(0)
+
+
+class Prefix(KeysAndValues):
     """The prefixes of all sites of one model: keys and values, shared by every attention layer that asks (`key_value`).
 
     Args:
@@ -211,13 +229,6 @@ class Prefix(Evaluated):
             evaluated[site] = key_value.permute(1, 2, 3, 0, 4)  # L x 2 x H x P x d
         return evaluated
 
-    def key_value(self, site: str, layer: int) -> tuple[Tensor, Tensor] | None:
-        """Keys and values of one attention layer, each 1 x H x P x d, or None if the site has no prefix."""
-        if site not in self.geometry:
-            return None
-        key, value = self.evaluated(site)[layer]
-        return key.unsqueeze(0), value.unsqueeze(0)
-
     def set_output(self, targets: dict[str, Tensor]) -> None:
         """Start from given keys and values: site -> P x (L*2*D)."""
         for site, module in self.sites.items():
@@ -226,9 +237,11 @@ class Prefix(Evaluated):
 
 
 def parse_sites(text: str, allowed: tuple[str, ...] = SITES) -> list[str]:
-    """ "encoder,cross" -> ["encoder", "cross"]; raises ValueError for a name that is not a site."""
+    """ "encoder,cross" -> ["encoder", "cross"]; raises ValueError for none and for a name that is not a site."""
     sites = [site.strip() for site in text.split(",") if site.strip()]
+    if not sites:
+        raise ValueError(f"there is none; choose from {', '.join(allowed)}, or pass length 0 for the base alone")
     for site in sites:
         if site not in allowed:
-            raise ValueError(f"{site!r} is no attention site; choose from {', '.join(allowed)}")
+            raise ValueError(f"{site!r} is none of {', '.join(allowed)}")
     return [site for site in allowed if site in sites]

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from .prefix import Evaluated
+from .prefix import Evaluated, KeysAndValues
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +57,12 @@ class Prompt(Evaluated):
         return {site: module() for site, module in self.sites.items()}
 
 
-class ReadPrompt(Prompt):
+class ReadPrompt(Prompt, KeysAndValues):
     """A prompt that is read by the base once, by itself, and from then on acts through its keys and values: a prefix.
 
     That is the same for causal self-attention without cross-attention, where a virtual token sees nothing but virtual
-    tokens.
+    tokens. What is kept for a search depends on the base too, which is frozen: whoever writes into its weights in
+    evaluation calls `eval()` again.
 
     Args:
         read: embeddings (P x D) -> keys and values (L x 2 x H x P x d).
@@ -82,10 +83,7 @@ class ReadPrompt(Prompt):
 
     def key_value(self, site: str, layer: int) -> tuple[Tensor, Tensor] | None:
         """As `Prefix.key_value`; there is nothing before the virtual tokens themselves."""
-        if self._reading or site not in self.geometry:
-            return None
-        key, value = self.evaluated(site)[layer]
-        return key.unsqueeze(0), value.unsqueeze(0)
+        return None if self._reading else super().key_value(site, layer)
 
 
 def empty_prompt(geometry: dict[str, dict], reparam: str, mid_dim: int | None) -> Prompt:

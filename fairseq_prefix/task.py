@@ -127,8 +127,8 @@ class JoinedPairDataset(CompletePairDataset):
         if max_sizes is not None and len(indices) and self.sizes[longest] > max_sizes:
             raise UsageError(
                 f"example {longest} has {self.sizes[longest]} tokens, source and target together, but there is room "
-                f"for {max_sizes} (the model's positions less the prefix, or --max-tokens); lower --max-source-tokens "
-                "or --max-target-tokens"
+                f"for {max_sizes} (the model's positions, less virtual tokens, or --max-tokens); "
+                "lower --max-source-tokens or --max-target-tokens"
             )
         return indices, []
 
@@ -299,8 +299,8 @@ class ConditionalLMTask(PairTask):
         room = self._max_positions - 2
         if self.cfg.max_source_tokens > room:
             raise UsageError(
-                f"--max-source-tokens {self.cfg.max_source_tokens} exceeds the {room} that prefix, </s> and a target "
-                "of one token leave of the model's positions"
+                f"--max-source-tokens {self.cfg.max_source_tokens} exceeds the {room} that </s>, a target of one "
+                "token and virtual tokens leave of the model's positions"
             )
         return model
 

@@ -10,16 +10,22 @@ from fairseq.sequence_generator import SequenceGenerator
 FAMILIES = ("bart", "gpt2")
 METHODS = ("prompt", "adapter", "top")
 SMALL = {
+    "prefix": {"prefix_length": 3, "prefix_mid_dim": 16},
     "prompt": {"prompt_length": 3, "prompt_mid_dim": 16},
     "adapter": {"adapter_dim": 8},
     "top": {"top_layers": 1},
 }
-UNTOUCHED = {"prompt": {"prompt_length": 0}, "adapter": {"adapter_dim": 0}, "top": {"top_layers": 0}}
+UNTOUCHED = {
+    "prefix": {"prefix_length": 0},
+    "prompt": {"prompt_length": 0},
+    "adapter": {"adapter_dim": 0},
+    "top": {"top_layers": 0},
+}
 
 
-def make_base(folder, family, seed=0):
+def make_base(folder, family, seed=0, **options):
     layers = {"decoder_layers": 2} if family == "gpt2" else {}
-    return str(tiny.save_base(folder, seed=seed, arch=f"full_{family}_tiny", **layers))
+    return str(tiny.save_base(folder, seed=seed, arch=f"full_{family}_tiny", **layers, **options))
 
 
 def make_task(family, **options):
@@ -38,7 +44,7 @@ def strengthen(model, seed=5):
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(model.named_parameters()):
         if name in model.declared_parameters:
-            scale = 1.0 if name.startswith("prompt.") else 0.3
+            scale = 1.0 if name.startswith(("prefix.", "prompt.")) else 0.3
             parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
     return model.eval()
 

@@ -9,6 +9,7 @@ from argparse import Namespace
 import pytest
 import tiny
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fairseq_prefix import checkpoint as files
@@ -189,7 +190,7 @@ def test_a_truncated_checkpoint_is_refused(trained, tmp_path, size):
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(trained[1].read_bytes()[:size])
     with pytest.raises(UsageError, match="cannot be loaded: it is truncated or not a checkpoint"):
-        files.read_prefix(str(path))
+        files.read_tuned(str(path))
 
 
 # The prefix's own files -----------------------------------------------------------------------------------------------
@@ -214,8 +215,18 @@ def test_export_and_import_keep_every_key_and_value(trained, base, tmp_path):
         site: (3, 2 * 2 * 128) for site in ("encoder", "decoder", "cross")
     }
     for file in (exported, imported):
-        for site, table in files.read_prefix(file).prefix.folded().items():
+        for site, table in files.read_tuned(file).folded.items():
             assert torch.equal(table, folded[site])
+
+
+def test_a_file_is_folded_once(trained, tmp_path, monkeypatch):
+    calls, fold = [], files.PREFIX.fold
+    counting = files.PREFIX._replace(fold=lambda *arguments: calls.append(1) or fold(*arguments))
+    monkeypatch.setitem(files.METHODS, "prefix", counting)
+    main(["export", str(trained[1]), str(tmp_path / "p.safetensors")])
+    assert len(calls) == 1
+    main(["inspect", str(tmp_path / "p.safetensors")])
+    assert len(calls) == 2
 
 
 def test_exporting_again_gives_the_same_bytes(trained, tmp_path):
@@ -270,11 +281,34 @@ def test_a_damaged_export_is_refused(trained, tmp_path):
     whole = exported.read_bytes()
     for damaged in (b"", whole[:100], whole[:-10], b"\xff" * 64, json.dumps({}).encode()):
         exported.write_bytes(damaged)
-        with pytest.raises(UsageError, match="is not an exported prefix, or is damaged"):
-            files.read_prefix(str(exported))
+        with pytest.raises(UsageError, match="is no export of a prefix, prompt, .* or is damaged"):
+            files.read_tuned(str(exported))
     save_file({"encoder": torch.zeros(3, 4)}, exported)
-    with pytest.raises(UsageError, match="is not an exported prefix"):
-        files.read_prefix(str(exported))
+    with pytest.raises(UsageError, match="is no export of a prefix"):
+        files.read_tuned(str(exported))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": 2}, "the file is of format 2, this version reads 1; update the plugin"),
+        ({"method": "later"}, "the file is of the method 'later', which this version does not know; update the plugin"),
+    ],
+)
+def test_a_later_version_s_files_are_refused(trained, tmp_path, changes, message):
+    model, path = trained
+    exported, checkpoint = tmp_path / "prefix.safetensors", torch.load(path, weights_only=True)
+    main(["export", str(path), str(exported)])
+    with safe_open(exported, framework="pt") as file:
+        header = json.loads(file.metadata()[files.EXPORT_KEY])
+    metadata = {**header.pop("prefix"), **changes}
+    header[changes.get("method", "prefix")] = metadata
+    save_file(load_file(exported), exported, {files.EXPORT_KEY: json.dumps(header)})
+    checkpoint["model"][files.METADATA_KEY] = files.pack_metadata({**model.metadata(), **changes})
+    torch.save(checkpoint, tmp_path / "later.pt")
+    for file in (exported, tmp_path / "later.pt"):
+        with pytest.raises(UsageError, match=message):
+            main(["inspect", str(file)])
 
 
 def test_averaged_checkpoints_are_refused(trained, base):

@@ -79,3 +79,11 @@ def test_full_fine_tuning_trains_everything(base):
 def test_a_model_that_declares_nothing_is_refused():
     with pytest.raises(UsageError, match="needs a model that declares what it trains"):
         verify_trainable(torch.nn.Linear(2, 2))
+
+
+def test_the_base_alone_is_validated_and_not_trained(base):
+    model = tiny.build("prefix_bart_tiny", base_model=base, prefix_length=0)
+    criterion = PrefixCrossEntropyCriterion(tiny.make_task(), sentence_avg=False, label_smoothing=0.0)
+    criterion(model.eval(), sample())
+    with pytest.raises(UsageError, match="the model has nothing to train: it is the base alone"):
+        criterion(model.train(), sample())

@@ -114,7 +114,8 @@ def hugging_face(tmp_path_factory, request):
     symbols = shuffled_dictionary(words)
 
     def ours(folder=folder, **options):
-        options = {"prefix_length": 0, "decoder_layers": shape["n_layer"], **options}
+        sizes = {"decoder_layers": shape["n_layer"], "max_target_positions": shape["n_positions"]}
+        options = {"prefix_length": 0, **sizes, **options}
         task = tiny.make_lm_task(symbols)
         return tiny.build(request.param, task, base_model=str(folder), **options).eval()
 
@@ -371,9 +372,9 @@ def test_a_prefix_of_real_words_acts_like_the_words(base, length, reparam):
 
 
 def test_real_words_fill_a_prefix_longer_than_the_positions(base):
-    model = build(base, length=300, prefix_init="words", prefix_init_text="w5 w6 w7", prefix_reparam="flat")
+    model = build(base, length=600, prefix_init="words", prefix_init_text="w5 w6 w7", prefix_reparam="flat")
     table = model.prefix.folded()["decoder"]
-    assert torch.equal(table[256:], table[:44]) and not torch.equal(table[3], table[0])
+    assert torch.equal(table[512:], table[:88]) and not torch.equal(table[3], table[0])
 
 
 def gradients(model):
@@ -784,5 +785,5 @@ def test_the_base_alone_and_what_inspect_says(base, tmp_path, capsys):
     description = json.loads(capsys.readouterr().out)
     assert description["kind"] == "whole model"
     assert description["stored_parameters"] == loaded.base_parameters
-    with pytest.raises(UsageError, match="full_gpt2_tiny is no architecture of a prefix"):
+    with pytest.raises(UsageError, match="full_gpt2_tiny has no frozen base; choose an architecture of a prefix"):
         main(["base", str(tmp_path / "base.pt"), "--arch", "full_gpt2_tiny", "--base-model", str(whole)])

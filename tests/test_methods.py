@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -14,8 +15,11 @@ import test_training
 import tiny
 import torch
 from conftest import REPOSITORY
+from fairseq.dataclass.configs import GenerationConfig
 from fairseq.models.bart import model as bart_model
-from safetensors.torch import load_file
+from fairseq.sequence_generator import SequenceGeneratorWithAlignment
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from fairseq_prefix import checkpoint as files
 from fairseq_prefix import model as common
@@ -87,16 +91,70 @@ def test_rows_share_a_batch_without_influence(bases, family, method):
         torch.testing.assert_close(together[row, : len(own)], alone[0], atol=1e-3, rtol=1e-3)
 
 
-@each_method
+@pytest.mark.parametrize("method", ["full", "prefix", *methods.METHODS])
+@torch.no_grad()
+@each_family
+def test_alignment_is_printed_where_attention_is_recorded_and_refused_elsewhere(bases, family, method):
+    model, task = methods.build(method, family, bases[family]).eval(), methods.make_task(family)
+    cfg = Namespace(generation=GenerationConfig(print_alignment="hard"))
+    if family == "gpt2" or method in ("prefix", "prompt"):
+        with pytest.raises(UsageError, match=f"--print-alignment is not available for --arch {method}_{family}_tiny"):
+            model.prepare_for_inference_(cfg)
+        return
+    model.prepare_for_inference_(cfg)
+    generator = SequenceGeneratorWithAlignment([model], task.target_dictionary, beam_size=2, max_len_b=12)
+    tokens, lengths = methods.sources(family)
+    target = tokens.new_full((len(tokens), 3), 4)
+    net_input = {"src_tokens": tokens, "src_lengths": lengths, "prev_output_tokens": target}
+    found = task.inference_step(generator, [model], {"net_input": net_input, "target": target})
+    assert all(len(row[0]["alignment"]) for row in found)
+
+
+@pytest.fixture(scope="module")
+def gentle_bases(tmp_path_factory):
+    return {f: methods.make_base(tmp_path_factory.mktemp(f"gentle_{f}"), f, scale=0.08) for f in methods.FAMILIES}
+
+
+@pytest.mark.parametrize("method", ["prefix", *methods.METHODS])
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @each_family
-def test_half_precision_decodes(bases, family, method, dtype):
-    """Prompts and adapters stay in fp32 and are cast where they are used; the base's own layers go with the base."""
-    half = methods.strengthen(methods.build(method, family, bases[family])).to(dtype)
+def test_half_precision_computes_and_decodes_the_same_but_for_rounding(gentle_bases, family, method, dtype):
+    """Prefixes, prompts and adapters stay in fp32 and are cast where they are used; the base's own layers go with the
+    base. What is trained changes the logits by much more than rounding does.
+    """
+    model = methods.strengthen(methods.build(method, family, gentle_bases[family]))
+    base = methods.build(method, family, gentle_bases[family], **methods.UNTOUCHED[method]).eval()
+    tokens, lengths, previous = methods.inputs(family)
+    counted = previous.ne(1)
+    expected, untouched = (m(tokens, lengths, previous)[0][counted] for m in (model, base))
+    half = copy.deepcopy(model).to(dtype)
     kept = torch.float32 if method != "top" else dtype
     assert {p.dtype for n, p in half.named_parameters() if n in half.declared_parameters} == {kept}
+    found = half(tokens, lengths, previous)[0][counted].float()
+    error, effect = ((logits - expected)[:, 4:].norm() for logits in (found, untouched))
+    assert error < effect / 20
     assert all(len(row) == 2 for row in methods.search(half, family, 2, *methods.sources(family)))
+
+
+# Copies ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("method", ["prefix", *methods.METHODS])
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@each_family
+def test_a_copy_has_layers_and_what_is_trained_of_its_own(bases, family, method, checkpointing, clone):
+    """As fairseq's exponential moving average copies a model; with gradients, where activations are checkpointed."""
+    model = methods.strengthen(methods.build(method, family, bases[family], checkpoint_activations=checkpointing))
+    before = model(*methods.inputs(family))[0]
+    other = methods.strengthen(clone(model))
+    assert not torch.equal(other(*methods.inputs(family))[0], before)
+    assert torch.equal(model(*methods.inputs(family))[0], before)
+    with torch.no_grad():
+        other.decoder.layers[0].fc1.bias.add_(1)
+    changed = clone(other)(*methods.inputs(family))[0]
+    assert torch.equal(other(*methods.inputs(family))[0], changed)
 
 
 # Gradients ------------------------------------------------------------------------------------------------------------
@@ -115,6 +173,22 @@ def test_gradients_reach_what_is_declared_and_are_the_same_with_activation_check
     for name, gradient in expected.items():
         assert gradient.abs().sum() > 0 or name.endswith("k_proj.bias"), name  # a softmax does not see that bias
         torch.testing.assert_close(found[name], gradient, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["prefix", *methods.METHODS])
+@each_family
+def test_passes_in_evaluation_do_not_depend_on_those_before_them(bases, family, method):
+    """Each has a graph of its own, and the precision that it is asked for."""
+    model = methods.strengthen(methods.build(method, family, bases[family]))
+    with torch.no_grad():
+        expected = model(*methods.inputs(family))[0]
+        with torch.autocast("cpu", torch.bfloat16):
+            model(*methods.inputs(family))
+        assert torch.equal(model(*methods.inputs(family))[0], expected)
+    for _ in range(2):
+        logits = model(*methods.inputs(family))[0]
+        logits.sum().backward()
+        torch.testing.assert_close(logits, expected)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -287,7 +361,7 @@ def test_inspect_and_base(bases, family, method, options, tmp_path, capsys):
     assert model.base_parameters == methods.build("full", family, bases[family]).base_parameters
 
 
-@each_method
+@pytest.mark.parametrize("method", ["prefix", *methods.METHODS])
 @each_family
 def test_the_base_alone_as_a_checkpoint(family, method, tmp_path, capsys):
     from fairseq.checkpoint_utils import load_model_ensemble
@@ -297,10 +371,14 @@ def test_the_base_alone_as_a_checkpoint(family, method, tmp_path, capsys):
     main(["base", path, "--arch", arch, "--base-model", base, "--json"])
     description = json.loads(capsys.readouterr().out)
     assert description["trained_parameters"] == description["stored_parameters"] == 0 == description["updates"]
-    (loaded,), _ = load_model_ensemble([path], task=methods.make_task(family))
+    exported, imported = str(tmp_path / "e.safetensors"), str(tmp_path / "i.pt")
+    main(["export", path, exported])
+    main(["import", exported, imported, "--base-model", base])
+    (loaded, again), _ = load_model_ensemble([path, imported], task=methods.make_task(family))
     whole = tiny.build(f"full_{family}_tiny", base_model=base).eval()
     with torch.no_grad():
-        assert torch.equal(loaded.eval()(*methods.inputs(family))[0], whole(*methods.inputs(family))[0])
+        for model in (loaded, again):
+            assert torch.equal(model.eval()(*methods.inputs(family))[0], whole(*methods.inputs(family))[0])
 
 
 @each_method
@@ -350,7 +428,7 @@ def test_another_geometry_is_refused(bases, family, method, options, message):
 
 
 @each_family
-def test_what_another_method_trained_is_refused(bases, family, tmp_path):
+def test_what_another_method_trained_is_refused(bases, family):
     adapted = methods.build("adapter", family, bases[family])
     for method in ("prefix", "prompt", "top"):
         message = f"holds a set of adapters, but --arch {method}_{family}_tiny has a "
@@ -359,8 +437,6 @@ def test_what_another_method_trained_is_refused(bases, family, tmp_path):
     whole = torch.load(f"{bases[family]}/model.pt", weights_only=True)["model"]
     with pytest.raises(UsageError, match="a whole model, which belongs to --base-model"):
         adapted.load_state_dict(whole)
-    with pytest.raises(UsageError, match="holds no prefix but a set of adapters"):
-        files.read_prefix(save(built({family: bases[family]}, "adapter", family), tmp_path / "c.pt", bases[family]))
 
 
 @each_method
@@ -385,11 +461,41 @@ def test_a_damaged_file_is_refused_in_one_sentence(bases, family, method, tmp_pa
     exported.write_bytes(exported.read_bytes()[:-10])
     with pytest.raises(UsageError, match="is damaged"):
         main(["import", str(exported), str(tmp_path / "i.pt"), "--base-model", bases[family]])
-    empty = copy.copy(torch.load(path, weights_only=True))
-    empty["model"] = {files.METADATA_KEY: state[files.METADATA_KEY]}
-    torch.save(empty, path)
-    with pytest.raises(UsageError, match="does not fit its metadata"):
-        main(["inspect", path])
+    transposed = {**state, lost: state[lost].T.contiguous() if state[lost].dim() > 1 else state[lost][1:]}
+    for damaged in (without, transposed, {files.METADATA_KEY: state[files.METADATA_KEY]}):
+        torch.save({**torch.load(path, weights_only=True), "model": damaged}, path)
+        for command in (["inspect", path], ["export", path, str(tmp_path / "d.safetensors")]):
+            with pytest.raises(UsageError, match="does not fit its metadata"):
+                main(command)
+
+
+@pytest.mark.parametrize("method", ["adapter", "top"])
+@each_family
+def test_a_damaged_export_is_refused_in_one_sentence(bases, family, method, tmp_path):
+    model = built(bases, method, family)
+    exported, imported = str(tmp_path / "e.safetensors"), str(tmp_path / "i.pt")
+    main(["export", save(model, tmp_path / "c.pt", bases[family]), exported])
+    with safe_open(exported, framework="pt") as file:
+        header, tensors = file.metadata(), load_file(exported)
+    matrix = next(name for name in sorted(tensors) if len(set(tensors[name].shape)) == 2)
+    without = {name: tensor for name, tensor in tensors.items() if name != matrix}
+    transposed = {**tensors, matrix: tensors[matrix].T.contiguous()}
+    for damaged, what in ((without, f"it lacks {matrix}"), (transposed, f"{matrix} has the shape")):
+        save_file(damaged, exported, header)
+        with pytest.raises(UsageError, match=f"the {model.method.noun} does not fit its metadata .{what}"):
+            main(["import", exported, imported, "--base-model", bases[family]])
+
+
+def test_files_that_do_not_say_which_tensors_they_hold_are_still_read(bases, tmp_path):
+    model = built(bases, "adapter", "bart")
+    path = save(model, tmp_path / "c.pt", bases["bart"])
+    checkpoint = torch.load(path, weights_only=True)
+    metadata = {key: value for key, value in model.metadata().items() if key != "tensors"}
+    checkpoint["model"][files.METADATA_KEY] = files.pack_metadata(metadata)
+    torch.save(checkpoint, path)
+    model.load_state_dict(checkpoint["model"])
+    main(["export", path, str(tmp_path / "e.safetensors")])
+    main(["inspect", str(tmp_path / "e.safetensors")])
 
 
 @pytest.mark.parametrize(
@@ -397,6 +503,8 @@ def test_a_damaged_file_is_refused_in_one_sentence(bases, family, method, tmp_pa
     [
         *((method, {"base_model": None}, "needs --base-model") for method in methods.METHODS),
         ("prompt", {"prompt_length": -1}, "--prompt-length is -1; it cannot be negative"),
+        ("prompt", {"prompt_mid_dim": 0}, "--prompt-mid-dim is 0; it has to be at least 1"),
+        ("prompt", {"prompt_mid_dim": -1}, "--prompt-mid-dim is -1; it has to be at least 1"),
         ("adapter", {"adapter_dim": -1}, "--adapter-dim is -1; it cannot be negative"),
         ("top", {"top_layers": 3}, "--top-layers is 3, but the decoder has 2 layers"),
         ("top", {"top_layers": -1}, "--top-layers is -1"),

@@ -44,6 +44,7 @@ def test_keys_and_values_are_laid_out_by_layer_and_head():
 
 @pytest.mark.parametrize("length", [1, 5, 8])
 def test_mlp_starts_exactly_from_given_activations_if_it_is_wide_enough(length):
+    torch.manual_seed(length)  # a square system may be badly conditioned
     prefix = prefix_of(length, mid_dim=8)
     targets = {site: torch.randn(length, 48) for site in SITES}
     prefix.set_output(targets)
@@ -94,6 +95,22 @@ def test_a_stale_evaluation_is_never_used():
     assert prefix.key_value("cross", 0)[0].requires_grad  # not the one evaluated without a graph
 
 
+def test_an_evaluation_under_autocast_is_not_used_without_it():
+    prefix = prefix_of(6).eval()
+    with torch.no_grad():
+        expected = prefix.key_value("cross", 0)[0].clone()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert prefix.key_value("cross", 0)[0].dtype == torch.bfloat16
+        assert torch.equal(prefix.key_value("cross", 0)[0], expected)
+
+
+def test_every_pass_in_evaluation_can_be_differentiated():
+    prefix = prefix_of(6).eval()
+    for _ in range(2):
+        prefix.refresh()
+        prefix.key_value("cross", 0)[0].sum().backward()
+
+
 def test_dropout_in_training_only():
     prefix = prefix_of(50, dropout=0.5)
     assert (prefix.train()()["cross"] == 0).float().mean() > 0.3
@@ -124,5 +141,5 @@ def test_can_be_copied_after_use():
 
 def test_site_names():
     assert parse_sites("cross, encoder") == ["encoder", "cross"]
-    with pytest.raises(ValueError, match="'encodr' is no attention site; choose from encoder, decoder, cross"):
+    with pytest.raises(ValueError, match="'encodr' is none of encoder, decoder, cross"):
         parse_sites("encodr")

@@ -164,9 +164,11 @@ def test_joined_interactive_input_is_cut_like_the_data(lm_task):
 def test_sources_that_leave_no_room_in_a_language_model_are_refused_at_once(tmp_path):
     base = str(tiny.save_base(tmp_path, arch="full_gpt2_tiny", decoder_layers=1))
     args = tiny.make_args("prefix_gpt2_tiny", base_model=base, prefix_length=10, decoder_layers=1)
-    with pytest.raises(UsageError, match="--max-source-tokens 245 exceeds the 244 that prefix, </s> and a target"):
-        tiny.make_lm_task(max_source_tokens=245).build_model(args)
-    tiny.make_lm_task(max_source_tokens=244).build_model(args)
+    with pytest.raises(
+        UsageError, match="--max-source-tokens 501 exceeds the 500 that </s>, a target of one token and virtual"
+    ):
+        tiny.make_lm_task(max_source_tokens=501).build_model(args)
+    tiny.make_lm_task(max_source_tokens=500).build_model(args)
 
 
 def test_source_and_target_need_one_dictionary():

@@ -12,7 +12,7 @@ import tiny
 import torch
 from conftest import REPOSITORY
 
-from fairseq_prefix.checkpoint import read_prefix
+from fairseq_prefix.checkpoint import read_tuned
 
 TASK = ["--task", "conditional_generation", "--max-source-tokens", "50"]
 
@@ -159,7 +159,7 @@ def test_the_translation_task_works_too(world, tmp_path):
     arguments = [part for part in training(world, tmp_path, "--max-update", 4) if part not in TASK]
     output = command(*arguments, "--task", "translation", "-s", "source", "-t", "target")
     assert "num_updates 4" in output
-    assert read_prefix(str(tmp_path / "checkpoint_last.pt")).metadata["conventions"] == {"bos": False}
+    assert read_tuned(str(tmp_path / "checkpoint_last.pt")).metadata["conventions"] == {"bos": False}
 
 
 def make_trainer(world, bf16, *more):

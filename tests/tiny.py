@@ -49,15 +49,22 @@ def build(arch: str, task=None, **options):
 
 
 def save_base(
-    folder: Path, seed: int = 0, symbols: Dictionary | None = None, arch: str = "full_bart_tiny", **options
+    folder: Path,
+    seed: int = 0,
+    symbols: Dictionary | None = None,
+    arch: str = "full_bart_tiny",
+    scale: float = 0.3,
+    **options,
 ) -> Path:
-    """A random base in a fairseq archive's layout. Its weights are large enough for every attention to matter."""
+    """A random base in a fairseq archive's layout. Its weights are large enough for every attention to matter; with a
+    smaller scale rounding errors do not grow from layer to layer.
+    """
     symbols = symbols or dictionary(mask="bart" in arch)
     torch.manual_seed(seed)
     model = build(arch, make_lm_task(symbols) if "gpt2" in arch else make_task(symbols), **options)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.normal_(1.0 if "norm" in name and name.endswith("weight") else 0.0, 0.3)
+            parameter.normal_(1.0 if "norm" in name and name.endswith("weight") else 0.0, scale)
             if "embed_tokens" in name or "embed_positions" in name:
                 parameter[symbols.pad()].zero_()
     folder.mkdir(parents=True, exist_ok=True)
