@@ -44,7 +44,13 @@ def insert(blocks, model, side):
 def test_gpt2_equals_transformers_with_adapters_behind_its_blocks(gpt2_of_transformers):
     theirs, ours, symbols = gpt2_of_transformers
     theirs = copy.deepcopy(theirs)
-    model = tiny.build("adapter_gpt2_tiny", tiny.make_lm_task(symbols), base_model=str(ours.folder), adapter_dim=8)
+    model = tiny.build(
+        "adapter_gpt2_tiny",
+        tiny.make_lm_task(symbols),
+        base_model=str(ours.folder),
+        max_target_positions=256,
+        adapter_dim=8,
+    )
     methods.strengthen(model)
     insert(theirs.transformer.h, model, "decoder")
     examples = test_gpt2.pairs(first=4, last=100)
