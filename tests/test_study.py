@@ -41,10 +41,8 @@ def arguments(tmp_path, monkeypatch):
             (tmp_path / run / "bleu.json").write_text(json.dumps({"metrics": {"bleu": scores}}))
             record = {"trained_parameters": 700, "stored_parameters": 70, "base_parameters": 1000}
             record |= {"arch": "prefix_bart_tiny", "seed": 1, "flags": ["--lr", "<1>"], "versions": {"torch": "2"}}
+            record |= {"seconds": 60.0, "peak_mb": 500}
             (tmp_path / run / "run.json").write_text(json.dumps(record | {"data_sha256": {"dict.txt": "abc"}}))
-            log = tmp_path / "logs" / run
-            log.mkdir(parents=True)
-            (log / "train.benchmark.tsv").write_text("s\tmax_rss\n60\t500\n")
     return [
         *("--study", json.dumps(STUDY), "--task", "toy", "--rows", json.dumps({"rows": rows})),
         *("--metric", "bleu", "--output", "results/studies/length/toy.txt"),

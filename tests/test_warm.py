@@ -68,6 +68,7 @@ def test_forks_leave_the_same_bytes_as_processes_of_their_own(world, tmp_path):
     for name in ("fresh", "warm"):  # what the progress bar follows
         assert re.search(r"\| INFO \| train \| ", (tmp_path / name / "train.log").read_text())
         assert "6/6" in errors[name]
+        assert 100 < json.loads((tmp_path / name / "run.json").read_text())["peak_mb"] < 10_000
 
 
 def test_a_fork_is_really_used_and_others_are_not_in_its_way(tmp_path):

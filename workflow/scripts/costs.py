@@ -1,8 +1,8 @@
 """What the runs of a task cost: time and memory of training and of decoding, beside what they scored.
 
-The figures are Snakemake's own measurements ({run}/train.benchmark.tsv and generate.benchmark.tsv below the logs), so
+Times are Snakemake's own measurements ({run}/train.benchmark.tsv and generate.benchmark.tsv below the logs), so
 they differ from machine to machine, and a step that was interrupted counts from its last start. Memory is that of the
-processes; a GPU's is not in it.
+training process, from its run.json; a GPU's is not in it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import statistics
 from datetime import timedelta
 from pathlib import Path
 
-from common import UserError, atomic_open, atomic_path, read_jsonl, run_main
+from common import UserError, atomic_open, atomic_path, read_json, read_jsonl, run_main
 from table import Row, aligned, read_row, summary
 
-COMMANDS = {"train": "training", "generate": "decoding"}
+COMMANDS = ("train", "generate")
 
 
 def main(argv: list[str]) -> None:
@@ -29,46 +29,44 @@ def main(argv: list[str]) -> None:
         runs = list(folders)
         row = read_row(model, method, runs, args.metric)
         measured = COMMANDS if row.trained else ["generate"]
-        costs = {c: [_read_benchmark(args.logs / run / f"{c}.benchmark.tsv") for run in runs] for c in measured}
-        rows.append((row, costs))
+        costs = {c: [read_seconds(args.logs / run / f"{c}.benchmark.tsv") for run in runs] for c in measured}
+        rows.append((row, costs, [read_json(run / "run.json").get("peak_mb", 0) for run in runs]))
     # Entered first, hence renamed last: where the text table stands, the TSV does.
     with atomic_open(args.output) as text, atomic_path(args.output.with_suffix(".tsv")) as tsv:
         tsv.write_text(tab_separated(rows), encoding="utf-8")
         text.write(report(args.task, rows, count))
 
 
-def _read_benchmark(path: Path) -> tuple[float, float]:
-    """(seconds, peak MB)."""
+def read_seconds(path: Path) -> float:
+    """From a benchmark file of Snakemake's."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
-            row = next(csv.DictReader(file, delimiter="\t"))
-        return float(row["s"]), float(row["max_rss"]) if row["max_rss"] != "NA" else 0.0  # NA: it took no time
+            return float(next(csv.DictReader(file, delimiter="\t"))["s"])
     except (OSError, StopIteration, KeyError, ValueError):
         raise UserError(f"{path}: not a benchmark of Snakemake's; remove it, and its step is run again") from None
 
 
-def tab_separated(rows: list[tuple[Row, dict]]) -> str:
-    """One line per model, method, seed and command."""
+def tab_separated(rows: list[tuple[Row, dict, list]]) -> str:
+    """One line per model, method, seed and command; memory is the training's."""
     lines = ["model\tmethod\tseed\tcommand\tseconds\tpeak_mb"]
-    for row, costs in rows:
-        for command, measured in costs.items():
-            for seed, (seconds, memory) in zip(row.seeds, measured, strict=True):
-                lines.append(f"{row.model}\t{row.method}\t{seed}\t{command}\t{seconds:.1f}\t{memory:.0f}")
+    for row, costs, memory in rows:
+        for command, seconds in costs.items():
+            peaks = memory if command == "train" else [""] * len(memory)
+            for seed, value, peak in zip(row.seeds, seconds, peaks, strict=True):
+                lines.append(f"{row.model}\t{row.method}\t{seed}\t{command}\t{value:.1f}\t{peak}")
     return "\n".join(lines) + "\n"
 
 
-def report(task: str, rows: list[tuple[Row, dict]], count: int) -> str:
+def report(task: str, rows: list[tuple[Row, dict, list]], count: int) -> str:
     """The text table; of several seeds the mean."""
     names = list(rows[0][0].scores)
-    header = ["model", "method", "trained", "stored", *names]
-    header += [f"{label}{unit}" for label in COMMANDS.values() for unit in ("", ", MB")] + ["texts/s"]
+    header = ["model", "method", "trained", "stored", *names, "training", "peak MB", "decoding", "texts/s"]
     body = []
-    for row, costs in rows:
+    for row, costs, memory in rows:
         cells = [row.model, row.method, f"{row.trained:,}", f"{row.stored:,}"]
         cells += [summary(row, name) for name in names]
-        for command in COMMANDS:
-            cells += _cells(costs.get(command, []))
-        cells.append(f"{count / statistics.fmean(seconds for seconds, _ in costs['generate']):.1f}")
+        cells += [_time(costs["train"]), f"{statistics.fmean(memory):,.0f}"] if "train" in costs else ["-", "-"]
+        cells += [_time(costs["generate"]), f"{count / statistics.fmean(costs['generate']):.1f}"]
         body.append(cells)
     return "\n".join(
         [
@@ -76,17 +74,14 @@ def report(task: str, rows: list[tuple[Row, dict]], count: int) -> str:
             "",
             *aligned([header, *body], left=2),
             "",
-            "h:mm:ss and peak MB of the processes that train and decode, starting included; means over the seeds",
+            "h:mm:ss, starting included; peak MB of the training process (0: not known); means over the seeds",
             "",
         ]
     )
 
 
-def _cells(measured: list[tuple[float, float]]) -> list[str]:
-    if not measured:
-        return ["-", "-"]
-    seconds, memory = (statistics.fmean(values) for values in zip(*measured, strict=True))
-    return [str(timedelta(seconds=round(seconds))), f"{memory:,.0f}"]
+def _time(seconds: list[float]) -> str:
+    return str(timedelta(seconds=round(statistics.fmean(seconds))))
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -53,8 +54,10 @@ def run(
     log: Path,
     on_line: Callable[[str], bool] = lambda line: True,
     lock: IO[str] | None = None,
-) -> None:
+) -> float:
     """Run `python -m {module}` to its end; every line that it prints goes to `on_line`, and to the log if that says so.
+
+    Returns the most memory that it had at a time, in MB.
 
     Args:
         lock: from `exclusive`; the child holds it as well, should this process be killed alone.
@@ -78,6 +81,8 @@ def run(
             status = process.wait()
     if status != 0:
         raise UserError(f"{module} failed: {_reason(log, status)} (its log: {log})")
+    own = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # of a fork, which is nobody's child, it tells
+    return (process.peak_kb if isinstance(process, Fork) else own) / 1024
 
 
 @contextlib.contextmanager

@@ -74,7 +74,6 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--metric", nargs="+", required=True, help="whose {metric}.json are read from every run")
     parser.add_argument("--score", help="the one that is drawn and compared [the first]")
-    parser.add_argument("--logs", type=Path, default=Path("logs"), metavar="DIR", help="of the runs [%(default)s]")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the .txt; the others go beside it")
     return parser.parse_args(argv)
 
@@ -95,18 +94,10 @@ def read_row(args: argparse.Namespace, model: str, method: str, x: str | None, r
             for name, value in read_json(path)["metrics"][metric]["scores"].items()
         }
         record = read_json(Path(run) / "run.json")
-        costs += _training_costs(args.logs / run / "train.benchmark.tsv")
+        costs += [(record["seconds"], record.get("peak_mb", 0))] if record["trained_parameters"] else []
     axis = tuple(f"{flag}=" for flag in args.study.get("x", []))
     label = "~".join(part for part in method.split("~") if not part.startswith(axis))
     return Row(model, method, label, x, runs, scores, record, costs)
-
-
-def _training_costs(path: Path) -> list[tuple[float, float]]:
-    """Snakemake's measurement of a training, if it is there."""
-    if not path.exists():
-        return []
-    with open(path, encoding="utf-8", newline="") as file:
-        return [(float(row["s"]), float(row["max_rss"])) for row in csv.DictReader(file, delimiter="\t")]
 
 
 # Text -----------------------------------------------------------------------------------------------------------------

@@ -35,19 +35,21 @@ def main(argv: list[str]) -> None:
     begin = time.monotonic()
     base = args.base_model
     inputs = digests([*([args.data] if args.data else []), *([base] if base else [])])
+    peak = 0.0
     if args.untuned:
         description = write_untuned(args.arch, base, args.output)
     else:
         flags = fit_machine(flags)
-        train(args, flags, inputs)
+        peak = train(args, flags, inputs)
         description = inspect(args.output)
-    write_record(args, description, flags, inputs, time.monotonic() - begin)
+    measured = {"seconds": round(time.monotonic() - begin, 1), "peak_mb": round(peak)}
+    write_record(args, description, flags, inputs, measured)
     for stale in args.output.parent.glob("work-*"):  # last: a kill before this can go on from it
         shutil.rmtree(stale, ignore_errors=True)
 
 
 def write_record(
-    args: argparse.Namespace, description: dict, flags: list[str], inputs: dict[str, str], seconds: float
+    args: argparse.Namespace, description: dict, flags: list[str], inputs: dict[str, str], measured: dict[str, float]
 ) -> None:
     """Write run.json: what was trained, with what, on what."""
     record = {
@@ -58,7 +60,7 @@ def write_record(
         "seed": args.seed,
         "versions": versions(),
         "data_sha256": inputs,
-        "seconds": round(seconds, 1),
+        **measured,
     }
     write_json(args.run_json, record)
 
@@ -85,8 +87,12 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def train(args: argparse.Namespace, flags: list[str], inputs: dict[str, str]) -> None:
-    """Train in the folder of exactly these flags and inputs, and move the best checkpoint to the output."""
+def train(args: argparse.Namespace, flags: list[str], inputs: dict[str, str]) -> float:
+    """Train in the folder of exactly these flags and inputs, and move the best checkpoint to the output.
+
+    Returns the peak memory of the process, in MB: 0 if there was nothing left to train.
+    """
+    peak = 0.0
     arguments = [str(args.data), "--arch", args.arch, "--seed", str(args.seed), *flags]
     if args.base_model:
         arguments += ["--base-model", str(args.base_model)]
@@ -101,13 +107,14 @@ def train(args: argparse.Namespace, flags: list[str], inputs: dict[str, str]) ->
         # fairseq makes one more update before it sees that it was at the end.
         if not resumed or inspect(last)["updates"] != max_update(flags):
             with contextlib.closing(Progress(f"training {folder}", flags, resumed)) as bar:
-                run("fairseq_cli.train", arguments, args.log, bar.follow, lock)
+                peak = run("fairseq_cli.train", arguments, args.log, bar.follow, lock)
         checkpoints = [work / "checkpoint_best.pt", last]  # no best where nothing was validated
         best = next(filter(Path.exists, checkpoints), None)
         if best is None:
             raise UserError(f"fairseq-train ended without a checkpoint in {work}; its log: {args.log}")
         with atomic_path(args.output) as temporary:
             shutil.copyfile(best, temporary)
+    return peak
 
 
 def max_update(flags: list[str]) -> int | None:

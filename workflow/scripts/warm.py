@@ -78,6 +78,7 @@ class Fork:
         self._answers = self._connection.makefile(encoding="utf-8")
         self.pid = int(self._next_answer())
         self.returncode: int | None = None
+        self.peak_kb = 0
 
     def _next_answer(self) -> str:
         if line := self._answers.readline():
@@ -89,7 +90,8 @@ class Fork:
         if self.returncode is None:
             self._connection.settimeout(timeout)
             try:
-                self.returncode = int(self._next_answer())
+                status, self.peak_kb = map(int, self._next_answer().split())
+                self.returncode = status
             except TimeoutError:
                 self._answers = self._connection.makefile(encoding="utf-8")  # one that timed out cannot be read again
                 raise subprocess.TimeoutExpired(str(self.pid), timeout) from None
@@ -159,7 +161,7 @@ def load() -> None:
 
 
 def handle(connection: socket.socket) -> int:
-    """In a process of its own: fork as asked, tell the fork's number, wait for it, tell its status."""
+    """In a process of its own: fork as asked, tell the fork's number, wait for it, tell its status and peak memory."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     connection.settimeout(None)
@@ -177,9 +179,9 @@ def handle(connection: socket.socket) -> int:
         os.close(descriptor)
     with contextlib.suppress(BrokenPipeError):  # who asked is gone; the fork goes on, as another process would
         connection.sendall(f"{fork}\n".encode())
-    _, status = os.waitpid(fork, 0)
+    _, status, usage = os.wait4(fork, 0)
     with contextlib.suppress(BrokenPipeError):
-        connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+        connection.sendall(f"{os.waitstatus_to_exitcode(status)} {usage.ru_maxrss}\n".encode())
     return 0
 
 
