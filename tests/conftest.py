@@ -2,6 +2,7 @@
 
 import io
 import json
+import random
 import sys
 import tarfile
 from pathlib import Path
@@ -24,6 +25,19 @@ def shared_data():
         return path
 
     return find
+
+
+def write_world(folder: Path, count: int) -> Path:
+    """documents.jsonl with this many documents of the made-up world, and spm.model learnt from them."""
+    import learn_vocabulary
+    import world
+
+    rows = [world.document(random.Random(index)) for index in range(count)]
+    (folder / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    learn_vocabulary.main(
+        ["--documents", str(folder / "documents.jsonl"), "--size", "900", "--output-dir", str(folder)]
+    )
+    return folder
 
 
 @pytest.fixture(scope="session")

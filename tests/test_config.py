@@ -262,7 +262,30 @@ def test_a_study_becomes_rows_of_runs():
     assert len(low[0]["runs"]) == 5 * 2
     assert {row["model"] for row in study.study_rows("positions", "e2e")} == {"gpt2_medium"}
     assert study.study_rows("main", "e2e")[0]["runs"] == ["runs/e2e/bart_large/base/0"]
-    assert study.study_tasks("extrapolation") == [] and study.study_tasks("main") == ["e2e", "xsum"]
+    assert study.study_rows("data_efficiency", "e2e")[4]["runs"] == [f"runs/e2e/bart_large/prefix/{s}" for s in (1, 2)]
+
+
+def test_a_study_is_made_for_the_tasks_that_it_makes_sense_for_or_for_those_it_is_given():
+    study = configuration(tasks=["e2e", "xsum"], studies=["extrapolation", "main"])
+    assert study.studies == {"extrapolation": [], "main": ["e2e", "xsum"]}
+    given = {"main": ["dart"], "low_data": ["e2e@50-1"]}
+    assert configuration(tasks=["xsum"], studies=given).studies == given
+    with pytest.raises(UserError, match="no task is called 'dat'; did you mean 'dart'"):
+        configuration(studies={"main": ["dat"]})
+
+
+def test_few_examples_have_the_papers_values_for_tables_and_for_summaries():
+    study = configuration(models=["gpt2_medium", "bart_large"])
+
+    def values(task, model, method, *flags):
+        arguments = study.flags("train", task, model, method)
+        return [arguments[arguments.index(f"--{flag}") + 1] for flag in flags]
+
+    flags = ("lr", "batch-size", "warmup-updates", "max-update")
+    assert values("e2e@50-1", "gpt2_medium", "prefix_low", *flags, "prefix-length") == ["5e-05", "10", "0", "200", "6"]
+    assert values("e2e@500-1", "gpt2_medium", "finetune_low", *flags) == ["5e-05", "10", "0", "400"]
+    assert values("xsum@50-3", "bart_large", "prefix_low", *flags, "prefix-length") == ["5e-05", "5", "100", "300", "1"]
+    assert values("xsum@200-3", "bart_large", "finetune_low", *flags) == ["5e-05", "6", "100", "102"]
 
 
 def test_every_shipped_study_is_valid():

@@ -1,27 +1,18 @@
 """The text of a language model: the documents in order, none lost, and the same held out as for denoising."""
 
 import json
-import random
 
 import encode_documents
-import learn_vocabulary
 import noise
 import pytest
 import sentencepiece
-import world
 from common import UserError
+from conftest import write_world
 
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory):
-    """A folder with documents.jsonl and spm.model of a small part of the world."""
-    folder = tmp_path_factory.mktemp("material")
-    rows = [world.document(random.Random(index)) for index in range(1100)]
-    (folder / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    learn_vocabulary.main(
-        ["--documents", str(folder / "documents.jsonl"), "--size", "900", "--output-dir", str(folder)]
-    )
-    return folder
+    return write_world(tmp_path_factory.mktemp("material"), 1100)
 
 
 def options(material, output, *more):

@@ -2,11 +2,9 @@
 
 import copy
 import json
-import os
 import random
 import re
 import shutil
-import signal
 import sys
 
 import pytest
@@ -668,13 +666,7 @@ def test_training_counts_target_tokens_and_learns(world, undisturbed):
 
 def test_killed_and_restarted_training_ends_with_the_same_parameters(world, undisturbed):
     arguments = test_training.training(world, world / "killed", *LM)
-    process, killed = test_training.start(*arguments), False
-    for line in process.stdout:
-        if re.search(r"num_updates=9\b", line):
-            os.killpg(process.pid, signal.SIGKILL)
-            killed = True
-    process.wait()
-    assert killed
+    test_training.kill_at(9, *arguments)
     test_training.command(*arguments)
     for name in ("checkpoint_last.pt", "checkpoint_best.pt"):
         whole, resumed = (torch.load(world / run / name, weights_only=True) for run in ("undisturbed", "killed"))
@@ -724,22 +716,7 @@ def test_a_base_pretrained_with_fairseqs_language_modeling_takes_a_prefix(world,
 @pytest.mark.parametrize("bf16", [False, True])
 def test_the_base_stays_bit_identical_and_training_resumes_exactly(world, tmp_path, bf16):
     """Also where fairseq trains through flat buffers of master weights."""
-    more = (*LM, "--weight-decay", 0.1)
-    task, whole = test_training.make_trainer(world, bf16, *more)
-    before = {name: tensor.clone() for name, tensor in whole.model.decoder.state_dict().items()}
-    batches = list(task.get_batch_iterator(task.dataset("train"), max_sentences=8).next_epoch_itr())
-    for batch in batches[:4]:
-        whole.train_step([batch])
-    whole.consolidate_optimizer()
-    whole.save_checkpoint(str(tmp_path / "half.pt"), {"train_iterator": {"epoch": 1}})
-    resumed = test_training.make_trainer(world, bf16, *more)[1]
-    resumed.load_checkpoint(str(tmp_path / "half.pt"))
-    for batch in batches[4:8]:
-        whole.train_step([batch])
-        resumed.train_step([batch])
-    theirs = dict(resumed.model.prefix.named_parameters())
-    for name, parameter in whole.model.prefix.named_parameters():
-        assert parameter.dtype == torch.float32 and torch.equal(theirs[name], parameter), name
+    whole, before = test_training.resume_halfway(world, bf16, tmp_path, *LM, "--weight-decay", 0.1)
     assert all(torch.equal(before[name], tensor) for name, tensor in whole.model.decoder.state_dict().items())
 
 

@@ -2,11 +2,9 @@
 
 import copy
 import json
-import os
 import pickle
 import re
 import shutil
-import signal
 from argparse import Namespace
 
 import methods
@@ -597,13 +595,7 @@ def test_a_killed_training_resumes_and_generation_from_its_export_is_the_same(wo
     output = test_training.command(*training(world, family, method, tmp_path / "undisturbed"))
     losses = [float(loss) for loss in re.findall(r"valid on 'valid' subset \| loss ([\d.]+)", output)]
     assert losses[-1] < losses[0]
-    process, killed = test_training.start(*training(world, family, method, tmp_path / "killed")), False
-    for line in process.stdout:
-        if re.search(r"num_updates=10\b", line):
-            os.killpg(process.pid, signal.SIGKILL)
-            killed = True
-    process.wait()
-    assert killed
+    test_training.kill_at(10, *training(world, family, method, tmp_path / "killed"))
     test_training.command(*training(world, family, method, tmp_path / "killed"))
     checkpoints = [tmp_path / run / "checkpoint_last.pt" for run in ("undisturbed", "killed")]
     whole, resumed = (torch.load(path, weights_only=True) for path in checkpoints)

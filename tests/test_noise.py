@@ -4,12 +4,11 @@ import json
 import random
 from collections import Counter
 
-import learn_vocabulary
 import noise
 import pytest
 import sentencepiece
-import world
 from common import UserError
+from conftest import write_world
 
 SIDES = ["train.source", "train.target", "valid.source", "valid.target"]
 
@@ -17,12 +16,7 @@ SIDES = ["train.source", "train.target", "valid.source", "valid.target"]
 @pytest.fixture(scope="module")
 def material(tmp_path_factory):
     """(documents.jsonl, spm.model) of a small part of the world"""
-    folder = tmp_path_factory.mktemp("material")
-    rows = [world.document(random.Random(index)) for index in range(600)]
-    (folder / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    learn_vocabulary.main(
-        ["--documents", str(folder / "documents.jsonl"), "--size", "900", "--output-dir", str(folder)]
-    )
+    folder = write_world(tmp_path_factory.mktemp("material"), 600)
     return folder / "documents.jsonl", folder / "spm.model"
 
 
@@ -77,7 +71,7 @@ def test_permuted_sources_still_hold_only_tokens_of_their_targets(material, tmp_
     assert moved > 50
 
 
-def test_the_number_of_workers_changes_no_byte_and_the_seed_does(material, tmp_path, monkeypatch):
+def test_the_number_of_workers_changes_no_byte_and_the_seed_does(material, tmp_path):
     one, three = make(material, tmp_path / "1", "--workers", 1), make(material, tmp_path / "3", "--workers", 3)
     other = make(material, tmp_path / "2", "--seed", 2)
     assert one == three

@@ -58,6 +58,17 @@ def command(program, *arguments):
     return output
 
 
+def kill_at(update, *arguments):
+    """Start a command and kill all of it when it logs this update."""
+    process, killed = start(*arguments), False
+    for line in process.stdout:
+        if re.search(rf"num_updates={update}\b", line):
+            os.killpg(process.pid, signal.SIGKILL)
+            killed = True
+    process.wait()
+    assert killed
+
+
 def training(world, save_dir, *more):
     return (
         *("train", world / "bin", "--user-dir", REPOSITORY / "fairseq_prefix", *TASK),
@@ -107,15 +118,8 @@ def test_training_logs_counts_and_learns(undisturbed):
 
 
 def test_killed_and_restarted_training_ends_with_the_same_parameters(world, undisturbed):
-    killed = 0
     for update in (5, 12):
-        process = start(*training(world, world / "killed"))
-        for line in process.stdout:
-            if re.search(rf"num_updates={update}\b", line):
-                os.killpg(process.pid, signal.SIGKILL)
-                killed += 1
-        process.wait()
-    assert killed == 2
+        kill_at(update, *training(world, world / "killed"))
     command(*training(world, world / "killed"))
     for name in ("checkpoint_last.pt", "checkpoint_best.pt"):
         whole, resumed = (torch.load(folder / name, weights_only=True) for folder in (undisturbed[0], world / "killed"))
@@ -162,6 +166,30 @@ def test_the_translation_task_works_too(world, tmp_path):
     assert read_tuned(str(tmp_path / "checkpoint_last.pt")).metadata["conventions"] == {"bos": False}
 
 
+def resume_halfway(world, bf16, folder, *more):
+    """Train eight batches with one trainer, and with another that resumes after four of them.
+
+    Asserts that both end with the same prefix, in full precision; returns the first trainer, and the state of its
+    decoder before.
+    """
+    task, whole = make_trainer(world, bf16, *more)
+    before = {name: tensor.clone() for name, tensor in whole.model.decoder.state_dict().items()}
+    batches = list(task.get_batch_iterator(task.dataset("train"), max_sentences=8).next_epoch_itr())
+    for batch in batches[:4]:
+        whole.train_step([batch])
+    whole.consolidate_optimizer()
+    whole.save_checkpoint(str(folder / "half.pt"), {"train_iterator": {"epoch": 1}})
+    resumed = make_trainer(world, bf16, *more)[1]
+    resumed.load_checkpoint(str(folder / "half.pt"))
+    for batch in batches[4:8]:
+        whole.train_step([batch])
+        resumed.train_step([batch])
+    theirs = dict(resumed.model.prefix.named_parameters())
+    for name, parameter in whole.model.prefix.named_parameters():
+        assert parameter.dtype == torch.float32 and torch.equal(theirs[name], parameter), name
+    return whole, before
+
+
 def make_trainer(world, bf16, *more):
     from fairseq import options, tasks
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
@@ -178,20 +206,7 @@ def make_trainer(world, bf16, *more):
 
 def test_half_precision_training_resumes_exactly(world, tmp_path):
     """A checkpoint in half precision would have lost the optimizer's master weights."""
-    task, whole = make_trainer(world, bf16=True)
-    batches = list(task.get_batch_iterator(task.dataset("train"), max_sentences=8).next_epoch_itr())
-    for batch in batches[:4]:
-        whole.train_step([batch])
-    whole.consolidate_optimizer()
-    whole.save_checkpoint(str(tmp_path / "half.pt"), {"train_iterator": {"epoch": 1}})
-    resumed = make_trainer(world, bf16=True)[1]
-    resumed.load_checkpoint(str(tmp_path / "half.pt"))
-    for batch in batches[4:8]:
-        whole.train_step([batch])
-        resumed.train_step([batch])
-    theirs = dict(resumed.model.prefix.named_parameters())
-    for name, parameter in whole.model.prefix.named_parameters():
-        assert parameter.dtype == torch.float32 and torch.equal(theirs[name], parameter), name
+    resume_halfway(world, True, tmp_path)
 
 
 @pytest.mark.parametrize("bf16", [False, True])

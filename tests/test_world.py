@@ -24,7 +24,7 @@ def pretraining():
     return documents(6000)
 
 
-@pytest.mark.parametrize("task", ["summary", "table"])
+@pytest.mark.parametrize("task", list(make_demo.TASKS))
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path, task):
     def run(name, seed):
         folder = tmp_path / name
@@ -43,7 +43,7 @@ def test_documents_are_reproducible_and_a_larger_count_appends(tmp_path):
     assert [len(text.splitlines()) for text in (few, more)] == [20, 50]
 
 
-@pytest.mark.parametrize("task", ["summary", "table"])
+@pytest.mark.parametrize("task", list(make_demo.TASKS))
 def test_splits_have_the_asked_size_and_the_prepared_form_without_a_source_in_two_of_them(tmp_path, task):
     argv = [task, "--train", "300", "--valid", "40", "--test", "60", "--output-dir", str(tmp_path)]
     make_demo.main(argv)
@@ -82,6 +82,12 @@ def test_every_test_example_is_about_a_held_out_name():
     for row in make_demo.examples("table", "valid", 300, seed=1):
         (name,) = lodgings(row["source"])
         assert world.held_out(*name)
+
+
+def test_the_topics_of_the_test_are_in_no_other_split():
+    kinds = {s: {row["group"] for row in make_demo.examples("topics", s, 200, 1)} for s in ("train", "valid", "test")}
+    assert kinds["test"] == set(world.NEW_TOPICS)
+    assert kinds["train"] == kinds["valid"] == set(world.EVENTS) - set(world.NEW_TOPICS)
 
 
 HOUSE_LEAD = re.compile(

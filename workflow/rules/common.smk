@@ -223,7 +223,7 @@ def scores_of_study(name, task):
 
 
 def studies_on_tasks():
-    return [f"results/studies/{name}/{task}.txt" for name in study.studies for task in study.study_tasks(name)]
+    return [f"results/studies/{name}/{task}.txt" for name, tasks in study.studies.items() for task in tasks]
 
 
 def tables():

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -74,7 +75,8 @@ class Preset:
     """A checked YAML file of configs/; `file` is how error messages call it."""
 
     file: str
-    values: dict
+    values: dict  # laid over those of the preset that it extends
+    own: dict  # what the file itself says
 
 
 class Subset(NamedTuple):
@@ -135,7 +137,7 @@ class Configuration:
         check(values, "config", file)
         self.file = file
         self.tasks, self.models, self.methods, self.seeds = (values[key] for key in (*KINDS, "seeds"))
-        self.mirror, self.studies = values.get("mirror", []), values.get("studies", [])
+        self.mirror = values.get("mirror", [])
         self.partial = values.get("partial", False)
         self._overrides = values.get("overrides", {})
         self._presets: dict[tuple[str, str], Preset] = {}
@@ -152,6 +154,7 @@ class Configuration:
                 for method in self.methods:
                     for command in COMMANDS:
                         self.flags(command, task, model, method)
+        self.studies = self._tasks_of_studies(values.get("studies", []))
 
     # Presets ----------------------------------------------------------------------------------------------------------
 
@@ -202,18 +205,24 @@ class Configuration:
         """(model, method, seed) of every row of a table; an untrained model has no randomness: one run, seed 0."""
         for model in self.models:
             for method in self.methods:
-                for seed in self.seeds if self.method(method)["trained"] else [0]:
+                for seed in self._seeds_of(method):
                     yield model, method, seed
+
+    def _seeds_of(self, method: str) -> list[int]:
+        return self.seeds if self.method(method)["trained"] else [0]
 
     # Studies ----------------------------------------------------------------------------------------------------------
 
     def study(self, name: str) -> dict:
         return self._preset("studies", name).values
 
-    def study_tasks(self, name: str) -> list[str]:
-        """The configured tasks that a study makes sense for: those it names, or all."""
-        wanted = self.study(name).get("tasks", self.tasks)
-        return [task for task in self.tasks if task in wanted]
+    def _tasks_of_studies(self, studies: list[str] | dict[str, list[str]]) -> dict[str, list[str]]:
+        """The tasks of every study: its own, or those of the configured ones that the study makes sense for."""
+        if isinstance(studies, list):
+            return {name: [t for t in self.tasks if t in self.study(name).get("tasks", self.tasks)] for name in studies}
+        for task in itertools.chain(*studies.values()):
+            self.task(task)
+        return studies
 
     def study_rows(self, name: str, task: str) -> list[dict]:
         """A study's rows on a task: {"model", "method", "x", "runs"}, x being the place on its axis or None.
@@ -222,16 +231,18 @@ class Configuration:
         """
         study = self.study(name)
         axis, draws = study.get("x", []), range(1, study.get("draws", 1) + 1)
-        sizes = {str(size): [f"{task}@{size}-{draw}" for draw in draws] for size in study.get("sizes", [])}
+        sizes = {
+            str(size): [task] if size == "all" else [f"{task}@{size}-{draw}" for draw in draws]
+            for size in study.get("sizes", [])
+        }
         rows = []
         for model in self.models:
             if "models" in study and not {*self._model_groups(model)} & {*study["models"]}:
                 continue
             for method in (method for method in study["methods"] if self.fits(method, model)):
-                seeds = self.seeds if self.method(method)["trained"] else [0]
+                flags = variant(method).flags
                 for size, tasks in sizes.items() if sizes else [(None, [task])]:
-                    runs = [f"runs/{each}/{model}/{method}/{seed}" for each in tasks for seed in seeds]
-                    flags = variant(method).flags
+                    runs = [f"runs/{each}/{model}/{method}/{seed}" for each in tasks for seed in self._seeds_of(method)]
                     value = size if sizes else next((flags[flag] for flag in axis if flag in flags), None)
                     rows.append({"model": model, "method": method, "x": value, "runs": runs})
         return rows
@@ -245,7 +256,7 @@ class Configuration:
         merged = self._layers(command, task, model, method)
         if command == "train" and self.method(method)["trained"]:
             merged = _with_decay(merged, f"{task}, {model}, {method}")
-            if self.files_of_words(task, model, method):
+            if merged.get("prefix-init") == "words":
                 merged |= self._words(model, merged)
         return arguments(merged)
 
@@ -272,7 +283,7 @@ class Configuration:
 
     def _layers(self, command: str, task: str, model: str, method: str) -> dict:
         found = subset(task)
-        tasks = (found.task, "@", f"@{found.size}", task) if found else (task,)
+        tasks = (found.task, "@", f"@{found.size}", f"{found.task}@{found.size}", task) if found else (task,)
         preset, own = variant(method)
         names = {"tasks": tasks, "models": self._model_groups(model), "methods": self._lineage("methods", preset)}
         first, *derived = names["methods"]
@@ -280,7 +291,7 @@ class Configuration:
         for kind, name in (("methods", first), ("models", model), ("tasks", tasks[0])):
             merged |= _merged(self._preset(kind, name).values, command, names)
         for name in derived:  # what a method changes of another one is meant for all models and tasks
-            merged |= _merged(load_yaml(self._paths["methods"][name]), command, names)
+            merged |= _merged(self._preset("methods", name).own, command, names)
         merged |= _merged(self._overrides, command, names)
         return merged | {flag: value for flag, value in own.items() if flag in known_flags()[command]}
 
@@ -293,12 +304,9 @@ class Configuration:
         """Arguments for the fairseq-train that makes the base: the model's own, then those of its pretraining."""
         preset = self._preset("models", model)
         own = {**preset.values.get("data", {}), **preset.values.get("train", {})}
-        flags = own | preset.values["base"]["pretrained"]["train"]
         if "text" in preset.values["base"]["pretrained"]:
-            flags = {name: value for name, value in flags.items() if name not in TRUNCATION}  # there are no pairs
-            flags = {"task": "language_modeling"} | flags
-        else:
-            flags = {"task": TASKS[self.family(model)]} | flags
+            own = {name: value for name, value in own.items() if name not in TRUNCATION}  # there are no pairs
+        flags = {"task": _pretraining_task(preset.values)} | own | preset.values["base"]["pretrained"]["train"]
         return arguments(_with_decay(flags, preset.file))
 
     # Files ------------------------------------------------------------------------------------------------------------
@@ -401,13 +409,12 @@ class Configuration:
             else:
                 self._check_sections(values, file)
                 {"tasks": _check_task, "models": _check_model, "methods": _check_method}[kind](values, file)
-            self._presets[kind, name] = Preset(file, values)
+            self._presets[kind, name] = Preset(file, values, load_yaml(self._paths[kind][name], file))
         return self._presets[kind, name]
 
     def _lineage(self, kind: str, name: str) -> tuple[str, ...]:
         """The presets that a preset extends, and its own name last: their sections are for it too."""
-        self._preset(kind, name)  # checks
-        base = load_yaml(self._paths[kind][name]).get("extends")
+        base = self._preset(kind, name).own.get("extends")
         return (*(self._lineage(kind, base) if base else ()), name)
 
     def _values(self, kind: str, name: str, extended_by: tuple[str, ...] = ()) -> dict:
@@ -457,7 +464,8 @@ class Configuration:
         for kind in KINDS:
             for name, section in layer.get(kind, {}).items():
                 known = {*self._paths[kind], *(MODEL_GROUPS if kind == "models" else ())}
-                if _preset_name(kind, name) not in known and not (kind == "tasks" and re.fullmatch(r"@\d*", name)):
+                subsets = re.fullmatch(r"(.*)@\d*", name) if kind == "tasks" else None
+                if _preset_name(kind, name) not in known and not (subsets and subsets[1] in ("", *known)):
                     raise UserError(f"{': '.join((file, *keys, kind))}: {self._unknown(kind, name, known)}")
                 self._check_sections(section, file, *keys, kind, name)
 
@@ -607,7 +615,7 @@ def _check_model(values: dict, file: str) -> None:
         family = values["architecture"].split("_")[0]
         if "text" in pretrained and family == "bart":
             raise UserError(f"{file}: base: pretrained: text is for a language model; {values['architecture']} is none")
-        task = "language_modeling" if "text" in pretrained else TASKS[family]
+        task = _pretraining_task(values)
         if pretrained["train"].get("task", task) != task:
             raise UserError(f"{file}: base: pretrained: train: task is {task} here; leave it out, or write that")
         if ("inputs" in pretrained) == ("demo" in pretrained):
@@ -615,6 +623,12 @@ def _check_model(values: dict, file: str) -> None:
         _check_files(pretrained.get("inputs", {}), f"{file}: base: pretrained: inputs")
         for flag, value in pretrained["train"].items():
             check_flag("train", flag, value, f"{file}: base: pretrained: train")
+
+
+def _pretraining_task(values: dict) -> str:
+    """The task of fairseq that pretrains a model: on text alone, or on the pairs that its family reads."""
+    text_alone = "text" in values["base"]["pretrained"]
+    return "language_modeling" if text_alone else TASKS[values["architecture"].split("_")[0]]
 
 
 def _check_method(values: dict, file: str) -> None:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import argparse
 import csv
-import itertools
 import statistics
 from datetime import timedelta
 from pathlib import Path
 
 from common import UserError, atomic_open, atomic_path, read_json, read_jsonl, run_main
-from table import Row, aligned, read_row, summary
+from table import Row, aligned, read_rows, summary
 
 COMMANDS = ("train", "generate")
 
@@ -23,14 +22,11 @@ COMMANDS = ("train", "generate")
 def main(argv: list[str]) -> None:
     args = parse_args(argv)
     count = sum(1 for _ in read_jsonl(args.examples))
-    groups = itertools.groupby(args.run, key=lambda run: (run.parts[-3], run.parts[-2]))
     rows = []
-    for (model, method), folders in groups:
-        runs = list(folders)
-        row = read_row(model, method, runs, args.metric)
+    for row in read_rows(args.run, args.metric):
         measured = COMMANDS if row.trained else ["generate"]
-        costs = {c: [read_seconds(args.logs / run / f"{c}.benchmark.tsv") for run in runs] for c in measured}
-        rows.append((row, costs, [read_json(run / "run.json").get("peak_mb", 0) for run in runs]))
+        costs = {c: [read_seconds(args.logs / run / f"{c}.benchmark.tsv") for run in row.runs] for c in measured}
+        rows.append((row, costs, [read_json(run / "run.json").get("peak_mb", 0) for run in row.runs]))
     # Entered first, hence renamed last: where the text table stands, the TSV does.
     with atomic_open(args.output) as text, atomic_path(args.output.with_suffix(".tsv")) as tsv:
         tsv.write_text(tab_separated(rows), encoding="utf-8")

@@ -3,6 +3,7 @@
     python workflow/scripts/make_demo.py documents --seed 1 --count 32000 --output documents.jsonl
     python workflow/scripts/make_demo.py summary --seed 1 --train 2000 --valid 100 --test 200 --output-dir data/summary
 
+`topics` is the summarisation task with other kinds of news in its test than in training (world.NEW_TOPICS).
 Every line is drawn from its own generator, seeded by (seed, what, index): a larger count only appends.
 """
 
@@ -21,19 +22,27 @@ def _generator(*key: object) -> random.Random:
     return random.Random("/".join(map(str, key)))
 
 
-def summary_example(rng: random.Random, is_held_out: bool) -> tuple[str, str, str]:
+def summary_example(rng: random.Random, split: str) -> tuple[str, str, str]:
     """(body, lead in the house style, kind of event)"""
-    item = world.news(rng, is_held_out, world.NEWS_STYLE)
+    item = world.news(rng, split != "train", world.NEWS_STYLE)
     return " ".join(item.body), item.lead, item.kind
 
 
-def table_example(rng: random.Random, is_held_out: bool) -> tuple[str, str, None]:
+def topics_example(rng: random.Random, split: str) -> tuple[str, str, str]:
+    """As of the summarisation task, of new topics in `test` and of the others elsewhere."""
+    while True:
+        example = summary_example(rng, split)
+        if (example[2] in world.NEW_TOPICS) == (split == "test"):
+            return example
+
+
+def table_example(rng: random.Random, split: str) -> tuple[str, str, None]:
     """(linearised record, description in the house style, no group)"""
-    record = world.lodging(rng, is_held_out)
+    record = world.lodging(rng, split != "train")
     return world.linearise(rng, record), world.describe_in_house_style(record), None
 
 
-TASKS: dict[str, Callable] = {"summary": summary_example, "table": table_example}
+TASKS: dict[str, Callable] = {"summary": summary_example, "table": table_example, "topics": topics_example}
 
 
 def examples(task: str, split: str, count: int, seed: int) -> Iterator[dict]:
@@ -43,7 +52,7 @@ def examples(task: str, split: str, count: int, seed: int) -> Iterator[dict]:
         rng = _generator(seed, task, split, index)
         source = None
         while source is None or source in seen:
-            source, target, group = TASKS[task](rng, is_held_out=split != "train")
+            source, target, group = TASKS[task](rng, split)
         seen.add(source)
         yield {"id": f"{split}-{index}", "source": source, "references": [target], "group": group}
 

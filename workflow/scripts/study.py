@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
         atomic_path(stem.with_suffix(".png")) as png,
     ):
         tsv.write_text(tab_separated(rows), encoding="utf-8")
-        draw(args, rows, names[0] if args.score is None else args.score, svg, png)
+        draw(args, rows, args.study.get("score", names[0]), svg, png)
         text.write(report(args, rows, names))
 
 
@@ -73,7 +73,6 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         help='{"rows": [{"model", "method", "x", "runs": [folders]}]}',
     )
     parser.add_argument("--metric", nargs="+", required=True, help="whose {metric}.json are read from every run")
-    parser.add_argument("--score", help="the one that is drawn and compared [the first]")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the .txt; the others go beside it")
     return parser.parse_args(argv)
 
@@ -120,9 +119,9 @@ def report(args: argparse.Namespace, rows: list[Row], names: list[str]) -> str:
     lines += textwrap.wrap(study["question"], WIDTH)
     lines += ["", *aligned([[*header, *names, "training"], *body], left=2), ""]
     lines.append("scores: mean ± standard deviation over the runs; training: mean time and peak memory of a run")
-    comparisons = [line for pair in study.get("compare", []) for line in compare(rows, pair, args.score or names[0])]
-    if comparisons:
-        lines += ["", f"Differences in {args.score or names[0]}, run by run:", *comparisons]
+    score = study.get("score", names[0])
+    if comparisons := [line for pair in study.get("compare", []) for line in compare(rows, pair, score)]:
+        lines += ["", f"Differences in {score}, run by run:", *comparisons]
     if failed := [run for row in rows for run in row.failed]:
         lines += ["", f"Without scores, failed or not finished ({len(failed)}):", *(f"  {run}" for run in failed)]
     lines += ["", *textwrap.wrap(f"In the paper: {study['paper']}", WIDTH), ""]

@@ -25,7 +25,7 @@ class Row:
 
     model: str
     method: str
-    seeds: list[int]
+    runs: list[Path]  # of all its seeds
     trained: int
     stored: int
     base: int
@@ -35,16 +35,17 @@ class Row:
     hypotheses: list[str]  # of the first seed
 
     @property
+    def seeds(self) -> list[int]:
+        return [int(run.name) for run in self.runs]
+
+    @property
     def stored_percent(self) -> float:
         return 100 * self.stored / self.base
 
 
 def main(argv: list[str]) -> None:
     args = parse_args(argv)
-    rows = [
-        read_row(model, method, list(runs), args.metric)
-        for (model, method), runs in itertools.groupby(args.run, key=lambda run: (run.parts[-3], run.parts[-2]))
-    ]
+    rows = read_rows(args.run, args.metric)
     examples = [row for _, row in read_jsonl(args.examples)]
     for row in rows:
         if len(row.hypotheses) != len(examples):
@@ -83,6 +84,12 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def read_rows(runs: list[Path], metrics: list[str]) -> list[Row]:
+    """A row for each model and method, whose seeds stand one after the other."""
+    groups = itertools.groupby(runs, key=lambda run: run.parent)
+    return [read_row(folder.parent.name, folder.name, list(seeds), metrics) for folder, seeds in groups]
+
+
 def read_row(model: str, method: str, runs: list[Path], metrics: list[str]) -> Row:
     """What the runs of one model and method recorded."""
     records = [read_json(run / "run.json") for run in runs]
@@ -98,7 +105,7 @@ def read_row(model: str, method: str, runs: list[Path], metrics: list[str]) -> R
     return Row(
         model,
         method,
-        [int(run.name) for run in runs],
+        runs,
         trained,
         stored,
         base,

@@ -410,6 +410,8 @@ FRAMES = {
 NEWS_STYLE = ("islander", "gerund", "detail", "plain")
 HELD_OUT_LEAD = ("islander", "gerund")  # this subject with this form of the verb: never in a pretraining document
 
+NEW_TOPICS = ("council", "workshop", "theft", "fall")  # kinds of news that the task `topics` keeps for its test
+
 LODGING_WORDS = {
     "kind": "inn|lodge|hostel|cottage|farmhouse|guest house|villa|boarding house",
     "breakfast": "porridge|pancakes|smoked fish|waffles|fresh fruit|omelettes|rye bread|oatcakes|honey cakes|cheese|"
