@@ -27,7 +27,7 @@ def arguments(tmp_path, write_jsonl):
         (run / "bleu.json").write_text(json.dumps({"metrics": {"bleu": scores}}))
         trained = 0 if name == "base/0" else 700
         record = {"trained_parameters": trained, "stored_parameters": trained // 10, "base_parameters": 1000}
-        (run / "run.json").write_text(json.dumps({**record, "peak_mb": measured[2]}))
+        (run / "run.json").write_text(json.dumps({**record, "peak_mb": measured[2], "gpu_peak_gb": 2.0}))
         (run / "hypotheses.txt").write_text("a hypothesis\n" * 50)
         for command, seconds in zip(("train", "generate"), measured[:2], strict=True):
             if seconds:
@@ -46,17 +46,17 @@ def test_times_memory_and_speed_beside_the_score(arguments, tmp_path, monkeypatc
     lines = (tmp_path / "results" / "costs.txt").read_text().splitlines()
     assert lines[0] == "task: time and memory; 50 test examples decoded"
     assert lines[4].split() == "bart base 0 0 40.00 [39.00, 41.00] - - 0:00:10 5.0".split()
-    assert lines[5].split() == "bart prefix 700 70 40.00 ± 0.00 0:01:10 510 0:00:25 2.0".split()
+    assert lines[5].split() == "bart prefix 700 70 40.00 ± 0.00 0:01:10 510 MB, GPU 2.0 GB 0:00:25 2.0".split()
     rows = [line.split("\t") for line in (tmp_path / "results" / "costs.tsv").read_text().splitlines()]
-    assert rows[0] == "model method seed command seconds peak_mb".split()
-    assert ["bart", "prefix", "2", "train", "80.0", "520"] in rows and len(rows) == 1 + 5
+    assert rows[0] == "model method seed command seconds peak_mb gpu_peak_gb".split()
+    assert ["bart", "prefix", "2", "train", "80.0", "520", "2.0"] in rows and len(rows) == 1 + 5
 
 
 def test_without_a_score_there_are_times_still(arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     costs.main([argument for argument in arguments if argument != "bleu"])
     lines = (tmp_path / "results" / "costs.txt").read_text().splitlines()
-    assert lines[5].split() == "bart prefix 700 70 0:01:10 510 0:00:25 2.0".split()
+    assert lines[5].split() == "bart prefix 700 70 0:01:10 510 MB, GPU 2.0 GB 0:00:25 2.0".split()
 
 
 def test_a_seed_without_its_measurement_is_an_error_not_a_mean_of_the_others(arguments, tmp_path, monkeypatch):

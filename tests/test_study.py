@@ -15,7 +15,10 @@ STUDY = {
     "methods": ["finetune", "prefix~prefix-length=1", "prefix~prefix-length=10"],
     "x": ["prefix-length"],
     "compare": [["prefix", "finetune"]],
-    "points": [{"task": "toy", "model": "gpt2_medium", "method": "prefix", "x": 10, "bleu": 62.2}],
+    "points": [
+        {"task": "toy", "model": "gpt2_medium", "method": "prefix", "x": 10, "bleu": 62.2},
+        {"task": "toy", "model": "gpt2_large", "method": "prefix", "x": 10, "bleu": 63.0},
+    ],
 }
 SCORES = {  # method -> seed -> BLEU; None: it failed
     "finetune": {1: 30.0, 2: 32.0},
@@ -89,6 +92,33 @@ def test_plots_are_pictures_and_the_same_bytes_each_time(arguments, tmp_path):
     assert (folder / "toy.png").read_bytes().startswith(b"\x89PNG")
     study.main(arguments)
     assert (folder / "toy.svg").read_bytes() == first
+
+
+def legend(monkeypatch, arguments):
+    """The entries of the plot's legend that are the paper's."""
+    from matplotlib.axes import Axes
+
+    found = []
+    monkeypatch.setattr(Axes, "legend", lambda axes, **_: found.extend(axes.get_legend_handles_labels()[0]))
+    study.main(arguments)
+    return [(line.get_label(), *map(list, line.get_data())) for line in found if "paper" in line.get_label()]
+
+
+def test_the_papers_points_stand_at_their_place_of_the_axis_and_say_which_model_they_are_of(arguments, monkeypatch):
+    assert legend(monkeypatch, arguments) == [("prefix (paper, gpt2_medium)", [2], [62.2])]
+    study_of_a_model = json.loads(arguments[1])
+    study_of_a_model["points"][1]["model"] = "bart"  # its own points before another's
+    arguments[1] = json.dumps(study_of_a_model)
+    assert legend(monkeypatch, arguments) == [("prefix (paper, bart)", [2], [63.0])]
+
+
+def test_the_papers_points_stand_on_the_bars_of_their_methods(arguments, monkeypatch):
+    without_axis = json.loads(arguments[1])
+    del without_axis["x"]
+    points = [{"method": name, "bleu": value} for name, value in (("finetune", 68.8), ("adapter", 68.9))]
+    without_axis["points"] = [{"task": "toy", "model": "gpt2_medium", **point} for point in points]
+    arguments[1] = json.dumps(without_axis)
+    assert legend(monkeypatch, arguments) == [("paper, gpt2_medium", [68.8], [0])]
 
 
 def test_without_any_scores_there_is_no_table(arguments, tmp_path):

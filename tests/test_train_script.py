@@ -62,6 +62,12 @@ def test_a_training_leaves_its_checkpoint_and_its_record(run, tmp_path):
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint.pt", "run.json"]
 
 
+def test_the_record_of_a_training_on_a_gpu_says_which_and_how_much_of_it(run, tmp_path):
+    assert run(STUB_TRAIN="gpu").returncode == 0
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["gpu"], record["gpu_peak_gb"]) == ("NVIDIA H200", 19.5)
+
+
 def test_a_killed_training_goes_on_and_a_changed_one_starts_clean(run, tmp_path):
     assert run("--lr", "0.1", STUB_TRAIN="fail").returncode == 1
     assert run("--lr", "0.2").returncode == 0

@@ -2,7 +2,7 @@
 
 Times are Snakemake's own measurements ({run}/train.benchmark.tsv and generate.benchmark.tsv below the logs), so
 they differ from machine to machine, and a step that was interrupted counts from its last start. Memory is that of the
-training process, from its run.json; a GPU's is not in it.
+training process, and on a GPU that of its tensors there, from its run.json.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from common import UserError, atomic_open, atomic_path, read_json, read_jsonl, run_main
-from table import Row, aligned, read_rows, summary
+from table import Row, aligned, peak_memory, read_rows, summary
 
 COMMANDS = ("train", "generate")
 
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
     for row in read_rows(args.run, args.metric):
         measured = COMMANDS if row.trained else ["generate"]
         costs = {c: [read_seconds(args.logs / run / f"{c}.benchmark.tsv") for run in row.runs] for c in measured}
-        rows.append((row, costs, [read_json(run / "run.json").get("peak_mb", 0) for run in row.runs]))
+        rows.append((row, costs, [read_json(run / "run.json") for run in row.runs]))
     # Entered first, hence renamed last: where the text table stands, the TSV does.
     with atomic_open(args.output) as text, atomic_path(args.output.with_suffix(".tsv")) as tsv:
         tsv.write_text(tab_separated(rows), encoding="utf-8")
@@ -44,24 +44,24 @@ def read_seconds(path: Path) -> float:
 
 def tab_separated(rows: list[tuple[Row, dict, list]]) -> str:
     """One line per model, method, seed and command; memory is the training's."""
-    lines = ["model\tmethod\tseed\tcommand\tseconds\tpeak_mb"]
-    for row, costs, memory in rows:
+    lines = ["model\tmethod\tseed\tcommand\tseconds\tpeak_mb\tgpu_peak_gb"]
+    for row, costs, records in rows:
         for command, seconds in costs.items():
-            peaks = memory if command == "train" else [""] * len(memory)
-            for seed, value, peak in zip(row.seeds, seconds, peaks, strict=True):
-                lines.append(f"{row.model}\t{row.method}\t{seed}\t{command}\t{value:.1f}\t{peak}")
+            for seed, value, record in zip(row.seeds, seconds, records, strict=True):
+                memory = [record.get(key, "") if command == "train" else "" for key in ("peak_mb", "gpu_peak_gb")]
+                lines.append("\t".join(map(str, (row.model, row.method, seed, command, f"{value:.1f}", *memory))))
     return "\n".join(lines) + "\n"
 
 
 def report(task: str, rows: list[tuple[Row, dict, list]], count: int) -> str:
     """The text table; of several seeds the mean."""
     names = list(rows[0][0].scores)
-    header = ["model", "method", "trained", "stored", *names, "training", "peak MB", "decoding", "texts/s"]
+    header = ["model", "method", "trained", "stored", *names, "training", "peak memory", "decoding", "texts/s"]
     body = []
-    for row, costs, memory in rows:
+    for row, costs, records in rows:
         cells = [row.model, row.method, f"{row.trained:,}", f"{row.stored:,}"]
         cells += [summary(row, name) for name in names]
-        cells += [_time(costs["train"]), f"{statistics.fmean(memory):,.0f}"] if "train" in costs else ["-", "-"]
+        cells += [_time(costs["train"]), peak_memory(records)] if "train" in costs else ["-", "-"]
         cells += [_time(costs["generate"]), f"{count / statistics.fmean(costs['generate']):.1f}"]
         body.append(cells)
     return "\n".join(
@@ -70,7 +70,7 @@ def report(task: str, rows: list[tuple[Row, dict, list]], count: int) -> str:
             "",
             *aligned([header, *body], left=2),
             "",
-            "h:mm:ss, starting included; peak MB of the training process (0: not known); means over the seeds",
+            "h:mm:ss, starting included; memory of the training process; means over the seeds",
             "",
         ]
     )

@@ -11,12 +11,12 @@ import csv
 import io
 import statistics
 import textwrap
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from common import UserError, atomic_open, atomic_path, json_object, read_json, run_main
 from score import digits_of
-from table import WIDTH, aligned
+from table import WIDTH, aligned, peak_memory
 
 PARAMETERS = ("trained_parameters", "stored_parameters", "base_parameters")
 
@@ -31,8 +31,11 @@ class Row:
     x: str | None
     runs: list[str]
     scores: dict[str, dict[str, float]]  # run -> score -> value
-    record: dict  # run.json of one run
-    costs: list[tuple[float, float]] = field(default_factory=list)  # (seconds, peak MB) of the trainings
+    records: list[dict]  # their run.json
+
+    @property
+    def trainings(self) -> list[dict]:
+        return [record for record in self.records if record["trained_parameters"]]
 
     @property
     def failed(self) -> list[str]:
@@ -82,7 +85,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 
 def read_row(args: argparse.Namespace, model: str, method: str, x: str | None, runs: list[str]) -> Row:
     """What the runs of one row recorded; those that have no scores are left for `failed`."""
-    scores, costs, record = {}, [], {}
+    scores, records = {}, []
     for run in runs:
         found = [Path(run) / f"{metric}.json" for metric in args.metric]
         if not all(path.exists() for path in found):
@@ -92,11 +95,10 @@ def read_row(args: argparse.Namespace, model: str, method: str, x: str | None, r
             for metric, path in zip(args.metric, found, strict=True)
             for name, value in read_json(path)["metrics"][metric]["scores"].items()
         }
-        record = read_json(Path(run) / "run.json")
-        costs += [(record["seconds"], record.get("peak_mb", 0))] if record["trained_parameters"] else []
+        records.append(read_json(Path(run) / "run.json"))
     axis = tuple(f"{flag}=" for flag in args.study.get("x", []))
     label = "~".join(part for part in method.split("~") if not part.startswith(axis))
-    return Row(model, method, label, x, runs, scores, record, costs)
+    return Row(model, method, label, x, runs, scores, records)
 
 
 # Text -----------------------------------------------------------------------------------------------------------------
@@ -129,16 +131,17 @@ def report(args: argparse.Namespace, rows: list[Row], names: list[str]) -> str:
 
 
 def _cells(row: Row, names: list[str], has_x: bool) -> list[str]:
-    counts = [row.record.get(name, 0) for name in PARAMETERS]
-    trained, stored, base = counts
     runs = str(len(row.scores)) + (f" of {len(row.runs)}" if row.failed else "")
     cells = [row.model, row.label, *([row.x or "all"] if has_x else []), runs]
     if not row.scores:
         return [*cells, *["-"] * (4 + len(names))]
+    trained, stored, base = (row.records[0][name] for name in PARAMETERS)
     cells += [f"{trained:,}", f"{stored:,}", f"{100 * stored / base:.2f}"]
     cells += [spread(row.values(name), digits_of(name)) for name in names]
-    seconds, memory = (statistics.fmean(values) for values in zip(*row.costs, strict=True)) if row.costs else (0, 0)
-    return [*cells, f"{seconds:.0f} s, {memory:,.0f} MB" if row.costs else "-"]
+    if not row.trainings:
+        return [*cells, "-"]
+    seconds = statistics.fmean(record["seconds"] for record in row.trainings)
+    return [*cells, f"{seconds:.0f} s, {peak_memory(row.trainings)}"]
 
 
 def spread(values: list[float], digits: int) -> str:
@@ -190,7 +193,7 @@ def tab_separated(rows: list[Row]) -> str:
     for row in rows:
         for run in row.runs:
             start = [row.model, row.method, row.x or "", run]
-            counts = [row.record.get(name, "") for name in PARAMETERS]
+            counts = [row.records[0][name] if row.records else "" for name in PARAMETERS]
             found = row.scores.get(run, {"": ""})
             table.writerows([*start, *counts, name, value] for name, value in found.items())
     return file.getvalue()
@@ -213,13 +216,20 @@ def draw(args: argparse.Namespace, rows: list[Row], name: str, svg: Path, png: P
     )
     for panel, model in zip(panels[0], models, strict=True):
         own = [row for row in rows if row.model == model and row.scores]
-        (_draw_curves if "x" in args.study else _draw_bars)(panel, own, name)
-        _draw_paper(panel, args, model, name)
+        points = paper_points(args, model, name)
+        if "x" in args.study:
+            _draw_curves(panel, own, name)
+            _draw_paper_curves(panel, points, name)
+        else:
+            _draw_bars(panel, own, name)
+            _draw_paper_marks(panel, own, points, name)
         panel.set_title(model)
         panel.grid(axis="y", alpha=0.3)
     panels[0][0].set_ylabel(name)
     if "x" in args.study:
         figure.supxlabel(" / ".join(args.study["x"]))
+        panels[0][-1].legend(fontsize=8)
+    elif panels[0][-1].get_legend_handles_labels()[1]:
         panels[0][-1].legend(fontsize=8)
     figure.suptitle(f"{args.task}: {args.study['title']}")
     figure.savefig(svg, format="svg", metadata={"Date": None})
@@ -251,18 +261,31 @@ def _draw_bars(panel, rows: list[Row], name: str) -> None:
     panel.set_xlabel(name)
 
 
-def _draw_paper(panel, args: argparse.Namespace, model: str, name: str) -> None:
-    """The paper's own points for this task and score, where its axis has their place."""
+def paper_points(args: argparse.Namespace, model: str, name: str) -> list[dict]:
+    """What the paper has of this task and score: over this model; where it has nothing, over the first that it has."""
     points = [point for point in args.study.get("points", []) if point["task"] == args.task and name in point]
-    if not points or "x" not in args.study:
-        return
+    models = [point["model"] for point in points]
+    return [point for point in points if point["model"] == (model if model in models else models[0])]
+
+
+def _draw_paper_curves(panel, points: list[dict], name: str) -> None:
+    """The points that have a place on the axis, hollow and grey."""
     places = [tick.get_text() for tick in panel.get_xticklabels()]
-    for label in dict.fromkeys(point["method"] for point in points):
-        own = [point for point in points if point["method"] == label and str(point["x"]) in places]
+    points = [point for point in points if str(point.get("x")) in places]
+    for label, marker in zip(dict.fromkeys(point["method"] for point in points), "sD^v*", strict=False):
+        own = [point for point in points if point["method"] == label]
         x, y = [places.index(str(point["x"])) for point in own], [point[name] for point in own]
-        panel.plot(
-            x, y, "o--", fillstyle="none", color="gray", label=f"{label} (paper, {own[0]['model']})" if own else None
-        )
+        style = {"marker": marker, "linestyle": "--", "fillstyle": "none", "color": "gray"}
+        panel.plot(x, y, label=f"{label} (paper, {own[0]['model']})", **style)
+
+
+def _draw_paper_marks(panel, rows: list[Row], points: list[dict], name: str) -> None:
+    """A hollow mark on the bar of each method that the paper has a number of."""
+    labels = [row.label for row in rows]
+    points = [point for point in points if point["method"] in labels]
+    if points:
+        x, y = [point[name] for point in points], [labels.index(point["method"]) for point in points]
+        panel.plot(x, y, "D", fillstyle="none", color="black", label=f"paper, {points[0]['model']}")
 
 
 if __name__ == "__main__":

@@ -90,6 +90,17 @@ def read_rows(runs: list[Path], metrics: list[str]) -> list[Row]:
     return [read_row(folder.parent.name, folder.name, list(seeds), metrics) for folder, seeds in groups]
 
 
+def peak_memory(records: list[dict]) -> str:
+    """The mean peak memory of trainings, from their run.json; of what is on a GPU too where there was one."""
+    measured = [record for record in records if record.get("peak_mb")]  # not where nothing was left to train
+    if not measured:
+        return "-"
+    text = f"{statistics.fmean(record['peak_mb'] for record in measured):,.0f} MB"
+    if on_gpu := [record["gpu_peak_gb"] for record in measured if "gpu_peak_gb" in record]:
+        text += f", GPU {statistics.fmean(on_gpu):.1f} GB"
+    return text
+
+
 def read_row(model: str, method: str, runs: list[Path], metrics: list[str]) -> Row:
     """What the runs of one model and method recorded."""
     records = [read_json(run / "run.json") for run in runs]

@@ -27,6 +27,7 @@ from warm import PLUGIN
 
 PACKAGES = ("fairseq-fixed", "fairseq-prefix", "numpy", "torch")
 LOGGED = re.compile(r"\| INFO \| (train_inner|train|valid) \| (\{.*\})$")
+GPU = re.compile(r"\| rank +\d+: .* total memory = ([\d.]+) GB ; name = (.*\S)")
 
 
 def main(argv: list[str]) -> None:
@@ -35,21 +36,20 @@ def main(argv: list[str]) -> None:
     begin = time.monotonic()
     base = args.base_model
     inputs = digests([*([args.data] if args.data else []), *([base] if base else [])])
-    peak = 0.0
+    memory = {"peak_mb": 0}
     if args.untuned:
         description = write_untuned(args.arch, base, args.output)
     else:
         flags = fit_machine(flags)
-        peak = train(args, flags, inputs)
+        memory = train(args, flags, inputs)
         description = inspect(args.output)
-    measured = {"seconds": round(time.monotonic() - begin, 1), "peak_mb": round(peak)}
-    write_record(args, description, flags, inputs, measured)
+    write_record(args, description, flags, inputs, {"seconds": round(time.monotonic() - begin, 1), **memory})
     for stale in args.output.parent.glob("work-*"):  # last: a kill before this can go on from it
         shutil.rmtree(stale, ignore_errors=True)
 
 
 def write_record(
-    args: argparse.Namespace, description: dict, flags: list[str], inputs: dict[str, str], measured: dict[str, float]
+    args: argparse.Namespace, description: dict, flags: list[str], inputs: dict[str, str], measured: dict[str, object]
 ) -> None:
     """Write run.json: what was trained, with what, on what."""
     record = {
@@ -87,12 +87,13 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def train(args: argparse.Namespace, flags: list[str], inputs: dict[str, str]) -> float:
+def train(args: argparse.Namespace, flags: list[str], inputs: dict[str, str]) -> dict[str, object]:
     """Train in the folder of exactly these flags and inputs, and move the best checkpoint to the output.
 
-    Returns the peak memory of the process, in MB: 0 if there was nothing left to train.
+    Returns the memory that it took: peak_mb of the process (0 if there was nothing left to train), and where there is
+    a GPU, its name and gpu_peak_gb, of the tensors on it.
     """
-    peak = 0.0
+    memory: dict[str, object] = {"peak_mb": 0}
     arguments = [str(args.data), "--arch", args.arch, "--seed", str(args.seed), *flags]
     if args.base_model:
         arguments += ["--base-model", str(args.base_model)]
@@ -107,14 +108,15 @@ def train(args: argparse.Namespace, flags: list[str], inputs: dict[str, str]) ->
         # fairseq makes one more update before it sees that it was at the end.
         if not resumed or inspect(last)["updates"] != max_update(flags):
             with contextlib.closing(Progress(f"training {folder}", flags, resumed)) as bar:
-                peak = run("fairseq_cli.train", arguments, args.log, bar.follow, lock)
+                memory["peak_mb"] = round(run("fairseq_cli.train", arguments, args.log, bar.follow, lock))
+                memory |= bar.gpu
         checkpoints = [work / "checkpoint_best.pt", last]  # no best where nothing was validated
         best = next(filter(Path.exists, checkpoints), None)
         if best is None:
             raise UserError(f"fairseq-train ended without a checkpoint in {work}; its log: {args.log}")
         with atomic_path(args.output) as temporary:
             shutil.copyfile(best, temporary)
-    return peak
+    return memory
 
 
 def max_update(flags: list[str]) -> int | None:
@@ -123,24 +125,31 @@ def max_update(flags: list[str]) -> int | None:
 
 
 class Progress:
-    """One bar over all updates, from the JSON that fairseq logs."""
+    """One bar over all updates, from the JSON that fairseq logs; `gpu` has what it says of the GPU and its memory."""
 
     def __init__(self, description: str, flags: list[str], resumed: bool) -> None:
         self._bar = progress(None, description, total=max_update(flags), unit="update")
         self._resumed = resumed
         self._losses: dict[str, str] = {}
+        self.gpu: dict[str, object] = {}
+        self._gpu_gb = 0.0
 
     def close(self) -> None:
         self._bar.close()
 
     def follow(self, line: str) -> bool:
         """Take what a line of the log says; every line is worth keeping."""
+        if match := GPU.search(line):
+            self._gpu_gb, self.gpu["gpu"] = float(match[1]), match[2]
         if match := LOGGED.search(line):
             kind, values = match[1], json.loads(match[2])
             loss = values.get("loss" if kind == "train_inner" else f"{kind}_loss")
             if loss is not None:
                 self._losses["valid" if kind == "valid" else "loss"] = loss
                 self._bar.set_postfix(self._losses, refresh=False)
+            if self._gpu_gb and "gb_free" in values:  # the least that was free in an update
+                used = round(self._gpu_gb - float(values["gb_free"]), 1)
+                self.gpu["gpu_peak_gb"] = max(used, self.gpu.get("gpu_peak_gb", 0.0))
             updates = int(float(values.get("num_updates" if kind == "train_inner" else f"{kind}_num_updates", 0)))
             if self._resumed and updates:
                 self._bar.initial = self._bar.n = updates  # what was done before says nothing about the speed now
