@@ -56,7 +56,7 @@ rule prepare:
         "logs/data/{task}/prepare.log",
     wildcard_constraints:
         task=TASK,
-    threads: 4
+    threads: lambda wildcards: 1 if "demo" in study.task(wildcards.task) else 4  # as preparation_threads
     resources:
         mem_mb=4000,
         runtime=60,
