@@ -3,8 +3,8 @@ and the self-attention of a decoder that reads the source itself (`SourceAttenti
 
 `PrefixAttention` replaces fairseq's `MultiheadAttention` (same parameters, same names). It attends with one softmax
 to [prefix | keys], fused, and records no attention weights. The prefix is *pulled* from the model's `Prefix` at every
-call, so that no path through the model can leave it out, and it never enters the incremental state: it is neither
-cached per row nor reordered there.
+call, so that no path through the model can leave it out. In a search it is one table of keys for all hypotheses, which
+is neither cached, copied, concatenated to theirs nor reordered.
 
 Cross-attention tells beams from the shapes: encoder output stays at one row per sentence while the queries have one
 row per hypothesis. fairseq's own mechanism for this, `set_beam_size`, leaves the beam size behind on the module,
@@ -58,7 +58,8 @@ class PrefixAttention(MultiheadAttention):
         """As fairseq's, except that the second value, the attention weights, is always None.
 
         Args:
-            query: T x N x D; key and value: S x B x D, with B = N or, in cross-attention, N a multiple of B.
+            query: T x N x D, T being 1 in a search; key and value: S x B x D, with B = N or, in cross-attention, N a
+                multiple of B.
             key_padding_mask: B x S, true at padding.
             attn_mask: T x S, added to the scores.
         """
@@ -66,21 +67,27 @@ class PrefixAttention(MultiheadAttention):
         q = self._split_heads(self.q_proj(query))  # N x H x T x d
         if self.encoder_decoder_attention:
             k, v, padding = self._source_keys(key, key_padding_mask, incremental_state, rows)
-            q = self._group_beams(q, k.size(0))  # B x H x (N/B*T) x d
         else:
             k, v, padding = self._own_keys(query, key_padding_mask, incremental_state)
-
-        k, v = self._after_prefix(k, v)
-        mask = _additive_mask(attn_mask, padding, self.attached_length, q.dtype)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=self._drop_probability)
-        if y.size(0) != rows:
-            y = y.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)  # N x H x T x d
+        if incremental_state is not None:
+            y = self._attend_to_parts(q, [*self._prefix_part(q), (k, v, padding)])
+        else:
+            k, v = self._after_prefix(k, v)
+            mask = _additive_mask(attn_mask, padding, self.attached_length, q.dtype)
+            grouped = self._group_beams(q, k.size(0))  # B x H x (N/B*T) x d
+            y = F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, dropout_p=self._drop_probability)
+            y = self._ungroup_beams(y, length)
         y = y.permute(2, 0, 1, 3).reshape(length, rows, width)
         return self.out_proj(y), None
 
     def _prefix_key_value(self) -> tuple[Tensor, Tensor] | None:
         prefix, site, layer = self._attached
         return prefix.key_value(site, layer)
+
+    def _prefix_part(self, like: Tensor) -> list[tuple[Tensor, Tensor, None]]:
+        """The prefix as a part to attend to, if there is one: one row for all."""
+        prefix = self._prefix_key_value()
+        return [] if prefix is None else [(*(p.to(like.dtype) for p in prefix), None)]
 
     def _after_prefix(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values with the prefix's before them, B x H x (P+S) x d."""
@@ -107,6 +114,30 @@ class PrefixAttention(MultiheadAttention):
         if q.size(0) == sentences:
             return q
         return q.unflatten(0, (sentences, -1)).transpose(1, 2).flatten(2, 3)  # B x H x (N/B*T) x d
+
+    @staticmethod
+    def _ungroup_beams(y: Tensor, length: int) -> Tensor:
+        return y.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)  # N x H x T x d
+
+    def _attend_to_parts(self, q: Tensor, parts: list[tuple[Tensor, Tensor, Tensor | None]]) -> Tensor:
+        """One softmax over several tables of keys, each with the rows of its own: 1, B or N of them.
+
+        Args:
+            q: N x H x 1 x d.
+            parts: key and value (R x H x K x d), and where padding hides keys (R x K).
+        """
+        q, scores = q * self.scaling, []
+        for key, _, padding in parts:
+            part = self._group_beams(q, key.size(0)) @ key.mT  # R x H x N/R x K
+            if padding is not None:
+                part = part.masked_fill(padding[:, None, None], float("-inf"))
+            scores.append(part.transpose(1, 2).flatten(0, 1))  # N x H x K
+        weights = self.dropout_module(torch.cat(scores, dim=-1).float().softmax(dim=-1).to(q.dtype))
+        y = torch.zeros_like(q)
+        for (_, value, _), part in zip(parts, weights.split([s.size(-1) for s in scores], dim=-1), strict=True):
+            attended = self._group_beams(part.unsqueeze(2), value.size(0)) @ value  # R x H x N/R x d
+            y = y + attended.transpose(1, 2).flatten(0, 1).unsqueeze(2)
+        return y
 
     def _own_keys(self, query: Tensor, padding: Tensor | None, incremental_state: dict | None):
         """Self-attention: keys and values of this call, after those of the earlier steps when decoding."""
@@ -212,32 +243,10 @@ class SourceAttention(PrefixAttention):
             k = torch.cat([cache["prev_key"], k], dim=2)
             v = torch.cat([cache["prev_value"], v], dim=2)
         cache.update(prev_key=k, prev_value=v)
-        parts, prefix = [], self._prefix_key_value()
-        if prefix is not None:
-            parts.append((*(p.to(q.dtype) for p in prefix), None))
+        parts = self._prefix_part(q)
         if cache["source_key"] is not None:
             parts.append((cache["source_key"], cache["source_value"], cache["source_padding"]))
         return self._attend_to_parts(q, [*parts, (k, v, None)])
-
-    def _attend_to_parts(self, q: Tensor, parts: list[tuple[Tensor, Tensor, Tensor | None]]) -> Tensor:
-        """One softmax over several tables of keys, each with the rows of its own: 1, B or N of them.
-
-        Args:
-            q: N x H x 1 x d.
-            parts: key and value (R x H x K x d), and where padding hides keys (R x K).
-        """
-        q, scores = q * self.scaling, []
-        for key, _, padding in parts:
-            part = self._group_beams(q, key.size(0)) @ key.mT  # R x H x N/R x K
-            if padding is not None:
-                part = part.masked_fill(padding[:, None, None], float("-inf"))
-            scores.append(part.transpose(1, 2).flatten(0, 1))  # N x H x K
-        weights = self.dropout_module(torch.cat(scores, dim=-1).float().softmax(dim=-1).to(q.dtype))
-        y = torch.zeros_like(q)
-        for (_, value, _), part in zip(parts, weights.split([s.size(-1) for s in scores], dim=-1), strict=True):
-            attended = self._group_beams(part.unsqueeze(2), value.size(0)) @ value  # R x H x N/R x d
-            y = y + attended.transpose(1, 2).flatten(0, 1).unsqueeze(2)
-        return y
 
     def reorder_incremental_state(self, incremental_state: dict, new_order: Tensor) -> dict:
         """Follow the beam search: own keys go with the hypotheses, the source's only with the sentences."""
