@@ -21,6 +21,7 @@ from . import checkpoint as files
 from .adapter import Adapter
 from .attention import PrefixAttention
 from .errors import UsageError
+from .packed import pack
 from .prefix import REPARAMETRISATIONS, Evaluated, Prefix, SiteGeometry, parse_sites
 from .prompt import Prompt, PromptGeometry
 
@@ -64,12 +65,18 @@ class FromBase:
         """Do nothing: fairseq leaves the beam size on the attention, where it corrupts later teacher-forced passes."""
 
     def prepare_for_inference_(self, cfg):
+        """fairseq's hook, called before a search.
+
+        Raises:
+            UsageError: alignments are asked for.
+        """
         recorded = not any(isinstance(attention, PrefixAttention) for _, _, attention in self.attentions())
         if getattr(cfg.generation, "print_alignment", None) and not recorded:
             raise UsageError(
                 f"--print-alignment is not available for --arch {self.args.arch}: it records no attention weights"
             )
         super().prepare_for_inference_(cfg)
+        pack(self)
 
     def load_base(self, args, task) -> None:
         """Fill the model from `args.base_model` and remember the fingerprints."""

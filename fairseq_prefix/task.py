@@ -40,6 +40,7 @@ from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II
 
 from .errors import UsageError
+from .search import NGramBlock
 
 logger = logging.getLogger(__name__)
 
@@ -200,6 +201,15 @@ class PairTask(FairseqTask):
         """The dataset of one split; `target` may be None."""
         raise NotImplementedError
 
+    def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, **kwargs):
+        """fairseq's generator, with `<s>` kept out of the printed text, and an n-gram block that works everywhere."""
+        special = {self.target_dictionary.bos(), self.target_dictionary.pad()}
+        extra = {"symbols_to_strip_from_output": special, **(extra_gen_cls_kwargs or {})}
+        generator = super().build_generator(models, args, seq_gen_cls, extra, **kwargs)
+        if getattr(generator, "repeat_ngram_blocker", None) is not None:
+            generator.repeat_ngram_blocker = NGramBlock(generator.repeat_ngram_blocker.no_repeat_ngram_size)
+        return generator
+
 
 @register_task("conditional_generation", dataclass=ConditionalGenerationConfig)
 class ConditionalGenerationTask(PairTask):
@@ -260,12 +270,6 @@ class ConditionalGenerationTask(PairTask):
             tgt_dict=self.target_dictionary,
             left_pad_source=False,
         )
-
-    def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, **kwargs):
-        """fairseq's generator, with `<s>` kept out of the printed text."""
-        special = {self.target_dictionary.bos(), self.target_dictionary.pad()}
-        extra = {"symbols_to_strip_from_output": special, **(extra_gen_cls_kwargs or {})}
-        return super().build_generator(models, args, seq_gen_cls, extra, **kwargs)
 
     def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
         """Generate, with `<s>` as the first token of every hypothesis (it counts in `--prefix-size`, being the
@@ -333,6 +337,5 @@ class ConditionalLMTask(PairTask):
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, **kwargs):
         """fairseq's generator, kept to the positions that the longest source allowed leaves."""
         room = min(model.max_positions() for model in models) - self.cfg.max_source_tokens
-        special = {self.target_dictionary.bos(), self.target_dictionary.pad()}
-        extra = {"symbols_to_strip_from_output": special, "max_len": room, **(extra_gen_cls_kwargs or {})}
+        extra = {"max_len": room, **(extra_gen_cls_kwargs or {})}
         return super().build_generator(models, args, seq_gen_cls, extra, **kwargs)
