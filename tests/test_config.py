@@ -297,6 +297,7 @@ def test_every_shipped_study_is_valid():
 def test_one_name_alone_is_a_list_of_one():
     study = configuration(models="gpt2_medium", methods="prefix~lr=1e-4")
     assert (study.models, study.methods) == (["gpt2_medium"], ["prefix~lr=1e-4"])
+    assert configuration(seeds=["1", "2"]).seeds == [1, 2] and configuration(seeds=3).seeds == [3]
 
 
 def test_flags_are_sorted_and_written_as_the_command_line_has_them():
@@ -513,7 +514,7 @@ def test_flags_known_here_are_those_of_fairseq():
         ({"tasks": ["../xsum"]}, "mine.yaml: tasks: 0: expected a name made of letters"),
         ({"tasks": ["xsum; rm -rf ."]}, "mine.yaml: tasks: 0: expected a name made of letters"),
         ({"seeds": [1, 1]}, "mine.yaml: seeds: something stands twice in [1, 1]"),
-        ({"seeds": ["1"]}, "mine.yaml: seeds: 0: expected a whole number from 0 to 4294967295, found '1'"),
+        ({"seeds": ["one"]}, "mine.yaml: seeds: 0: expected a whole number from 0 to 4294967295, found 'one'"),
         ({"seeds": [-1]}, "mine.yaml: seeds: 0: expected a whole number from 0 to 4294967295, found -1"),
         ({"mirror": ["$(reboot)"]}, "mine.yaml: mirror: 0: expected a path without quotes"),
     ],

@@ -91,7 +91,7 @@ rule table:
         records=lambda wildcards: [f"{run}/run.json" for run in run_folders(wildcards.task)],
         hypotheses=lambda wildcards: [f"{run}/hypotheses.txt" for run in run_folders(wildcards.task)],
     output:
-        text="results/{task}/{table}.txt",
+        text=report("results/{task}/{table}.txt", category="Scores", labels={"task": "{task}", "score": "{table}"}),
         tsv="results/{task}/{table}.tsv",
     log:
         "logs/results/{task}/{table}.log",
@@ -115,7 +115,7 @@ rule costs:
         hypotheses=lambda wildcards: [f"{run}/hypotheses.txt" for run in run_folders(wildcards.task)],
         benchmarks=lambda wildcards: benchmarks(wildcards.task),
     output:
-        text="results/{task}/costs.txt",
+        text=report("results/{task}/costs.txt", category="Costs", labels={"task": "{task}"}),
         tsv="results/{task}/costs.tsv",
     log:
         "logs/results/{task}/costs.log",

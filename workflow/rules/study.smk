@@ -11,8 +11,17 @@ rule study:
         script=script("study.py"),
         scores=lambda wildcards: scores_of_study(wildcards.study, wildcards.task),
     output:
-        text="results/studies/{study}/{task}.txt",
-        others=multiext("results/studies/{study}/{task}", ".tsv", ".svg", ".png"),
+        text=report(
+            "results/studies/{study}/{task}.txt",
+            category="{study}",
+            labels={"task": "{task}", "what": "table"},
+        ),
+        svg=report(
+            "results/studies/{study}/{task}.svg",
+            category="{study}",
+            labels={"task": "{task}", "what": "plot"},
+        ),
+        others=multiext("results/studies/{study}/{task}", ".tsv", ".png"),
     log:
         "logs/results/studies/{study}/{task}.log",
     wildcard_constraints:
@@ -33,7 +42,7 @@ rule report:
         script=script("report.py"),
         tables=studies_on_tasks(),
     output:
-        "results/studies/report.html",
+        report("results/studies/report.html", category="All studies on one page"),
     log:
         "logs/results/studies/report.log",
     params:

@@ -134,6 +134,10 @@ class Configuration:
         lists = {key: value for key, value in values.items() if key in (*KINDS, "studies")}
         # One name alone is a list of one, also on the command line: --config models=gpt2_medium
         values = values | {key: [value] for key, value in lists.items() if isinstance(value, str)}
+        # ... where Snakemake hands over the numbers of a list as texts: --config 'seeds=[1, 2]'
+        if isinstance(seeds := values.get("seeds"), list | int):
+            seeds = [seeds] if isinstance(seeds, int) else seeds
+            values["seeds"] = [int(seed) if isinstance(seed, str) and seed.isdecimal() else seed for seed in seeds]
         check(values, "config", file)
         self.file = file
         self.tasks, self.models, self.methods, self.seeds = (values[key] for key in (*KINDS, "seeds"))
