@@ -58,8 +58,8 @@ class PrefixAttention(MultiheadAttention):
         """As fairseq's, except that the second value, the attention weights, is always None.
 
         Args:
-            query: T x N x D, T being 1 in a search; key and value: S x B x D, with B = N or, in cross-attention, N a
-                multiple of B.
+            query: T x N x D, T being 1 in a step of a search.
+            key, value: S x B x D, with B = N or, in cross-attention, N a multiple of B.
             key_padding_mask: B x S, true at padding.
             attn_mask: T x S, added to the scores.
         """
@@ -69,7 +69,7 @@ class PrefixAttention(MultiheadAttention):
             k, v, padding = self._source_keys(key, key_padding_mask, incremental_state, rows)
         else:
             k, v, padding = self._own_keys(query, key_padding_mask, incremental_state)
-        if incremental_state is not None:
+        if incremental_state is not None and length == 1:  # a step; more of them are a prompt that is read
             y = self._attend_to_parts(q, [*self._prefix_part(q), (k, v, padding)])
         else:
             k, v = self._after_prefix(k, v)
