@@ -9,7 +9,6 @@ Letters at line ends: B sentences, S source tokens, T target tokens.
 from __future__ import annotations
 
 import importlib
-import sys
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,8 +83,6 @@ class Contestant:
     @classmethod
     def import_packages(cls) -> None:
         """Raises ImportError if its library is not installed."""
-        if cls.packages:
-            sys.modules.setdefault("torchaudio", None)  # transformers would load it; it is not made for every torch
         for package in cls.packages:
             importlib.import_module(package)
 
