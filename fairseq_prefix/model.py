@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from . import checkpoint as files
 from .adapter import Adapter
 from .attention import PrefixAttention
+from .bank import PrefixBank
 from .errors import UsageError
 from .packed import pack
 from .prefix import REPARAMETRISATIONS, Evaluated, Prefix, SiteGeometry, parse_sites
@@ -278,19 +279,19 @@ class Prefixed(VirtualTokens):
 
     def _add(self, args, task) -> None:
         lengths = args.prefix_site_lengths
-        self.prefix = Prefix(
-            {site: self._site_geometry(site, length) for site, length in lengths.items()},
-            args.prefix_reparam,
-            args.prefix_mid_dim,
-            args.prefix_dropout,
-        )
-        self._attach(self.prefix)
+        geometry = {site: self.site_geometry(site, length) for site, length in lengths.items()}
+        self.use(Prefix(geometry, args.prefix_reparam, args.prefix_mid_dim, args.prefix_dropout))
         if args.prefix_init == "words":
             self.prefix.set_output(self._activations_of(_encode_words(args, lengths, task.source_dictionary)))
             # The checkpoint's prefix has started already: whoever loads it needs neither the words nor their BPE.
             args.prefix_init, args.prefix_initialised_from = "random", args.prefix_init_text
 
-    def _site_geometry(self, site: str, length: int) -> SiteGeometry:
+    def use(self, prefix: Prefix | PrefixBank) -> None:
+        """Let every attention read from this prefix, or bank of prefixes, instead of the model's own."""
+        self.prefix = prefix
+        self._attach(prefix)
+
+    def site_geometry(self, site: str, length: int) -> SiteGeometry:
         attentions = [attention for own, _, attention in self.attentions() if own == site]
         return SiteGeometry(length, len(attentions), attentions[0].num_heads, attentions[0].head_dim)
 
