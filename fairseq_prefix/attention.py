@@ -301,7 +301,7 @@ class SourceAttention(PrefixAttention):
 
 
 def _additive_mask(causal: Tensor | None, padding: Tensor | None, columns: int, dtype: torch.dtype) -> Tensor | None:
-    """The mask of [prefix | keys]; what comes before the columns of `causal` and `padding` is visible to every query."""
+    """The mask of [prefix | keys]; what stands before the columns of `causal` and `padding` is visible to all."""
     mask = None
     if causal is not None:
         mask = F.pad(causal.to(dtype), (columns - causal.size(1), 0))  # T x (P+S)

@@ -280,14 +280,21 @@ class Prefixed(VirtualTokens):
     def _add(self, args, task) -> None:
         lengths = args.prefix_site_lengths
         geometry = {site: self.site_geometry(site, length) for site, length in lengths.items()}
-        self.use(Prefix(geometry, args.prefix_reparam, args.prefix_mid_dim, args.prefix_dropout))
+        self.prefix = Prefix(geometry, args.prefix_reparam, args.prefix_mid_dim, args.prefix_dropout)
+        self._attach(self.prefix)
         if args.prefix_init == "words":
             self.prefix.set_output(self._activations_of(_encode_words(args, lengths, task.source_dictionary)))
             # The checkpoint's prefix has started already: whoever loads it needs neither the words nor their BPE.
             args.prefix_init, args.prefix_initialised_from = "random", args.prefix_init_text
 
     def use(self, prefix: Prefix | PrefixBank) -> None:
-        """Let every attention read from this prefix, or bank of prefixes, instead of the model's own."""
+        """Let every attention read from this prefix, or bank of prefixes, instead of the model's own.
+
+        Raises:
+            UsageError: the model was built for no prefix, of fairseq's own attention.
+        """
+        if not any(isinstance(attention, PrefixAttention) for _, _, attention in self.attentions()):
+            raise UsageError("the model was built without a prefix; build it with --prefix-length 1 or more")
         self.prefix = prefix
         self._attach(prefix)
 
