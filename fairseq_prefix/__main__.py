@@ -120,12 +120,11 @@ def main(argv: list[str] | None = None) -> None:
     command.add_argument("--vocabulary", metavar="PATH", help="where it is, if not in the base's folder")
     command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
     command.add_argument("--dtype", choices=api.DTYPES, default="fp32", help="default: fp32")
+    parameters = signature(api.Model.generate).parameters  # where the defaults are
     for name, text in DECODING.items():
-        default = signature(api.Model.generate).parameters[name].default
-        option = f"--{name.replace('_', '-')}"
-        command.add_argument(
-            option, type=type(default), default=default, metavar="N", help=f"{text} (default: {default})"
-        )
+        default = parameters[name].default
+        option, help_text = f"--{name.replace('_', '-')}", f"{text} (default: {default})"
+        command.add_argument(option, type=type(default), default=default, metavar="N", help=help_text)
     command.set_defaults(run=generate)
 
     command = commands.add_parser(

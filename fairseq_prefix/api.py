@@ -155,11 +155,13 @@ class Model:
         if len(texts) != len(tasks):
             raise UsageError(f"there are {len(texts)} texts, but {len(tasks)} tasks")
         self._bank.select(tasks)  # all names are known
-        ids = [self._encode(text, self._uses[name], number) for number, (text, name) in enumerate(zip(texts, tasks), 1)]
+        uses = [self._uses[name] for name in tasks]
+        ids = [self._encode(number, text, use) for number, (text, use) in enumerate(zip(texts, uses, strict=True), 1)]
         dataset = self._task.build_dataset_for_inference(ids, [len(row) for row in ids])
-        limits = []
-        for size, name in zip(dataset.src_sizes, tasks, strict=True):
-            limits.append(min(int(max_len_a * size + max_len_b), self._uses[name].room - 1))
+        limits = [
+            min(int(max_len_a * size + max_len_b), use.room - 1)
+            for size, use in zip(dataset.src_sizes, uses, strict=True)
+        ]
         if limits and min_len > min(limits):
             raise UsageError(f"min_len is {min_len}, but a text may get {min(limits)} tokens at most")
         options = argparse.Namespace(
@@ -198,7 +200,7 @@ class Model:
         for row, hypotheses in zip(rows, self._task.inference_step(generator, [self._model], sample), strict=True):
             yield row, hypotheses[0]["tokens"]
 
-    def _encode(self, text: str, use: _Use, number: int) -> torch.Tensor:
+    def _encode(self, number: int, text: str, use: _Use) -> torch.Tensor:
         dictionary = self._task.source_dictionary
         pieces = self._vocabulary.encode(text)
         if not pieces:
@@ -269,12 +271,6 @@ def _first_existing(*paths: Path) -> Path:
 
 
 def _bar(total: int, shown: bool) -> tqdm:
-    interactive = sys.stderr.isatty()
-    return tqdm(
-        total=total,
-        disable=not shown,
-        desc="generating",
-        unit=" texts",
-        delay=2,
-        mininterval=0.2 if interactive else 30,
-    )
+    """A bar on stderr that appears after two seconds; in a log it is redrawn twice a minute only."""
+    interval = 0.2 if sys.stderr.isatty() else 30
+    return tqdm(total=total, disable=not shown, desc="generating", unit=" texts", delay=2, mininterval=interval)
