@@ -1,6 +1,6 @@
 #!/bin/sh
-# Create or update the virtual environment .venv: `workflow/setup.sh run`; `test` and `scores` add the test tools, and
-# what METEOR and CIDEr need.
+# Create or update the virtual environment .venv: `workflow/setup.sh run`; `test`, `scores` and `bench` add the test
+# tools, what METEOR and CIDEr need, and what the benchmark compares with.
 # Does nothing when the lock files have not changed since it last finished. PYTHON chooses the interpreter.
 set -eu
 cd "$(dirname "$0")/.."
@@ -80,6 +80,13 @@ install_scores() {
     echo "Installing METEOR, CIDEr and the Treebank tokeniser (100 MB)"
     pip_install --no-deps --requirement requirements-scores.lock
     command -v java >/dev/null 2>&1 || echo "They also need Java, and there is no java on the PATH yet."
+}
+
+# Not among the other packages: adapters needs an older transformers than the tests have.
+install_bench() {
+    echo "Installing PEFT, adapters and their transformers (150 MB)"
+    rm -rf "$venv/bench"
+    pip_install --no-deps --target "$venv/bench" --requirement requirements-bench.lock
 }
 
 # One install step, skipped when this folder and the files the step depends on ($2 ...) are those it last finished with.

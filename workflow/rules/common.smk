@@ -13,7 +13,10 @@ sys.path.append(str(PROJECT / "workflow" / "scripts"))
 from common import UserError
 from config import GPT2_VOCABULARIES, VARIANT, Configuration, arguments
 from metrics import METRICS, unavailable
+from scheduler import look_once_at_a_time
 from snakemake.exceptions import WorkflowError
+
+look_once_at_a_time()
 
 
 def load_configuration():
