@@ -261,7 +261,8 @@ def _options_of(path: str) -> argparse.Namespace:
                 break
     else:
         raise UsageError(f"{path} does not say how many attention heads it has, and no architecture is of its size")
-    args = argparse.Namespace(arch=arch, base_model=path, prefix_length=1, prefix_reparam="flat", **sizes, **settings)
+    given = {"base_model": path, "prefix_length": 1, "prefix_reparam": "flat", **sizes, **settings}
+    args = argparse.Namespace(arch=arch, task=model_class.default_task, **given)
     ARCH_CONFIG_REGISTRY[arch](args)
     return args
 

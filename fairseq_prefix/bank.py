@@ -83,11 +83,11 @@ class PrefixBank(nn.Module):
         distinct = list(dict.fromkeys(rows))
         self._chosen = [None if name is None else self[name] for name in distinct]
         device = next((parameter.device for parameter in self.parameters()), None)
-        self._rows = torch.tensor([distinct.index(name) for name in rows], device=device)  # B
+        self._rows = torch.tensor([distinct.index(name) for name in rows], dtype=torch.long, device=device)  # B
         lengths = {site: [0 if prefix is None else prefix.length(site) for prefix in self._chosen] for site in SITES}
         self._longest = {site: max(found, default=0) for site, found in lengths.items()}
         self._lengths = {
-            site: found[0] if len({*found}) == 1 else torch.tensor(found, device=device)[self._rows, None]  # B x 1
+            site: torch.tensor(found, device=device)[self._rows, None] if len({*found}) > 1 else self._longest[site]
             for site, found in lengths.items()
         }
 

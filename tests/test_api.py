@@ -1,4 +1,4 @@
-"""Texts from the API and the command: those of the workflow's own path, whoever shares the batch; and what is refused."""
+"""Texts from the API and the command: those of the workflow's own path, whoever shares the batch; what is refused."""
 
 import contextlib
 import io
@@ -7,7 +7,7 @@ import os
 import random
 import shutil
 import sys
-from pathlib import Path
+from argparse import Namespace
 
 import binarise
 import bpe
@@ -18,7 +18,7 @@ import methods
 import pytest
 import tiny
 import torch
-from conftest import example
+from conftest import REPOSITORY, example
 from fairseq import options
 from fairseq.data import Dictionary
 from fairseq_cli import generate as fairseq_generate
@@ -101,21 +101,10 @@ class World:
         folder.mkdir()
         rows = [example(number, text, "the") for number, text in enumerate(texts)]
         (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        encode.main(
-            ["--input", f"{folder}/test.jsonl", "--output-prefix", f"{folder}/test", "--split", "test"] + self.options
-        )
-        binarise.main(
-            [
-                "--input-dir",
-                str(folder),
-                "--dict",
-                f"{self.base}/dict.txt",
-                "--output-dir",
-                f"{folder}/bin",
-                "--splits",
-                "test",
-            ]
-        )
+        files_of = ["--input", f"{folder}/test.jsonl", "--output-prefix", f"{folder}/test"]
+        encode.main([*files_of, "--split", "test", *self.options])
+        files_of = ["--input-dir", str(folder), "--dict", f"{self.base}/dict.txt", "--output-dir", f"{folder}/bin"]
+        binarise.main([*files_of, "--splits", "test"])
         main(["import", str(self.prefixes[name]), f"{folder}/imported.pt", "--base-model", str(self.base)])
         task = "conditional_lm" if self.family == "gpt2" else "conditional_generation"
         arguments = [f"{folder}/bin", "--path", f"{folder}/imported.pt", "--gen-subset", "test", "--task", task]
@@ -190,13 +179,7 @@ def test_the_longest_output_is_that_of_fairseq_generate(gpt2):
     for name, (longest, given) in PREFIXES["gpt2"].items():
         task = tiny.make_lm_task(gpt2.symbols, max_source_tokens=longest)
         single = task.build_model(tiny.make_args("prefix_gpt2_tiny", base_model=str(gpt2.base), **given))
-        assert gpt2.load(name)._uses[name].room == task.build_generator([single], argparse_of(FLAGS)).max_len
-
-
-def argparse_of(flags):
-    import argparse
-
-    return argparse.Namespace(**flags)
+        assert gpt2.load(name)._uses[name].room == task.build_generator([single], Namespace(**FLAGS)).max_len
 
 
 def test_prefixes_come_and_go_over_one_base(bart):
@@ -295,11 +278,10 @@ def test_a_hugging_face_folder_is_loaded_whatever_its_sizes(hugging_face, byte_b
 
 def test_files_that_do_not_fit_are_refused_in_one_sentence(bart, gpt2, tmp_path):
     model = bart.load("short")
-    other = World.__new__(World)
-    vars(other).update(vars(bart))
     tiny.save_base(tmp_path / "other", seed=9, symbols=bart.symbols)
-    prompt = methods.build("prompt", "bart", str(bart.base), tiny.make_task(bart.symbols))
-    cfg = files.configuration(vars(prompt.args), {"max_source_tokens": 50}, str(bart.base))
+    args = tiny.make_args("prompt_bart_tiny", base_model=str(bart.base), prompt_length=3)
+    prompt = tiny.make_task(bart.symbols).build_model(args)
+    cfg = files.configuration(vars(args), {"max_source_tokens": 50}, str(bart.base))
     files.write_checkpoint(str(tmp_path / "prompt.pt"), cfg, prompt.state_dict())
     (tmp_path / "damaged.safetensors").write_bytes(b"\xff" * 64)
     torch.save({"model": World}, tmp_path / "pickle.pt")
@@ -419,6 +401,6 @@ def test_a_prefix_without_a_name_is_refused(bart):
 
 def test_the_page_s_example_is_the_module_s():
     """docs/api.md begins with what the module's docstring shows."""
-    page = (Path(__file__).parent.parent / "docs" / "api.md").read_text(encoding="utf-8")
+    page = (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8")
     lines = [line.strip() for line in api.__doc__.splitlines() if line.startswith("    ")]
     assert len(lines) == 5 and "\n".join(lines) in page
