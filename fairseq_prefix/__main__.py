@@ -1,18 +1,65 @@
-"""`python -m fairseq_prefix`: fold and export what was trained over a base, bring it back as a checkpoint, describe a
-file.
+"""`python -m fairseq_prefix`: use trained prefixes; fold and export what was trained over a base, bring it back as a
+checkpoint, describe a file.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
+from inspect import signature
 from pathlib import Path
 
 from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.tasks import TASK_REGISTRY
 
+from . import api
 from . import checkpoint as files
 from .errors import UsageError
+
+DECODING = {  # option of fairseq's -> what it is
+    "beam": "beam size",
+    "lenpen": "length penalty: scores are divided by length to this power",
+    "max_len_a": "longest output: this times the source's tokens,",
+    "max_len_b": "plus this",
+    "min_len": "shortest output",
+    "no_repeat_ngram_size": "no n-gram of this many tokens twice; 0: any",
+    "batch_size": "texts that are searched at a time",
+}
+
+
+def generate(args: argparse.Namespace) -> None:
+    """Lines of stdin -> as many lines on stdout. What is typed is answered line by line."""
+    model = api.load(args.base_model, args.vocabulary, args.device, args.dtype)
+    for prefix in args.prefix:
+        name, separator, path = prefix.partition("=")
+        if not (name and separator and path):
+            raise UsageError(f"--prefix {prefix} is not of the form NAME=FILE")
+        model.add(name, path)
+    options = {name: getattr(args, name) for name in DECODING}
+    rows = (_task_and_text(number, line, model.tasks) for number, line in enumerate(sys.stdin.buffer, 1))
+    for some in ([row] for row in rows) if sys.stdin.isatty() else [list(rows)]:
+        tasks, texts = [task for task, _ in some], [text for _, text in some]
+        for hypothesis in model.generate(texts, tasks, progress=True, **options):
+            print(hypothesis, flush=True)
+
+
+def _task_and_text(number: int, raw: bytes, tasks: list[str]) -> tuple[str, str]:
+    """A line: TASK<TAB>text, or a text without a tab where there is one task only."""
+    try:
+        line = raw.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise UsageError(f"line {number} is not UTF-8") from None
+    task, separator, text = line.partition("\t")
+    if not separator and len(tasks) == 1:
+        task, text = tasks[0], line
+    elif not separator:
+        raise UsageError(f"line {number} is not of the form TASK<TAB>text, with which the task would be known")
+    if task not in tasks:
+        raise UsageError(f"line {number}: there is no prefix {task!r}; there are: {', '.join(tasks)}")
+    if not text.strip():
+        raise UsageError(f"line {number} has no text; leave it out")
+    return task, text
 
 
 def export(args: argparse.Namespace) -> None:
@@ -64,6 +111,21 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point; see `--help`."""
     parser = argparse.ArgumentParser(prog="python -m fairseq_prefix", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("generate", help="text in, text out, with one prefix or with several over one base")
+    command.add_argument("--base-model", required=True, metavar="PATH", help="the base, as for training")
+    command.add_argument(
+        "--prefix", action="append", required=True, metavar="NAME=FILE", help="a task and its prefix; repeatable"
+    )
+    command.add_argument("--vocabulary", metavar="PATH", help="where it is, if not in the base's folder")
+    command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
+    command.add_argument("--dtype", choices=api.DTYPES, default="fp32", help="default: fp32")
+    parameters = signature(api.Model.generate).parameters  # where the defaults are
+    for name, text in DECODING.items():
+        default = parameters[name].default
+        option, help_text = f"--{name.replace('_', '-')}", f"{text} (default: {default})"
+        command.add_argument(option, type=type(default), default=default, metavar="N", help=help_text)
+    command.set_defaults(run=generate)
 
     command = commands.add_parser(
         "export",

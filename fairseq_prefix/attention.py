@@ -4,7 +4,8 @@ and the self-attention of a decoder that reads the source itself (`SourceAttenti
 `PrefixAttention` replaces fairseq's `MultiheadAttention` (same parameters, same names). It attends with one softmax
 to [prefix | keys], fused, and records no attention weights. The prefix is *pulled* from the model's `Prefix` at every
 call, so that no path through the model can leave it out. In a search it is one table of keys for all hypotheses, which
-is neither cached, copied, concatenated to theirs nor reordered.
+is neither cached, copied, concatenated to theirs nor reordered; where the rows of a batch have different ones
+(`PrefixBank`), a table per sentence is kept, as of the source.
 
 Cross-attention tells beams from the shapes: encoder output stays at one row per sentence while the queries have one
 row per hypothesis. fairseq's own mechanism for this, `set_beam_size`, leaves the beam size behind on the module,
@@ -38,9 +39,23 @@ class PrefixAttention(MultiheadAttention):
 
     @property
     def attached_length(self) -> int:
-        """How many virtual tokens come before the keys."""
+        """How many virtual tokens come before the keys, in the row that has most."""
         prefix, site, _ = self._attached
         return prefix.length(site)
+
+    @property
+    def attached_lengths(self) -> int | Tensor:
+        """How many each row has, where they differ: B x 1."""
+        prefix, site, _ = self._attached
+        return prefix.lengths(site)
+
+    @property
+    def attached_padding(self) -> Tensor | None:
+        """Where the prefixes of rows are filled up to the longest: B x P, true there."""
+        lengths = self.attached_lengths
+        if isinstance(lengths, int):
+            return None
+        return torch.arange(self.attached_length, device=lengths.device) >= lengths
 
     def forward(
         self,
@@ -70,10 +85,11 @@ class PrefixAttention(MultiheadAttention):
         else:
             k, v, padding = self._own_keys(query, key_padding_mask, incremental_state)
         if incremental_state is not None and length == 1:  # a step; more of them are a prompt that is read
-            y = self._attend_to_parts(q, [*self._prefix_part(q), (k, v, padding)])
+            y = self._attend_to_parts(q, [*self._prefix_part(q, incremental_state), (k, v, padding)])
         else:
+            padding = self._padding_after_prefix(padding, k)
             k, v = self._after_prefix(k, v)
-            mask = _additive_mask(attn_mask, padding, self.attached_length, q.dtype)
+            mask = _additive_mask(attn_mask, padding, k.size(2), q.dtype)
             grouped = self._group_beams(q, k.size(0))  # B x H x (N/B*T) x d
             y = F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, dropout_p=self._drop_probability)
             y = self._ungroup_beams(y, length)
@@ -84,10 +100,20 @@ class PrefixAttention(MultiheadAttention):
         prefix, site, layer = self._attached
         return prefix.key_value(site, layer)
 
-    def _prefix_part(self, like: Tensor) -> list[tuple[Tensor, Tensor, None]]:
-        """The prefix as a part to attend to, if there is one: one row for all."""
-        prefix = self._prefix_key_value()
-        return [] if prefix is None else [(*(p.to(like.dtype) for p in prefix), None)]
+    def _prefix_part(self, like: Tensor, incremental_state: dict) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+        """The prefix as a part to attend to, if there is one: one row for all, or where they differ one per sentence,
+        which is kept for the next steps.
+        """
+        kept = self.get_incremental_state(incremental_state, "prefix_state")
+        if kept is None:
+            prefix = self._prefix_key_value()
+            if prefix is None:
+                return []
+            key, value = (p.to(like.dtype) for p in prefix)
+            kept = {"key": key, "value": value, "padding": self.attached_padding, "beams": like.size(0) // key.size(0)}
+            if key.size(0) > 1:
+                self.set_incremental_state(incremental_state, "prefix_state", kept)
+        return [(kept["key"], kept["value"], kept["padding"])]
 
     def _after_prefix(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values with the prefix's before them, B x H x (P+S) x d."""
@@ -99,6 +125,14 @@ class PrefixAttention(MultiheadAttention):
             for p, x in zip(prefix, (k, v), strict=True)
         )
         return k, v
+
+    def _padding_after_prefix(self, padding: Tensor | None, k: Tensor) -> Tensor | None:
+        """The padding of keys (B x S) with that of the prefixes before it, if rows have prefixes of their own."""
+        before = self.attached_padding
+        if before is None:
+            return padding
+        padding = before.new_zeros(k.size(0), k.size(2)) if padding is None else padding.bool()
+        return torch.cat([before, padding], dim=1)  # B x (P+S)
 
     @property
     def _drop_probability(self) -> float:
@@ -177,6 +211,7 @@ class PrefixAttention(MultiheadAttention):
 
     def reorder_incremental_state(self, incremental_state: dict, new_order: Tensor) -> dict:
         """Follow the beam search: own keys go with the hypotheses, the source's only with the sentences."""
+        self._follow_sentences(incremental_state, new_order)
         if not self.encoder_decoder_attention:
             return super().reorder_incremental_state(incremental_state, new_order)
         cache = self._get_input_buffer(incremental_state)
@@ -184,6 +219,11 @@ class PrefixAttention(MultiheadAttention):
             _drop_finished(cache, ("prev_key", "prev_value", "prev_key_padding_mask"), new_order)
             self._set_input_buffer(incremental_state, cache)
         return incremental_state
+
+    def _follow_sentences(self, incremental_state: dict, new_order: Tensor) -> None:
+        kept = self.get_incremental_state(incremental_state, "prefix_state")
+        if kept is not None:
+            _drop_finished(kept, ("key", "value", "padding"), new_order)
 
 
 def _drop_finished(cache: dict, names: tuple[str, ...], new_order: Tensor) -> None:
@@ -227,7 +267,7 @@ class SourceAttention(PrefixAttention):
         q, k, v = (self._split_heads(project(query)) for project in (self.q_proj, self.k_proj, self.v_proj))
         cache = self._get_input_buffer(incremental_state) if incremental_state is not None else {}
         if cache:
-            y = self._step(q, k, v, cache)
+            y = self._step(q, k, v, cache, incremental_state)
         else:
             cache.update(prev_key=k, prev_value=v)
             k, v = self._after_prefix(k, v)
@@ -238,18 +278,19 @@ class SourceAttention(PrefixAttention):
         y = y.permute(2, 0, 1, 3).reshape(length, rows, width)
         return self.out_proj(y), None
 
-    def _step(self, q: Tensor, k: Tensor, v: Tensor, cache: dict) -> Tensor:
+    def _step(self, q: Tensor, k: Tensor, v: Tensor, cache: dict, incremental_state: dict) -> Tensor:
         if cache["prev_key"] is not None:
             k = torch.cat([cache["prev_key"], k], dim=2)
             v = torch.cat([cache["prev_value"], v], dim=2)
         cache.update(prev_key=k, prev_value=v)
-        parts = self._prefix_part(q)
+        parts = self._prefix_part(q, incremental_state)
         if cache["source_key"] is not None:
             parts.append((cache["source_key"], cache["source_value"], cache["source_padding"]))
         return self._attend_to_parts(q, [*parts, (k, v, None)])
 
     def reorder_incremental_state(self, incremental_state: dict, new_order: Tensor) -> dict:
         """Follow the beam search: own keys go with the hypotheses, the source's only with the sentences."""
+        self._follow_sentences(incremental_state, new_order)
         cache = self._get_input_buffer(incremental_state)
         if cache and cache["prev_key"] is not None:
             cache.update({name: cache[name].index_select(0, new_order) for name in ("prev_key", "prev_value")})
@@ -259,18 +300,17 @@ class SourceAttention(PrefixAttention):
         return incremental_state
 
 
-def _additive_mask(
-    causal: Tensor | None, padding: Tensor | None, prefix_length: int, dtype: torch.dtype
-) -> Tensor | None:
-    """The mask of [prefix | keys]: the prefix is visible to every query of every row."""
+def _additive_mask(causal: Tensor | None, padding: Tensor | None, columns: int, dtype: torch.dtype) -> Tensor | None:
+    """The mask of [prefix | keys]; what stands before the columns of `causal` and `padding` is visible to all."""
     mask = None
     if causal is not None:
-        mask = causal.to(dtype)  # T x S
+        mask = F.pad(causal.to(dtype), (columns - causal.size(1), 0))  # T x (P+S)
     if padding is not None:
         hidden = torch.zeros(padding.shape, dtype=dtype, device=padding.device)
-        hidden = hidden.masked_fill_(padding.bool(), float("-inf"))[:, None, None]  # B x 1 x 1 x S
+        hidden = hidden.masked_fill_(padding.bool(), float("-inf"))[:, None, None]
+        hidden = F.pad(hidden, (columns - padding.size(1), 0))  # B x 1 x 1 x (P+S)
         mask = hidden if mask is None else mask + hidden
-    return mask if mask is None else F.pad(mask, (prefix_length, 0))
+    return mask
 
 
 class PrefixEncoderLayer(Recomputed, TransformerEncoderLayerBase):

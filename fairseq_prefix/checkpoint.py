@@ -144,16 +144,19 @@ class Family(NamedTuple):
     convert: Callable[[Path, dict, dict[str, Tensor]], Base]  # (folder, config.json, weights) -> base
 
 
-def read_base(path: str, family: Family) -> Base:
+def read_base(path: str, family: Family | None = None) -> Base:
     """Read `--base-model`: a folder with model.pt and dict.txt, a .pt file, or a Hugging Face folder.
 
     Raises:
-        UsageError: nothing there, or not of this family.
+        UsageError: nothing there, or not of this family, or where none is given of none that is known here.
     """
     base = Path(path)
     if base.is_dir():
         if (base / "config.json").exists():
-            return family.convert(base, *_read_hugging_face(base, family.expected))
+            config, raw = _read_hugging_face(base)
+            family = family or _family_of_config(base, config)
+            _check_config(base, config, family.expected)
+            return family.convert(base, config, raw)
         if not (base / "model.pt").exists():
             raise UsageError(f"--base-model {path}: the folder holds neither model.pt nor config.json")
         base = base / "model.pt"
@@ -163,7 +166,10 @@ def read_base(path: str, family: Family) -> Base:
             f"--model-overrides \"{{'base_model': 'PATH'}}\")"
         )
     state = load_tensors(base)
-    if family_of(state.get("model")) is not family:
+    found = family_of(state.get("model"))
+    if found is None and family is None:
+        raise UsageError(f"--base-model {base} is neither a BART nor a GPT-2 of fairseq's")
+    if family is not None and found is not family:
         raise UsageError(
             f"--base-model {base} is not a fairseq {family.name} checkpoint (it has no {family.embedding})"
         )
@@ -171,15 +177,12 @@ def read_base(path: str, family: Family) -> Base:
     return Base(base, dict(state["model"]), _symbols(base.parent), _plain(options) if options else {})
 
 
-def _read_hugging_face(folder: Path, expected: dict) -> tuple[dict, dict[str, Tensor]]:
-    """config.json, of which what is `expected` is checked, and the weights."""
+def _read_hugging_face(folder: Path) -> tuple[dict, dict[str, Tensor]]:
+    """config.json and the weights."""
     try:
         config = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise UsageError(f"{folder}/config.json is not a model's configuration ({error})") from None
-    for key, value in expected.items():
-        if config.get(key, value) != value:
-            raise UsageError(f"{folder}/config.json: {key} is {config[key]!r}, but only {value!r} is supported")
     if (folder / "model.safetensors").exists():
         try:
             return config, load_file(folder / "model.safetensors")
@@ -188,6 +191,38 @@ def _read_hugging_face(folder: Path, expected: dict) -> tuple[dict, dict[str, Te
     if (folder / "pytorch_model.bin").exists():
         return config, load_tensors(folder / "pytorch_model.bin")
     raise UsageError(f"--base-model {folder}: neither model.safetensors nor pytorch_model.bin is there")
+
+
+def _check_config(folder: Path, config: dict, expected: dict) -> None:
+    for key, value in expected.items():
+        if config.get(key, value) != value:
+            raise UsageError(f"{folder}/config.json: {key} is {config[key]!r}, but only {value!r} is supported")
+
+
+def _family_of_config(folder: Path, config: dict) -> Family:
+    for family in (BART, GPT2):
+        if config.get("model_type") == family.expected["model_type"]:
+            return family
+    raise UsageError(f"{folder}/config.json: model_type is {config.get('model_type')!r}; it has to be bart or gpt2")
+
+
+def sizes(base: Base) -> dict[str, int]:
+    """Of the options of an architecture those that the shapes of a base's weights show.
+
+    Raises:
+        UsageError: the weights are not complete.
+    """
+    family, found = family_of(base.state), {}
+    try:
+        for part, side in zip(family.parts, ("source", "target")[-len(family.parts) :], strict=True):
+            layers = {name.split(".")[2] for name in base.state if name.startswith(f"{part}.layers.")}
+            found[f"{part}_layers"] = len(layers)
+            found[f"{part}_embed_dim"] = base.state[family.embedding].size(1)
+            found[f"{part}_ffn_embed_dim"] = base.state[f"{part}.layers.0.fc1.weight"].size(0)
+            found[f"max_{side}_positions"] = base.state[f"{part}.embed_positions.weight"].size(0) - 2
+    except KeyError as error:
+        raise UsageError(f"{base.path} lacks {error}; this is no whole {family.name}") from None
+    return found
 
 
 def _convert_bart(folder: Path, config: dict, raw: dict[str, Tensor]) -> Base:

@@ -9,6 +9,7 @@ import logging
 import re
 from dataclasses import dataclass, field
 
+import torch.nn.functional as F
 from fairseq.criterions import register_criterion
 from fairseq.criterions.label_smoothed_cross_entropy import (
     LabelSmoothedCrossEntropyCriterion,
@@ -51,11 +52,17 @@ class PrefixCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         return super().forward(model, sample, reduce)
 
     def compute_loss(self, model, net_output, sample, reduce=True):
-        """As fairseq's, with the smoothing spread over the symbols that the base has."""
+        """As fairseq's, with the smoothing spread over the symbols that the base has; without smoothing the scores of
+        the whole vocabulary are gone through fewer times.
+        """
         absent = getattr(model.decoder, "absent_symbols", None)
-        if not self.eps or absent is None:
+        if self.eps and absent is None:
             return super().compute_loss(model, net_output, sample, reduce)
         lprobs, target = self.get_lprobs_and_target(model, net_output, sample)
+        if not self.eps:
+            reduction = "sum" if reduce else "none"
+            nll_loss = F.nll_loss(lprobs, target, ignore_index=self.padding_idx, reduction=reduction)
+            return nll_loss, nll_loss
         counted = target.ne(self.padding_idx)
         nll_loss = -lprobs.gather(1, target[:, None])[:, 0] * counted
         smooth_loss = -lprobs.masked_fill(absent, 0.0).sum(dim=1) * counted

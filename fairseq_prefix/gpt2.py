@@ -187,16 +187,16 @@ class SourceReader:
         self.decoder = decoder
 
     def forward_torchscript(self, net_input: dict[str, Tensor]) -> dict:
-        """Keys and values of the sources (B x S, padded on the right), and their lengths."""
+        """Keys and values of the sources (B x S, padded on the right), and where what follows them has its place."""
         source, lengths, state = net_input["src_tokens"], net_input["src_lengths"], {}
         if source.size(1):
             self.decoder.read(source, lengths, state)
         padding = torch.arange(source.size(1), device=source.device) >= lengths[:, None]
-        return {"lengths": lengths, "padding": padding, "state": state}
+        return {"ends": lengths[:, None] + self.decoder.prefix_lengths, "padding": padding, "state": state}  # B x 1
 
     def reorder_encoder_out(self, encoder_out: dict, new_order: Tensor) -> dict:
-        """Lengths go with the hypotheses. Keys and values stay: attention follows the search by itself."""
-        return {**encoder_out, "lengths": encoder_out["lengths"].index_select(0, new_order)}
+        """Places go with the hypotheses. Keys and values stay: attention follows the search by itself."""
+        return {**encoder_out, "ends": encoder_out["ends"].index_select(0, new_order)}
 
 
 class GPT2Decoder(TransformerDecoderBase):
@@ -216,6 +216,11 @@ class GPT2Decoder(TransformerDecoderBase):
     @property
     def prefix_length(self) -> int:
         return self.layers[0].self_attn.attached_length
+
+    @property
+    def prefix_lengths(self) -> int | Tensor:
+        """That of each row, where they differ: B x 1."""
+        return self.layers[0].self_attn.attached_lengths
 
     def max_positions(self) -> int:
         """What the prefix leaves for source, `</s>` and target."""
@@ -257,7 +262,7 @@ class GPT2Decoder(TransformerDecoderBase):
         columns = torch.arange(tokens.size(1), device=tokens.device)
         is_target = columns >= lengths[:, None]  # B x T
         shifted = is_target if self.infix else torch.ones_like(columns, dtype=torch.bool)[None]
-        x = self._embed(tokens, columns + self.prefix_length * shifted).transpose(0, 1)
+        x = self._embed(tokens, columns + self.prefix_lengths * shifted).transpose(0, 1)
         mask = self._mask(is_target)
         for layer in self.layers:
             x, _, _ = layer(x, incremental_state=incremental_state, self_attn_mask=mask)
@@ -287,18 +292,22 @@ class GPT2Decoder(TransformerDecoderBase):
         rows, length = is_target.shape
         visible = torch.ones(length, self.prefix_length + length, dtype=torch.bool, device=is_target.device)
         visible = visible.tril(self.prefix_length)
-        if not self.infix:
+        padding = self.layers[0].self_attn.attached_padding
+        if not self.infix and padding is None:
             return visible
         visible = visible.repeat(rows, 1, 1, 1)
-        visible[..., : self.prefix_length] = is_target[:, None, :, None]
+        if self.infix:
+            visible[..., : self.prefix_length] = is_target[:, None, :, None]
+        if padding is not None:
+            visible[..., : self.prefix_length] &= ~padding[:, None, None]
         return visible
 
     def _step(self, tokens: Tensor, encoder_out: dict | None, state: dict) -> Tensor:
         """The hidden state at the last of `tokens` (N x t), those before it having been seen in earlier steps."""
         if not state:
             self._begin(encoder_out, state, len(tokens))
-        lengths = encoder_out["lengths"][:, None] if encoder_out else 0
-        positions = lengths + torch.full_like(tokens[:, -1:], tokens.size(1) - 1 + self.prefix_length)
+        ends = encoder_out["ends"] if encoder_out else self.prefix_lengths
+        positions = ends + torch.full_like(tokens[:, -1:], tokens.size(1) - 1)
         x = self._embed(tokens[:, -1:], positions).transpose(0, 1)
         for layer in self.layers:
             x, _, _ = layer(x, incremental_state=state)

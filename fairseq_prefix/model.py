@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from . import checkpoint as files
 from .adapter import Adapter
 from .attention import PrefixAttention
+from .bank import PrefixBank
 from .errors import UsageError
-from .packed import pack
+from .linear import speed_up
 from .prefix import REPARAMETRISATIONS, Evaluated, Prefix, SiteGeometry, parse_sites
 from .prompt import Prompt, PromptGeometry
 
@@ -76,7 +77,7 @@ class FromBase:
                 f"--print-alignment is not available for --arch {self.args.arch}: it records no attention weights"
             )
         super().prepare_for_inference_(cfg)
-        pack(self)
+        speed_up(self, packing=True)
 
     def load_base(self, args, task) -> None:
         """Fill the model from `args.base_model` and remember the fingerprints."""
@@ -154,6 +155,8 @@ class Tuned:
         model.dictionary_fingerprint = files.dictionary_fingerprint(task.source_dictionary.symbols)
         model.conventions = cls.conventions_of(args, task)
         model._add(args, task)
+        if model.declared_parameters:  # without any the model stays the base bit for bit
+            speed_up(model, packing=False)
         return model
 
     @classmethod
@@ -278,19 +281,26 @@ class Prefixed(VirtualTokens):
 
     def _add(self, args, task) -> None:
         lengths = args.prefix_site_lengths
-        self.prefix = Prefix(
-            {site: self._site_geometry(site, length) for site, length in lengths.items()},
-            args.prefix_reparam,
-            args.prefix_mid_dim,
-            args.prefix_dropout,
-        )
+        geometry = {site: self.site_geometry(site, length) for site, length in lengths.items()}
+        self.prefix = Prefix(geometry, args.prefix_reparam, args.prefix_mid_dim, args.prefix_dropout)
         self._attach(self.prefix)
         if args.prefix_init == "words":
             self.prefix.set_output(self._activations_of(_encode_words(args, lengths, task.source_dictionary)))
             # The checkpoint's prefix has started already: whoever loads it needs neither the words nor their BPE.
             args.prefix_init, args.prefix_initialised_from = "random", args.prefix_init_text
 
-    def _site_geometry(self, site: str, length: int) -> SiteGeometry:
+    def use(self, prefix: Prefix | PrefixBank) -> None:
+        """Let every attention read from this prefix, or bank of prefixes, instead of the model's own.
+
+        Raises:
+            UsageError: the model was built for no prefix, of fairseq's own attention.
+        """
+        if not any(isinstance(attention, PrefixAttention) for _, _, attention in self.attentions()):
+            raise UsageError("the model was built without a prefix; build it with --prefix-length 1 or more")
+        self.prefix = prefix
+        self._attach(prefix)
+
+    def site_geometry(self, site: str, length: int) -> SiteGeometry:
         attentions = [attention for own, _, attention in self.attentions() if own == site]
         return SiteGeometry(length, len(attentions), attentions[0].num_heads, attentions[0].head_dim)
 

@@ -196,6 +196,10 @@ class Evaluated(FullPrecision):
 class KeysAndValues(Evaluated):
     """Virtual tokens that attention layers ask for: they are evaluated to L x 2 x H x P x d."""
 
+    def lengths(self, site: str) -> int:
+        """How many virtual tokens the rows of a batch have: all the same."""
+        return self.length(site)
+
     def key_value(self, site: str, layer: int) -> tuple[Tensor, Tensor] | None:
         """Keys and values of one attention layer, each 1 x H x P x d, or None if the site has no prefix."""
         if site not in self.geometry:

@@ -10,8 +10,8 @@ import tiny
 import torch
 from torch import nn
 
-from fairseq_prefix import packed
-from fairseq_prefix.packed import PackedLinear
+from fairseq_prefix import linear
+from fairseq_prefix.linear import FrozenLinear
 from fairseq_prefix.search import NGramBlock
 
 EOS, PAD = 2, 1
@@ -67,59 +67,96 @@ def test_generation_repeats_no_ngram_where_it_is_told_so(family, tmp_path):
     assert not any(repeats(tokens) for tokens in generate(2))
 
 
-needs_packing = pytest.mark.skipif(not packed.available(), reason="this build of torch has no oneDNN")
+needs_onednn = pytest.mark.skipif(not linear.available(), reason="this build of torch has no oneDNN")
 
 
-@pytest.fixture
-def layers():
-    """(nn.Linear, the same packed)"""
-    linear = nn.Linear(48, 96)
-    return linear, PackedLinear(linear)
+@pytest.fixture(params=[False, True], ids=["as they are", "packed"])
+def layers(request):
+    """(nn.Linear, a FrozenLinear over the same weights)"""
+    plain = nn.Linear(48, 96).requires_grad_(False)
+    fast = FrozenLinear(plain)
+    fast.packing = request.param
+    return plain, fast
 
 
-@needs_packing
-def test_packed_weights_give_the_same_product(layers):
-    linear, fast = layers
+@needs_onednn
+def test_frozen_weights_give_the_same_product(layers):
+    plain, fast = layers
     for shape in ((1, 48), (24, 48), (3, 7, 48)):
         x = torch.randn(shape)
         with torch.no_grad():
-            torch.testing.assert_close(fast(x), linear(x), atol=1e-5, rtol=0)
-            assert fast._packed is not None
+            torch.testing.assert_close(fast(x), plain(x), atol=1e-5, rtol=0)
+            assert (fast._packed is not None) == fast.packing
 
 
-@needs_packing
+@needs_onednn
+def test_frozen_weights_give_the_same_gradient(layers):
+    plain, fast = layers
+    for shape in ((24, 48), (7, 3, 48)):
+        x, upstream = torch.randn(shape), torch.randn(*shape[:-1], 96)
+        gradients = []
+        for layer in (plain, fast):
+            leaf = x.clone().requires_grad_()
+            y = layer(leaf.transpose(0, 1)) if x.dim() == 3 else layer(leaf)  # encoders have time first
+            (y * upstream.transpose(0, 1) if x.dim() == 3 else y * upstream).sum().backward()
+            gradients.append(leaf.grad)
+        torch.testing.assert_close(*gradients, atol=1e-5, rtol=0)
+        leaf = x.clone().requires_grad_()
+        fast(leaf).sum().backward()  # its gradient is one number, expanded
+        torch.testing.assert_close(leaf.grad, fast.weight.sum(dim=0).expand_as(leaf), atol=1e-5, rtol=0)
+    assert fast._packed is None
+
+
+@needs_onednn
 def test_weights_that_change_are_packed_anew(layers):
-    linear, fast = layers
+    plain, fast = layers
     x = torch.randn(5, 48)
     with torch.no_grad():
         fast(x)
-        linear.weight.mul_(2)
-        torch.testing.assert_close(fast(x), linear(x), atol=1e-5, rtol=0)
-        linear.weight.data = torch.randn(96, 48)
-        torch.testing.assert_close(fast(x), linear(x), atol=1e-5, rtol=0)
+        plain.weight.mul_(2)
+        torch.testing.assert_close(fast(x), plain(x), atol=1e-5, rtol=0)
+        plain.weight.data = torch.randn(96, 48)
+        torch.testing.assert_close(fast(x), plain(x), atol=1e-5, rtol=0)
 
 
-def test_gradients_and_half_precision_go_through_the_weights_themselves(layers):
-    linear, fast = layers
+@pytest.mark.parametrize("trained", ["weight", "bias"])
+def test_what_is_thawed_gets_its_gradient_after_all(layers, trained):
+    plain, fast = layers
+    getattr(plain, trained).requires_grad_(True)
     fast(torch.randn(5, 48)).sum().backward()
-    assert linear.weight.grad is not None and fast._packed is None
+    assert getattr(plain, trained).grad is not None
+
+
+def test_half_precision_goes_through_the_weights_themselves(layers):
+    plain, fast = layers
     x = torch.randn(5, 48).bfloat16()
     with torch.no_grad():
-        assert torch.equal(fast.bfloat16()(x), linear.bfloat16()(x))
+        assert torch.equal(fast.bfloat16()(x), plain.bfloat16()(x))
 
 
-@needs_packing
+@needs_onednn
+def test_what_is_trained_keeps_its_layers_and_the_base_gets_faster_ones(tmp_path):
+    base = tiny.save_base(tmp_path)
+    model = tiny.build("prefix_bart_tiny", base_model=str(base), prefix_length=3)
+    kinds = {name: type(module) for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    assert all((kind is nn.Linear) == name.startswith("prefix.") for name, kind in kinds.items())
+    assert {type(module) for module in tiny.build("full_bart_tiny", base_model=str(base)).modules()}.isdisjoint(
+        {FrozenLinear}
+    )
+
+
+@needs_onednn
 def test_a_model_prepared_for_inference_keeps_its_parameters_and_copies(tmp_path):
     task = tiny.make_task()
     base = tiny.save_base(tmp_path, symbols=task.target_dictionary, scale=0.05)
     model = tiny.build("prefix_bart_tiny", task, base_model=str(base), prefix_length=3).eval()
     before = {name: id(parameter) for name, parameter in model.named_parameters()}
-    plain = copy.deepcopy(model)
-    packed.pack(model)
-    assert {name: id(parameter) for name, parameter in model.named_parameters()} == before
-    assert type(model.decoder.output_projection) is PackedLinear
     inputs = tiny.batch()
     with torch.no_grad():
-        expected = plain(*inputs)[0]
+        expected = model(*inputs)[0]
+    linear.speed_up(model, packing=True)
+    assert {name: id(parameter) for name, parameter in model.named_parameters()} == before
+    with torch.no_grad():
         for each in (model, copy.deepcopy(model)):
             torch.testing.assert_close(each(*inputs)[0], expected, atol=1e-5, rtol=0)
+            assert each.decoder.output_projection._packed is not None

@@ -1,0 +1,277 @@
+"""Trained prefixes for applications: one base in memory, a prefix for each task, text in and text out.
+
+    import fairseq_prefix.api as prefix
+    model = prefix.load("bases/bart_large", vocabulary="resources/gpt2_bpe")
+    model.add("xsum", "runs/xsum/bart_large/prefix/101/prefix.safetensors")
+    model.add("webnlg", "runs/webnlg/bart_large/prefix/101/prefix.safetensors")
+    print(model.generate(["a text", "another"], tasks=["xsum", "webnlg"], beam=6))
+
+Texts are encoded, cut, searched and decoded as the workflow does it. Nothing is unpickled but tensors and plain
+containers. Mistakes are `UsageError`s (a `SystemExit`: catch it by its name). A `Model` serves one thread at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
+from fairseq.tasks import TASK_REGISTRY
+from fairseq.utils import apply_to_sample
+from tqdm import tqdm
+
+from . import checkpoint as files
+from .bank import PrefixBank
+from .errors import UsageError
+from .linear import speed_up
+from .model import Prefixed
+from .prefix import Prefix, SiteGeometry
+from .task import ConditionalGenerationConfig, PairTask
+from .vocabulary import ByteBPE, SentencePiece, read_vocabulary
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def load(base: str | Path, vocabulary: str | Path | None = None, device: str = "cpu", dtype: str = "fp32") -> Model:
+    """Load a base, whose family and sizes its files say.
+
+    Args:
+        base: as `--base-model` takes it: a folder with model.pt and dict.txt, a model.pt, or a Hugging Face folder with
+            dict.txt in it (or in that of the vocabulary).
+        vocabulary: the folder of spm.model, encoder.json and vocab.bpe, or vocab.json and merges.txt, or an spm.model
+            itself; the base's folder, if not given.
+        device: as torch names it.
+        dtype: fp32, bf16 or, on a GPU, fp16. Prefixes stay in fp32 and are cast where they are used.
+
+    Raises:
+        UsageError: a file is missing or damaged, or of something else.
+    """
+    if dtype not in DTYPES or dtype == "fp16" and torch.device(device).type == "cpu":
+        raise UsageError(f"dtype is {dtype!r}; choose fp32 or bf16, or on a GPU fp16")
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device is {device!r}, but there is no GPU here; choose cpu")
+    folder = Path(base) if Path(base).is_dir() else Path(base).parent
+    place = Path(vocabulary) if vocabulary else folder
+    args = _options_of(str(base))
+    model_class = ARCH_MODEL_REGISTRY[args.arch]
+    dictionary = files.read_dictionary(_first_existing(folder / "dict.txt", place / "dict.txt"))
+    subwords = read_vocabulary(place, dictionary, leading_space=model_class.family is files.GPT2)
+    config = ConditionalGenerationConfig(max_source_tokens=sys.maxsize)  # each prefix has its own limit
+    task = TASK_REGISTRY[model_class.default_task](config, dictionary, dictionary)
+    model = model_class.build_model(args, task)
+    model.use(PrefixBank())
+    model.to(device=device, dtype=DTYPES[dtype]).eval()
+    speed_up(model, packing=True)
+    return Model(model, task, subwords)
+
+
+class _Use(NamedTuple):
+    """How a prefix (or the base alone) is used."""
+
+    max_source_tokens: int
+    infix: bool
+    room: int  # positions for what is generated, its </s> included
+
+
+class Model:
+    """A frozen base and the prefixes that were added to it, each under the name of its task."""
+
+    def __init__(self, model: Prefixed, task: PairTask, vocabulary: ByteBPE | SentencePiece):
+        """`load` makes one."""
+        self._model, self._task, self._vocabulary = model, task, vocabulary
+        self._bank: PrefixBank = model.prefix
+        usual = ConditionalGenerationConfig().max_source_tokens
+        self._uses = {None: self._use(None, min(usual, model.source_room(model.args)), infix=False)}
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the prefixes."""
+        return self._bank.names
+
+    def add(self, name: str, path: str | Path) -> None:
+        """Add a prefix: prefix.safetensors, or the checkpoint of a training.
+
+        Raises:
+            UsageError: it is no prefix, or one of another base, dictionary or family, or the name is taken.
+        """
+        file = files.read_tuned(str(path))
+        self._verify(path, file.metadata)
+        geometry = {site: SiteGeometry(**shape) for site, shape in file.metadata["geometry"].items()}
+        prefix = Prefix(geometry, "flat")
+        prefix.set_output(file.folded)
+        device = self._model.decoder.embed_tokens.weight.device
+        self._bank.add(name, prefix.requires_grad_(False).to(device).eval())
+        conventions = file.metadata["conventions"]
+        infix = conventions.get("prefix_position") == "infix"
+        self._uses[name] = self._use(name, conventions["max_source_tokens"], infix)
+
+    def remove(self, name: str) -> None:
+        """Take a prefix out.
+
+        Raises:
+            UsageError: there is none of this name.
+        """
+        self._bank.remove(name)
+        del self._uses[name]
+
+    @torch.no_grad()
+    def generate(
+        self,
+        texts: Sequence[str],
+        tasks: str | None | Sequence[str | None],
+        *,
+        beam: int = 5,
+        lenpen: float = 1.0,
+        max_len_a: float = 0.0,
+        max_len_b: int = 200,
+        min_len: int = 1,
+        no_repeat_ngram_size: int = 0,
+        batch_size: int = 32,
+        progress: bool = False,
+    ) -> list[str]:
+        """The best hypothesis for every text, in their order, each on one line.
+
+        Texts of different tasks share batches. Options and their defaults are fairseq-generate's; what they do to a
+        text depends on no other: with `max_len_a` the length that counts is the text's own, and not that of the longest
+        in its batch.
+
+        Args:
+            texts: sources; what exceeds the length that a prefix was trained with is cut off.
+            tasks: the name of each text's prefix, or one for all; None is the base alone.
+            batch_size: texts that are searched at a time.
+            progress: show a bar on stderr when it takes long.
+
+        Raises:
+            UsageError: a task is unknown, a text is empty, or the options contradict each other.
+        """
+        if isinstance(texts, str):
+            raise UsageError("texts is one text; pass a list of texts")
+        texts, tasks = list(texts), [tasks] * len(texts) if tasks is None or isinstance(tasks, str) else list(tasks)
+        if len(texts) != len(tasks):
+            raise UsageError(f"there are {len(texts)} texts, but {len(tasks)} tasks")
+        self._bank.select(tasks)  # all names are known
+        uses = [self._uses[name] for name in tasks]
+        ids = [self._encode(number, text, use) for number, (text, use) in enumerate(zip(texts, uses, strict=True), 1)]
+        dataset = self._task.build_dataset_for_inference(ids, [len(row) for row in ids])
+        limits = [
+            min(int(max_len_a * size + max_len_b), use.room - 1)
+            for size, use in zip(dataset.src_sizes, uses, strict=True)
+        ]
+        if limits and min_len > min(limits):
+            raise UsageError(f"min_len is {min_len}, but a text may get {min(limits)} tokens at most")
+        options = argparse.Namespace(
+            beam=beam, lenpen=lenpen, min_len=min_len, no_repeat_ngram_size=no_repeat_ngram_size
+        )
+        found = [""] * len(texts)
+        with _bar(len(texts), progress) as bar:
+            for (limit, infix), rows in self._batches(dataset, limits, tasks, batch_size):
+                options.max_len_b = limit
+                self._model.decoder.infix = infix
+                for row, hypothesis in self._search(dataset, rows, tasks, options):
+                    found[row] = self._decode(hypothesis)
+                bar.update(len(rows))
+        return found
+
+    def _batches(self, dataset, limits, tasks, size: int) -> Iterator[tuple[tuple[int, bool], list[int]]]:
+        """Rows that are searched together: the same longest length and kind of prefix, sources of similar length."""
+
+        def kind(row: int) -> tuple[int, bool]:
+            return limits[row], self._uses[tasks[row]].infix
+
+        order = sorted(range(len(tasks)), key=lambda row: (kind(row), dataset.src_sizes[row]), reverse=True)
+        for same, group in groupby(order, kind):
+            rows = list(group)
+            for start in range(0, len(rows), size):
+                yield same, rows[start : start + size]
+
+    def _search(self, dataset, rows: list[int], tasks, options) -> Iterator[tuple[int, torch.Tensor]]:
+        """(row, tokens of its best hypothesis)."""
+        generator = self._task.build_generator([self._model], options, extra_gen_cls_kwargs={"max_len": sys.maxsize})
+        sample = dataset.collater([dataset[row] for row in rows])
+        rows = sample["id"].tolist()  # by length
+        device = self._model.decoder.embed_tokens.weight.device
+        sample = apply_to_sample(lambda tensor: tensor.to(device), sample)
+        self._bank.select([tasks[row] for row in rows])
+        for row, hypotheses in zip(rows, self._task.inference_step(generator, [self._model], sample), strict=True):
+            yield row, hypotheses[0]["tokens"]
+
+    def _encode(self, number: int, text: str, use: _Use) -> torch.Tensor:
+        dictionary = self._task.source_dictionary
+        pieces = self._vocabulary.encode(text)
+        if not pieces:
+            raise UsageError(f"text {number}: nothing is left of it in this vocabulary; leave it out")
+        for piece in pieces:
+            if piece not in dictionary:
+                raise UsageError(f"text {number}: {piece!r} is not in the base's dict.txt; pass the base's vocabulary")
+        return torch.tensor([*map(dictionary.index, pieces[: use.max_source_tokens]), dictionary.eos()])
+
+    def _decode(self, tokens: torch.Tensor) -> str:
+        dictionary = self._task.target_dictionary
+        pieces = dictionary.string(tokens, extra_symbols_to_ignore={dictionary.pad()}).split()
+        text = self._vocabulary.decode(pieces)
+        return " ".join(filter(None, text.replace("\t", "\n").splitlines())).strip()
+
+    def _use(self, name: str | None, max_source_tokens: int, infix: bool) -> _Use:
+        self._bank.select([name])
+        one_text = "separator" in self._task.conventions()  # of source and target, which share the positions
+        room = self._model.max_decoder_positions() - (max_source_tokens if one_text else 0)
+        return _Use(max_source_tokens, infix, room)
+
+    def _verify(self, path: str | Path, metadata: dict) -> None:
+        model = self._model
+        if files.method_of(metadata) is not files.PREFIX:
+            raise UsageError(f"{path} holds a {files.method_of(metadata).noun}; only prefixes can be added to a base")
+        family = getattr(ARCH_MODEL_REGISTRY.get(metadata["arch"]), "family", None)
+        if family is not model.family:
+            raise UsageError(f"{path} is a prefix of {metadata['arch']}, but the base is a {model.family.name}")
+        if metadata["base_fingerprint"] != model.base_fingerprint:
+            raise UsageError(
+                f"{path} was trained over another base (fingerprint {metadata['base_fingerprint'][:12]}) than "
+                f"{model.args.base_model} ({model.base_fingerprint[:12]}); load the base that it belongs to"
+            )
+        if metadata["dictionary_fingerprint"] != model.dictionary_fingerprint:
+            raise UsageError(f"{path} was trained with another dictionary; lay the one of its data beside the base")
+        if metadata["conventions"]["bos"] != model.conventions["bos"]:
+            raise UsageError(f"{path} was trained without <s> around the text (--task translation); it cannot be added")
+        for site, shape in metadata["geometry"].items():
+            if vars(model.site_geometry(site, shape["length"])) != shape:
+                raise UsageError(f"{path}: the prefix does not fit the base's {site} attention")
+
+
+def _options_of(path: str) -> argparse.Namespace:
+    """The options of a prefix's model over this base: an architecture, and what the weights show of their sizes.
+
+    One virtual token is asked for, which a bank replaces: without any a BART's attention would be fairseq's own.
+    """
+    base = files.read_base(path)
+    family = files.family_of(base.state)
+    sizes = files.sizes(base)
+    settings = {name: value for name, value in base.settings.items() if name in family.settings and value is not None}
+    for arch, model_class in ARCH_MODEL_REGISTRY.items():
+        if issubclass(model_class, Prefixed) and model_class.family is family:
+            usual = argparse.Namespace()
+            ARCH_CONFIG_REGISTRY[arch](usual)
+            same = all(getattr(usual, name) == sizes[name] for name in ("decoder_layers", "decoder_embed_dim"))
+            if same or "decoder_attention_heads" in settings:
+                break
+    else:
+        raise UsageError(f"{path} does not say how many attention heads it has, and no architecture is of its size")
+    given = {"base_model": path, "prefix_length": 1, "prefix_reparam": "flat", **sizes, **settings}
+    args = argparse.Namespace(arch=arch, task=model_class.default_task, **given)
+    ARCH_CONFIG_REGISTRY[arch](args)
+    return args
+
+
+def _first_existing(*paths: Path) -> Path:
+    return next((path for path in paths if path.exists()), paths[0])
+
+
+def _bar(total: int, shown: bool) -> tqdm:
+    """A bar on stderr that appears after two seconds; in a log it is redrawn twice a minute only."""
+    interval = 0.2 if sys.stderr.isatty() else 30
+    return tqdm(total=total, disable=not shown, desc="generating", unit=" texts", delay=2, mininterval=interval)

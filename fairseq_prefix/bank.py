@@ -1,0 +1,134 @@
+"""Many tasks over one base: a bank of prefixes, of which each row of a batch has its own.
+
+    bank = PrefixBank({"xsum": prefix, "webnlg": other})
+    model.use(bank)
+    bank.select(["xsum", "webnlg", None])  # a batch of three; the last one is for the base alone
+    model(**sample["net_input"])           # or a search of fairseq's SequenceGenerator
+
+Prefixes may differ in length, in their sites, and in how they are parametrised. In training the gradients reach those
+of the batch's rows; select again only after the backward pass.
+
+Letters at line ends: B rows of a batch (sentences), P virtual tokens of the longest prefix, H heads, d width of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import UsageError
+from .prefix import SITES, Prefix
+
+
+class PrefixBank(nn.Module):
+    """Stands in for one `Prefix`: attention layers ask it for keys and values (`key_value`), a row per sentence.
+
+    Where all rows have the same prefix it is that prefix: one row for all, as without a bank.
+    """
+
+    def __init__(self, prefixes: Mapping[str, Prefix] | None = None):
+        super().__init__()
+        self.prefixes = nn.ModuleList()  # a ModuleDict would refuse names such as "v1.1" and "train"
+        self._names: list[str] = []
+        self._chosen: list[Prefix | None] | None = None  # those of the batch, each once
+        for name, prefix in (prefixes or {}).items():
+            self.add(name, prefix)
+
+    @property
+    def names(self) -> list[str]:
+        """The prefixes' names, in the order in which they were added."""
+        return list(self._names)
+
+    def __getitem__(self, name: str) -> Prefix:
+        """A prefix by its name.
+
+        Raises:
+            UsageError: there is none.
+        """
+        if name not in self._names:
+            raise UsageError(f"there is no prefix {name!r}; there are: {', '.join(self._names) or 'none'}")
+        return self.prefixes[self._names.index(name)]
+
+    def add(self, name: str, prefix: Prefix) -> None:
+        """Put a prefix into the bank.
+
+        Raises:
+            UsageError: the name is taken.
+        """
+        if name in self._names:
+            raise UsageError(f"there is a prefix {name!r} already; remove it first, or name the other one differently")
+        self._names.append(name)
+        self.prefixes.append(prefix)
+
+    def remove(self, name: str) -> None:
+        """Take a prefix out of the bank.
+
+        Raises:
+            UsageError: there is none of this name.
+        """
+        removed = self[name]
+        self._names.remove(name)
+        self.prefixes = nn.ModuleList(prefix for prefix in self.prefixes if prefix is not removed)
+        self._chosen = None
+
+    def select(self, rows: Sequence[str | None]) -> None:
+        """Say which prefix each row of the coming batches has; None is the base alone.
+
+        Raises:
+            UsageError: there is no prefix of one of these names.
+        """
+        distinct = list(dict.fromkeys(rows))
+        self._chosen = [None if name is None else self[name] for name in distinct]
+        device = next((parameter.device for parameter in self.parameters()), None)
+        self._rows = torch.tensor([distinct.index(name) for name in rows], dtype=torch.long, device=device)  # B
+        lengths = {site: [0 if prefix is None else prefix.length(site) for prefix in self._chosen] for site in SITES}
+        self._longest = {site: max(found, default=0) for site, found in lengths.items()}
+        self._lengths = {
+            site: torch.tensor(found, device=device)[self._rows, None] if len({*found}) > 1 else self._longest[site]
+            for site, found in lengths.items()
+        }
+
+    def refresh(self) -> None:
+        """Evaluate the prefixes of the batch anew for the forward pass that begins, as `Prefix.refresh` does."""
+        for prefix in self._selected():
+            if prefix is not None:
+                prefix.refresh()
+
+    def length(self, site: str) -> int:
+        """Virtual tokens at this site of the row that has most."""
+        return 0 if self._chosen is None else self._longest[site]
+
+    def lengths(self, site: str) -> int | Tensor:
+        """How many each row has: B x 1, or one number for all."""
+        return 0 if self._chosen is None else self._lengths[site]
+
+    def key_value(self, site: str, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Keys and values of one attention layer, each B x H x P x d, filled up with zeros where a row has fewer; or
+        1 x H x P x d, if all rows have the same; or None, if none has any.
+
+        Raises:
+            UsageError: `select` was not called.
+        """
+        found = [None if prefix is None else prefix.key_value(site, layer) for prefix in self._selected()]
+        if len(found) == 1 or not any(found):
+            return found[0] if found else None
+        nothing = next(filter(None, found))[0][:, :, :0]  # 1 x H x 0 x d
+        tables = zip(*(pair or (nothing, nothing) for pair in found), strict=True)
+        key, value = (torch.cat([self._filled(table, site) for table in same])[self._rows] for same in tables)
+        return key, value
+
+    def _filled(self, table: Tensor, site: str) -> Tensor:
+        return F.pad(table, (0, 0, 0, self._longest[site] - table.size(2)))  # 1 x H x P x d
+
+    def _selected(self) -> list[Prefix | None]:
+        if self._chosen is None:
+            raise UsageError("it is not said which prefixes the rows of the batch have; call the bank's select(...)")
+        return self._chosen
+
+    @property
+    def folded_size(self) -> int:
+        """Parameters of all folded prefixes."""
+        return sum(prefix.folded_size for prefix in self.prefixes)

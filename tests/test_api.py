@@ -1,0 +1,406 @@
+"""Texts from the API and the command: those of the workflow's own path, whoever shares the batch; what is refused."""
+
+import contextlib
+import io
+import json
+import os
+import random
+import shutil
+import sys
+from argparse import Namespace
+
+import binarise
+import bpe
+import encode
+import hypotheses
+import learn_vocabulary
+import methods
+import pytest
+import tiny
+import torch
+from conftest import REPOSITORY, example
+from fairseq import options
+from fairseq.data import Dictionary
+from fairseq_cli import generate as fairseq_generate
+
+import fairseq_prefix.api as api
+from fairseq_prefix import checkpoint as files
+from fairseq_prefix.__main__ import main
+from fairseq_prefix.errors import UsageError
+from fairseq_prefix.vocabulary import read_vocabulary
+
+TEXTS = [
+    "the cat sat on the mat",
+    "a café, 12 + 3 < 4 and/or 5 > 4; " * 3,  # longer than what one of the prefixes reads
+    "under the milk jug",
+    "  we put\u00a0a box  ",
+    "日本 <s> cat </s> <mask> <unk>",
+    "x",
+    "the the the cat cat sat sat on on",
+]
+FLAGS = {"beam": 3, "lenpen": 0.8, "max_len_b": 12, "min_len": 2, "no_repeat_ngram_size": 3}
+KINDS = ("bart-spm", "bart-bytes", "gpt2-bytes")
+# By task: longest source, and the prefix.
+PREFIXES = {
+    "bart": {
+        "short": (9, {"prefix_length": 2, "prefix_sites": "encoder,cross"}),
+        "v1.1": (40, {"prefix_length": 5, "prefix_cross_length": 3}),
+    },
+    "gpt2": {
+        "short": (9, {"prefix_length": 2}),
+        "v1.1": (40, {"prefix_length": 5}),
+        "infix": (40, {"prefix_length": 3, "prefix_position": "infix"}),
+    },
+}
+
+
+class World:
+    """A random base with its vocabulary beside it, and prefixes for it as the workflow leaves them."""
+
+    def __init__(self, folder, kind, spm_model, byte_bpe):
+        self.folder, self.base = folder, folder / "base"
+        self.family, vocabulary = kind.split("-")
+        self.base.mkdir()
+        if vocabulary == "spm":
+            shutil.copy(spm_model, self.base / "spm.model")
+            (self.base / "dict.txt").write_text(learn_vocabulary.dictionary(spm_model.read_bytes()), encoding="utf-8")
+            self.options = ["--spm", str(self.base / "spm.model")]
+        else:
+            for file in byte_bpe:
+                shutil.copy(file, self.base)
+            write_numbers(self.base / "dict.txt", json.loads(byte_bpe[0].read_text()))
+            self.options = ["--encoder-json", str(byte_bpe[0]), "--vocab-bpe", str(byte_bpe[1])]
+            self.options += ["--leading-space"] if self.family == "gpt2" else []
+        self.symbols = Dictionary.load(str(self.base / "dict.txt"))
+        arch = f"full_{self.family}_tiny"
+        tiny.save_base(self.base, symbols=self.symbols, arch=arch, scale=0.1)
+        self.prefixes = {}
+        for seed, (name, (longest, given)) in enumerate(PREFIXES[self.family].items()):
+            self.prefixes[name] = self.make_prefix(folder / f"{name}.safetensors", longest, seed, **given)
+
+    def make_prefix(self, path, longest, seed=0, base=None, **given):
+        """A prefix as large as the base's own keys, exported."""
+        base, arch = str(base or self.base), f"prefix_{self.family}_tiny"
+        make_task = tiny.make_lm_task if self.family == "gpt2" else tiny.make_task
+        args = tiny.make_args(arch, base_model=base, prefix_reparam="flat", **given)
+        model = methods.strengthen(make_task(self.symbols, max_source_tokens=longest).build_model(args), seed)
+        cfg = files.configuration(vars(args), {"max_source_tokens": longest}, base)
+        files.write_checkpoint(f"{path}.pt", cfg, model.state_dict())
+        main(["export", f"{path}.pt", str(path)])
+        return path
+
+    def load(self, *names, **given):
+        model = api.load(self.base, **given)
+        for name in names or self.prefixes:
+            model.add(name, self.prefixes[name])
+        return model
+
+    def workflow(self, name, texts, **flags):
+        """hypotheses.txt as the workflow's scripts make it with one prefix."""
+        folder = self.folder / f"workflow.{name}.{len(os.listdir(self.folder))}"
+        folder.mkdir()
+        rows = [example(number, text, "the") for number, text in enumerate(texts)]
+        (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        files_of = ["--input", f"{folder}/test.jsonl", "--output-prefix", f"{folder}/test"]
+        encode.main([*files_of, "--split", "test", *self.options])
+        files_of = ["--input-dir", str(folder), "--dict", f"{self.base}/dict.txt", "--output-dir", f"{folder}/bin"]
+        binarise.main([*files_of, "--splits", "test"])
+        main(["import", str(self.prefixes[name]), f"{folder}/imported.pt", "--base-model", str(self.base)])
+        task = "conditional_lm" if self.family == "gpt2" else "conditional_generation"
+        arguments = [f"{folder}/bin", "--path", f"{folder}/imported.pt", "--gen-subset", "test", "--task", task]
+        arguments += ["--max-source-tokens", str(PREFIXES[self.family][name][0]), "--batch-size", "4"]
+        for flag, value in flags.items():
+            arguments += [f"--{flag.replace('_', '-')}", str(value)]
+        with open(folder / "generate.txt", "w", encoding="utf-8") as output, contextlib.redirect_stdout(output):
+            fairseq_generate.main(options.parse_args_and_arch(options.get_generation_parser(), arguments))
+        lines = (folder / "generate.txt").read_text(encoding="utf-8").splitlines(keepends=True)
+        (folder / "generate.txt").write_text("".join(line for line in lines if line.startswith("H-")), encoding="utf-8")
+        files_of = ["--generated", f"{folder}/generate.txt", "--examples", f"{folder}/test.jsonl"]
+        hypotheses.main([*files_of, "--output", f"{folder}/hypotheses.txt", *self.options])
+        return (folder / "hypotheses.txt").read_text(encoding="utf-8").split("\n")[:-1]
+
+
+def write_numbers(path, tokens):
+    """The dict.txt of a byte BPE: its numbers in another order, and a symbol that no text contains."""
+    numbers = random.Random(0).sample(sorted(tokens.values()), len(tokens))
+    path.write_text("".join(f"{number} 1\n" for number in numbers) + "madeupword0000 0\n")
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory, spm_model, byte_bpe):
+    made = {}
+
+    def world(kind):
+        if kind not in made:
+            made[kind] = World(tmp_path_factory.mktemp(kind), kind, spm_model, byte_bpe)
+        return made[kind]
+
+    return world
+
+
+@pytest.fixture(scope="module")
+def bart(worlds):
+    return worlds("bart-spm")
+
+
+@pytest.fixture(scope="module")
+def gpt2(worlds):
+    return worlds("gpt2-bytes")
+
+
+# Texts ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_of_a_mixed_batch_are_those_of_the_workflow_s_files(worlds, kind):
+    """Encoded by encode.py, binarised, generated by fairseq-generate and decoded by hypotheses.py, a task at a time."""
+    world, names = worlds(kind), ["short", "v1.1"]
+    expected = {name: world.workflow(name, TEXTS, **FLAGS) for name in names}
+    model, rows = world.load(), [(name, number) for name in names for number in range(len(TEXTS))]
+    random.Random(1).shuffle(rows)
+    found = model.generate([TEXTS[number] for _, number in rows], [name for name, _ in rows], **FLAGS)
+    assert found == [expected[name][number] for name, number in rows]
+    assert len({*found}) > len(TEXTS), "the two tasks should write different texts"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_text_depends_on_no_other_text_of_the_batch(worlds, kind):
+    model = worlds(kind).load()
+    tasks = [*model.tasks, None]
+    rows = [(text, tasks[number % len(tasks)]) for number, text in enumerate(TEXTS * 2)]
+    flags = {**FLAGS, "max_len_a": 0.4, "max_len_b": 3}
+    together = model.generate(*zip(*rows, strict=True), **flags, batch_size=5)
+    alone = [model.generate([text], task, **flags)[0] for text, task in rows]
+    assert together == alone and len({*alone}) > len(TEXTS)
+
+
+def test_the_longest_output_is_that_of_fairseq_generate(gpt2):
+    """Positions that the prefix and the longest source leave; nothing is generated for this."""
+    for name, (longest, given) in PREFIXES["gpt2"].items():
+        task = tiny.make_lm_task(gpt2.symbols, max_source_tokens=longest)
+        single = task.build_model(tiny.make_args("prefix_gpt2_tiny", base_model=str(gpt2.base), **given))
+        assert gpt2.load(name)._uses[name].room == task.build_generator([single], Namespace(**FLAGS)).max_len
+
+
+def test_prefixes_come_and_go_over_one_base(bart):
+    model = bart.load("short")
+    weights = model._model.decoder.embed_tokens.weight
+    with pytest.raises(UsageError, match="no prefix 'v1.1'; there are: short"):
+        model.generate(["the cat"], ["v1.1"])
+    before = model.generate(TEXTS, "short", **FLAGS)
+    model.add("v1.1", bart.prefixes["v1.1"])
+    assert model.tasks == ["short", "v1.1"]
+    assert model.generate(TEXTS, "short", **FLAGS) == before != model.generate(TEXTS, "v1.1", **FLAGS)
+    model.remove("short")
+    assert model.tasks == ["v1.1"] and model._model.decoder.embed_tokens.weight is weights
+    with pytest.raises(UsageError, match="no prefix 'short'"):
+        model.generate(["the cat"], "short")
+    assert model.generate([], []) == []
+
+
+def test_a_checkpoint_of_a_training_is_added_like_its_export(bart):
+    model = bart.load("v1.1")
+    model.add("checkpoint", f"{bart.prefixes['v1.1']}.pt")
+    assert model.generate(TEXTS, "checkpoint", **FLAGS) == model.generate(TEXTS, "v1.1", **FLAGS)
+
+
+def test_half_precision(bart, gpt2):
+    for world in (bart, gpt2):
+        model = world.load(dtype="bf16")
+        assert model._model.decoder.embed_tokens.weight.dtype == torch.bfloat16
+        assert len(model.generate(TEXTS, ["short", "v1.1"] * 3 + [None], **FLAGS)) == len(TEXTS)
+
+
+# Bases and vocabularies -----------------------------------------------------------------------------------------------
+
+
+def test_a_base_is_loaded_from_a_file_and_with_a_vocabulary_elsewhere(bart, gpt2, tmp_path):
+    expected = {world: world.load().generate(TEXTS, "v1.1", **FLAGS) for world in (bart, gpt2)}
+    for world, place in ((bart, bart.base / "spm.model"), (gpt2, gpt2.base)):
+        folder = tmp_path / world.family
+        folder.mkdir()
+        for name in ("model.pt", "dict.txt"):
+            shutil.copy(world.base / name, folder)
+        model = api.load(folder / "model.pt", vocabulary=place)
+        model.add("v1.1", world.prefixes["v1.1"])
+        assert model.generate(TEXTS, "v1.1", **FLAGS) == expected[world]
+        with pytest.raises(UsageError, match="holds no vocabulary .* say in which folder it is"):
+            api.load(folder)
+
+
+@pytest.fixture(params=["bart", "gpt2"])
+def hugging_face(request, tmp_path, byte_bpe):
+    """(family, a folder as transformers writes it, with its names of the vocabulary's files)."""
+    sys.modules.setdefault("torchaudio", None)  # transformers would load it, and it is not made for every torch
+    import transformers
+
+    tokens, folder = json.loads(byte_bpe[0].read_text()), tmp_path / "hugging_face"
+    torch.manual_seed(3)
+    if request.param == "gpt2":
+        tokens["<|endoftext|>"] = len(tokens)
+        config = transformers.GPT2Config(
+            vocab_size=len(tokens), eos_token_id=len(tokens) - 1, n_embd=128, n_layer=3, n_head=8, n_positions=99
+        )
+        transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+        write_numbers(folder / "dict.txt", tokens)
+    else:
+        folder.mkdir()
+        write_numbers(folder / "dict.txt", tokens)
+        symbols = Dictionary.load(str(folder / "dict.txt"))
+        config = transformers.BartConfig(vocab_size=len(symbols), d_model=96, encoder_layers=1, decoder_layers=3)
+        config.encoder_attention_heads = config.decoder_attention_heads = 3
+        config.encoder_ffn_dim, config.decoder_ffn_dim, config.max_position_embeddings = 64, 80, 99
+        transformers.BartForConditionalGeneration(config).save_pretrained(folder)
+        of_number = {str(number): token for token, number in tokens.items()}  # fairseq's numbers stand in vocab.json
+        tokens = {of_number.get(symbol, symbol): index for index, symbol in enumerate(symbols.symbols)}
+    (folder / "vocab.json").write_text(json.dumps(tokens))
+    shutil.copy(byte_bpe[1], folder / "merges.txt")
+    return request.param, folder
+
+
+def test_a_hugging_face_folder_is_loaded_whatever_its_sizes(hugging_face, byte_bpe):
+    family, folder = hugging_face
+    model = api.load(folder)
+    args = model._model.args
+    sizes = (args.decoder_layers, args.decoder_attention_heads, args.decoder_embed_dim, args.max_target_positions)
+    assert sizes == ((3, 8, 128, 99) if family == "gpt2" else (3, 3, 96, 99))
+    assert len(model.generate(TEXTS, None, beam=2, max_len_b=5)) == len(TEXTS)
+    ours = read_vocabulary(folder, Dictionary.load(str(folder / "dict.txt")), leading_space=family == "gpt2")
+    theirs = bpe.GPT2(*byte_bpe, leading_space=family == "gpt2")
+    for text in TEXTS:
+        assert ours.encode(text) == theirs.encode(text)
+        assert ours.decode(ours.encode(text)) == theirs.decode(theirs.encode(text))
+    assert ours.decode(["<s>", "70", "madeupword0000", "<unk>", "71"]) == theirs.decode(["70", "<unk>", "71"])
+
+
+# What is refused ------------------------------------------------------------------------------------------------------
+
+
+def test_files_that_do_not_fit_are_refused_in_one_sentence(bart, gpt2, tmp_path):
+    model = bart.load("short")
+    tiny.save_base(tmp_path / "other", seed=9, symbols=bart.symbols)
+    args = tiny.make_args("prompt_bart_tiny", base_model=str(bart.base), prompt_length=3)
+    prompt = tiny.make_task(bart.symbols).build_model(args)
+    cfg = files.configuration(vars(args), {"max_source_tokens": 50}, str(bart.base))
+    files.write_checkpoint(str(tmp_path / "prompt.pt"), cfg, prompt.state_dict())
+    (tmp_path / "damaged.safetensors").write_bytes(b"\xff" * 64)
+    torch.save({"model": World}, tmp_path / "pickle.pt")
+    for path, message in {
+        bart.make_prefix(tmp_path / "p.safetensors", 9, base=tmp_path / "other", prefix_length=2): (
+            "p.safetensors was trained over another base .fingerprint .* load the base that it belongs to"
+        ),
+        gpt2.prefixes["short"]: "short.safetensors is a prefix of prefix_gpt2_tiny, but the base is a BART",
+        tmp_path / "prompt.pt": "prompt.pt holds a prompt; only prefixes can be added",
+        tmp_path / "none.safetensors": "none.safetensors: no such file",
+        tmp_path / "damaged.safetensors": "is damaged",
+        tmp_path / "pickle.pt": "holds objects other than tensors, which are never loaded",
+        bart.base / "model.pt": "is not a fairseq checkpoint|a whole model",
+    }.items():
+        with pytest.raises(UsageError, match=message):
+            model.add("other", path)
+    with pytest.raises(UsageError, match="a prefix 'short' already; remove it first"):
+        model.add("short", bart.prefixes["short"])
+    assert model.tasks == ["short"]
+
+
+def test_wrong_arguments_are_refused_in_one_sentence(bart):
+    model = bart.load("short")
+    for texts, tasks, given, message in (
+        ("the cat", "short", {}, "texts is one text; pass a list"),
+        (["the cat"], ["short", "short"], {}, "there are 1 texts, but 2 tasks"),
+        (["the cat", " "], "short", {}, "text 2: nothing is left of it in this vocabulary"),
+        (["the cat"], "short", {"min_len": 20, "max_len_b": 9}, "min_len is 20, but a text may get 9 tokens at most"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            model.generate(texts, tasks, **given)
+
+
+def test_a_base_or_vocabulary_that_cannot_be_used_is_refused_in_one_sentence(bart, gpt2, tmp_path, byte_bpe):
+    empty, lone, strange = tmp_path / "empty", tmp_path / "lone", tmp_path / "strange"
+    for folder in (empty, lone, strange):
+        folder.mkdir()
+    shutil.copy(bart.base / "model.pt", lone)
+    (strange / "config.json").write_text('{"model_type": "t5"}')
+    shutil.copy(tiny_safetensors(tmp_path), strange / "model.safetensors")
+    (tmp_path / "spm.model").write_bytes(b"nothing")
+    for base, given, message in (
+        (empty, {}, "holds neither model.pt nor config.json"),
+        (lone, {}, "dict.txt: no such file; the base's dictionary has to lie beside it"),
+        (strange, {}, "model_type is 't5'; it has to be bart or gpt2"),
+        (tmp_path / "nowhere", {}, "no such file or folder"),
+        (bart.base, {"vocabulary": tmp_path / "spm.model"}, "spm.model is not a sentencepiece model"),
+        (bart.base, {"dtype": "fp16"}, "choose fp32 or bf16, or on a GPU fp16"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            api.load(base, **given)
+    with pytest.raises(UsageError, match="text 1: '.*' is not in the base's dict.txt; pass the base's vocabulary"):
+        api.load(bart.base, vocabulary=gpt2.base).generate(["the cat"], None)
+
+
+def tiny_safetensors(folder):
+    from safetensors.torch import save_file
+
+    save_file({"weight": torch.zeros(2)}, folder / "some.safetensors")
+    return folder / "some.safetensors"
+
+
+# The command ----------------------------------------------------------------------------------------------------------
+
+
+def run(world, lines, *names, **flags):
+    """What the command writes for lines (bytes) with these prefixes."""
+    command = ["generate", "--base-model", str(world.base)]
+    for name in names:
+        command += ["--prefix", f"{name}={world.prefixes[name]}"]
+    for flag, value in flags.items():
+        command += [f"--{flag.replace('_', '-')}", str(value)]
+    output, stdin = io.StringIO(), sys.stdin
+    sys.stdin = io.TextIOWrapper(io.BytesIO(lines))
+    try:
+        with contextlib.redirect_stdout(output):
+            main(command)
+    finally:
+        sys.stdin = stdin
+    return output.getvalue().split("\n")[:-1]
+
+
+def test_the_command_answers_each_line_with_the_prefix_that_it_names(bart):
+    rows = [(text, ["v1.1", "short"][number % 2]) for number, text in enumerate(TEXTS)]
+    lines = "".join(f"{task}\t{text}\r\n" for text, task in rows).encode()
+    expected = bart.load().generate(*zip(*rows, strict=True), **FLAGS)
+    assert run(bart, lines, "short", "v1.1", **FLAGS) == expected
+
+
+def test_the_command_reads_plain_lines_where_there_is_one_prefix(bart):
+    expected = bart.load().generate(["the cat", "a box"], "short")
+    assert run(bart, b"the cat\nshort\ta box", "short") == expected
+    assert run(bart, b"", "short") == []
+
+
+@pytest.mark.parametrize(
+    ("names", "line", "message"),
+    [
+        (("short", "v1.1"), b"the cat", "line 2 is not of the form TASK<TAB>text"),
+        (("short", "v1.1"), b"", "line 2 is not of the form TASK<TAB>text"),
+        (("short", "v1.1"), b"short\t ", "line 2 has no text; leave it out"),
+        (("short", "v1.1"), b"other\tthe cat", "line 2: there is no prefix 'other'; there are: short, v1.1"),
+        (("short",), b"  ", "line 2 has no text; leave it out"),
+        (("short",), b"other\tthe cat", "line 2: there is no prefix 'other'; there are: short"),
+        (("short",), b"\xff", "line 2 is not UTF-8"),
+    ],
+)
+def test_a_bad_line_is_one_sentence_that_names_it(bart, names, line, message):
+    with pytest.raises(UsageError, match=message):
+        run(bart, b"short\tthe cat\n" + line + b"\nshort\ta box\n", *names)
+
+
+def test_a_prefix_without_a_name_is_refused(bart):
+    with pytest.raises(UsageError, match="--prefix p.safetensors is not of the form NAME=FILE"):
+        main(["generate", "--base-model", str(bart.base), "--prefix", "p.safetensors"])
+
+
+def test_the_page_s_example_is_the_module_s():
+    """docs/api.md begins with what the module's docstring shows."""
+    page = (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8")
+    lines = [line.strip() for line in api.__doc__.splitlines() if line.startswith("    ")]
+    assert len(lines) == 5 and "\n".join(lines) in page

@@ -1,0 +1,243 @@
+"""A batch whose rows have prefixes of their own against each row alone with its prefix, as the only one of a model."""
+
+import copy
+import random
+from argparse import Namespace
+
+import methods
+import pytest
+import test_gpt2
+import tiny
+import torch
+
+from fairseq_prefix.bank import PrefixBank
+from fairseq_prefix.errors import UsageError
+
+KINDS = {"bart": ("bart", {}), "gpt2": ("gpt2", {}), "infix": ("gpt2", {"prefix_position": "infix"})}
+BART_SITES = {
+    "one": {"prefix_length": 1},
+    "two": {"prefix_length": 2, "prefix_sites": "encoder"},
+    "v3.1": {"prefix_length": 3, "prefix_sites": "decoder,cross", "prefix_cross_length": 5},
+    "train": {"prefix_length": 7, "prefix_reparam": "flat", "prefix_encoder_length": 4},
+}
+GPT2_LENGTHS = {
+    "one": {"prefix_length": 1},
+    "two": {"prefix_length": 2},
+    "v3.1": {"prefix_length": 5, "prefix_reparam": "flat"},
+    "train": {"prefix_length": 7},
+}
+NAMES = [*BART_SITES, None]
+
+
+class Tasks:
+    """A model with a bank of prefixes, and for each of them a model that has it alone."""
+
+    def __init__(self, folder, kind):
+        self.family, position = KINDS[kind]
+        base = methods.make_base(folder, self.family, scale=0.1)
+        shapes = {"bart": BART_SITES, "gpt2": GPT2_LENGTHS}[self.family]
+        self.alone = {None: self._build(base, prefix_length=0, **position)}
+        for seed, (name, options) in enumerate(shapes.items()):
+            model = self._build(base, **options, **position)
+            self.alone[name] = methods.strengthen(model, seed)
+        self.bank = PrefixBank({name: model.prefix for name, model in self.alone.items() if name is not None})
+        self.model = self._build(base, prefix_length=1, **position)
+        self.model.use(self.bank)
+        self._let_sentences_end()
+
+    def _build(self, base, **options):
+        return methods.build("prefix", self.family, base, **{"prefix_mid_dim": 16, **options}).eval()
+
+    def _let_sentences_end(self):
+        """Another output vector of `</s>`: sentences of a batch end at different steps, and leave it."""
+        weight = self.model.decoder.output_projection.weight.detach().clone()
+        weight[2] = 0.15 * torch.randn(weight.size(1), generator=torch.Generator().manual_seed(4))
+        for model in (self.model, *self.alone.values()):
+            model.decoder.output_projection.weight = torch.nn.Parameter(weight, requires_grad=False)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def tasks(tmp_path_factory, request):
+    return Tasks(tmp_path_factory.mktemp(request.param), request.param)
+
+
+def random_rows(family, rng, count):
+    """Sources of 1 to 20 words, for BART between `<s>` and `</s>`."""
+    words = range(tiny.SPECIALS, tiny.SPECIALS + tiny.WORDS)
+    rows = [[rng.choice(words) for _ in range(rng.randint(1, 20))] for _ in range(count)]
+    return [[0, *row, 2] for row in rows] if family == "bart" else rows
+
+
+def search(model, family, rows, **options):
+    task, lengths = methods.make_task(family), torch.tensor([len(row) for row in rows])
+    generator = task.build_generator([model], Namespace(max_len_b=12, **options), extra_gen_cls_kwargs={"max_len": 60})
+    sample = {"net_input": {"src_tokens": test_gpt2.pad(rows), "src_lengths": lengths}}
+    return task.inference_step(generator, [model], sample)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("beam", [1, 2, 5])
+def test_each_row_of_a_search_is_token_identical_to_the_row_alone_with_its_prefix(tasks, beam):
+    rng, ends, cases = random.Random(beam), set(), 0
+    for number in range(10):
+        rows = random_rows(tasks.family, rng, 1 + (number + 2 * beam) % 8)
+        names = [rng.choice(NAMES) for _ in rows]
+        options = {"beam": beam, "min_len": rng.choice([1, 4]), "no_repeat_ngram_size": rng.choice([0, 2])}
+        tasks.bank.select(names)
+        together = search(tasks.model, tasks.family, rows, **options)
+        for row, name, found in zip(rows, names, together, strict=True):
+            (expected,) = search(tasks.alone[name], tasks.family, [row], **options)
+            assert [h["tokens"].tolist() for h in found] == [h["tokens"].tolist() for h in expected]
+            for ours, theirs in zip(found, expected, strict=True):
+                assert abs(ours["score"] - theirs["score"]) < 1e-5
+            ends.add(len(found[0]["tokens"]))
+            cases += 1
+    assert cases >= 40 and len(ends) > 3, "sentences should end at different steps"
+
+
+@torch.no_grad()
+def test_keys_are_gathered_once_a_search_and_follow_the_sentences(tasks, monkeypatch):
+    calls, shapes = [], []
+    ask = PrefixBank.key_value
+    monkeypatch.setattr(PrefixBank, "key_value", lambda *given: calls.append(given[1:]) or ask(*given))
+    attention = tasks.model.decoder.layers[0].self_attn
+
+    def note(module, _, kwargs, __):
+        kept = module.get_incremental_state(kwargs["incremental_state"], "prefix_state")
+        shapes.append(kept and tuple(kept["key"].shape[:3]))
+
+    hook = attention.register_forward_hook(note, with_kwargs=True)
+    rows = random_rows(tasks.family, random.Random(1), 6)
+    tasks.bank.select(["one", "train", "v3.1", None, "train", "one"])
+    search(tasks.model, tasks.family, rows, beam=2)
+    hook.remove()
+    searching = [shape for shape in shapes if shape]
+    assert len(calls) == len({*calls}) * (1 if tasks.family == "bart" else 2)  # GPT-2 reads the source, then searches
+    assert searching[0] == (6, 4, 7) and len(searching) > 2
+    assert sorted(searching, reverse=True) == searching and searching[-1] < searching[0], "finished sentences leave"
+
+
+@torch.no_grad()
+def test_rows_of_the_same_prefix_share_one_row_of_keys(tasks):
+    tasks.bank.select(["train", "train", "train"])
+    key, value = tasks.bank.key_value("decoder", 1)
+    assert key.shape == value.shape == (1, 4, 7, 32)
+    assert tasks.bank.length("decoder") == tasks.bank.lengths("decoder") == 7
+    assert tasks.bank.key_value("decoder", 1)[0].data_ptr() == key.data_ptr(), "nothing is copied"
+    tasks.bank.select([None, None])
+    assert tasks.bank.key_value("decoder", 0) is None and tasks.bank.length("decoder") == 0
+
+
+# Training -------------------------------------------------------------------------------------------------------------
+
+
+def teacher_forced(family, rng, count):
+    """(source, target) of rows, the target as the decoder reads it."""
+    begin = [2, 0] if family == "bart" else [2]
+    targets = [[*begin, *target] for target in random_rows("gpt2", rng, count)]
+    return list(zip(random_rows(family, rng, count), targets, strict=True))
+
+
+def loss(model, pairs):
+    """Of some word at every position of every target."""
+    lengths = torch.tensor([len(source) for source, _ in pairs])
+    previous = test_gpt2.pad([target for _, target in pairs])
+    logits = model(test_gpt2.pad([source for source, _ in pairs]), lengths, previous)[0]
+    return (logits.log_softmax(-1)[..., 7] * previous.ne(1)).sum()
+
+
+def gradients(modules):
+    """Those of the prefixes' parameters, which are forgotten."""
+    found = {}
+    for name, module in modules.items():
+        for key, parameter in module.named_parameters():
+            found[name, key], parameter.grad = parameter.grad, None
+    return found
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_of_a_mixed_batch_are_the_sum_of_those_of_its_rows_alone(tasks, checkpointing):
+    rng = random.Random(3)
+    names = ["one", "v3.1", None, "train", "v3.1", "one"]  # and none of "two"
+    pairs = teacher_forced(tasks.family, rng, len(names))
+    model, alone = (copy.deepcopy(module).double().train() for module in (tasks.model, tasks.alone[None]))
+    bank, alone = model.prefix, {}
+    for name in names:
+        if name is not None:
+            alone[name] = copy.deepcopy(tasks.alone[name]).double().train()
+            alone[name].use(bank[name])
+    for block in (layer for layers in model.blocks().values() for layer in layers):
+        block.recomputed = checkpointing
+    bank.select(names)
+    total = loss(model, pairs)
+    total.backward()
+    together, expected = gradients({name: bank[name] for name in bank.names}), 0.0
+    for name, pair in zip(names, pairs, strict=True):
+        if name is not None:
+            row = loss(alone[name], [pair])
+            row.backward()
+            expected += row.item()
+        else:
+            base = copy.deepcopy(tasks.alone[None]).double().train()
+            expected += loss(base, [pair]).item()
+    assert total.item() == pytest.approx(expected, rel=1e-6)  # fairseq's activation functions compute in fp32
+    for key, gradient in gradients({name: bank[name] for name in bank.names}).items():
+        if key[0] == "two":
+            assert gradient is None and together[key] is None
+        else:
+            assert gradient.abs().sum() > 0
+            torch.testing.assert_close(together[key], gradient, rtol=1e-4, atol=1e-6)
+    assert all(parameter.grad is None for name, parameter in model.named_parameters() if "prefix" not in name)
+
+
+def test_each_prefix_of_the_batch_is_evaluated_once_a_pass(tasks):
+    calls = []
+    hooks = [
+        module.up.register_forward_hook(lambda *_, name=name, site=site: calls.append((name, site)))
+        for name in ("one", "two")
+        for site, module in tasks.bank[name].sites.items()
+    ]
+    model = tasks.model.train()
+    for names in (["one", "train", "one"], ["one", None, "one"]):
+        tasks.bank.select(names)
+        loss(model, teacher_forced(tasks.family, random.Random(1), 3))
+    model.eval()
+    for hook in hooks:
+        hook.remove()
+    assert calls == [("one", site) for site in tasks.bank["one"].sites] * 2
+
+
+# Use ------------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_decodes(tasks, dtype):
+    model = copy.deepcopy(tasks.model).to(dtype)
+    assert all(parameter.dtype == torch.float32 for parameter in model.prefix.parameters())
+    model.prefix.select(["one", None, "v3.1"])
+    assert len(search(model, tasks.family, random_rows(tasks.family, random.Random(1), 3), beam=2)) == 3
+
+
+def test_prefixes_come_and_go_and_mistakes_are_one_sentence(tasks):
+    bank = PrefixBank({name: tasks.bank[name] for name in ("one", "two")})
+    with pytest.raises(UsageError, match="not said which prefixes the rows of the batch have; call .* select"):
+        bank.key_value("decoder", 0)
+    with pytest.raises(UsageError, match="no prefix 'three'; there are: one, two"):
+        bank.select(["one", "three"])
+    with pytest.raises(UsageError, match="a prefix 'two' already; remove it first"):
+        bank.add("two", tasks.bank["one"])
+    bank.select(["one", "two"])
+    bank.remove("one")
+    with pytest.raises(UsageError, match="call the bank's select"):
+        bank.key_value("decoder", 0)
+    bank.add("three", tasks.bank["one"])
+    assert bank.names == ["two", "three"] and bank["three"] is tasks.bank["one"]
+    assert bank.folded_size == tasks.bank["two"].folded_size + tasks.bank["one"].folded_size
+
+
+def test_a_model_of_fairseqs_own_attention_takes_no_bank(tmp_path):
+    """With no prefix anywhere BART's layers are fairseq's."""
+    model = methods.build("prefix", "bart", methods.make_base(tmp_path, "bart"), prefix_length=0)
+    with pytest.raises(UsageError, match="was built without a prefix"):
+        model.use(PrefixBank())
