@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fairseq_prefix import checkpoint as files
+from fairseq_prefix import linear
 from fairseq_prefix import model as common
 from fairseq_prefix.__main__ import main
 from fairseq_prefix.criterion import verify_trainable
@@ -52,7 +53,8 @@ def test_where_nothing_is_trained_it_is_the_base_bit_for_bit(bases, family, meth
 @pytest.mark.parametrize("method", ["adapter", "top"])
 @torch.no_grad()
 @each_family
-def test_training_starts_from_the_base_bit_for_bit(bases, family, method):
+def test_training_starts_from_the_base_bit_for_bit(bases, family, method, monkeypatch):
+    monkeypatch.setattr(linear, "available", lambda: False)  # it rounds differently
     model = methods.build(method, family, bases[family]).eval()
     whole = methods.build("full", family, bases[family]).eval()
     assert torch.equal(model(*methods.inputs(family))[0], whole(*methods.inputs(family))[0])

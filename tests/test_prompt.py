@@ -51,9 +51,9 @@ def test_bart_equals_transformers_fed_with_the_embeddings_before_both_inputs(bar
     table of positions is shifted, with zeros first.
     """
     theirs, folder = bart_of_transformers
-    theirs, length = copy.deepcopy(theirs), 5
+    theirs, length = copy.deepcopy(theirs).double(), 5
     model = tiny.build("prompt_bart_tiny", base_model=folder, prompt_length=length, prompt_sites=sites)
-    methods.strengthen(model)
+    methods.strengthen(model).double()
     tokens, lengths, previous = tiny.batch()
     sides, embedded = sites.split(","), {}
     for side, text in (("encoder", tokens), ("decoder", previous)):
