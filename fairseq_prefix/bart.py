@@ -24,6 +24,7 @@ from . import checkpoint as files
 from . import model as common
 from .adapter import AdaptableDecoderLayer, AdaptableEncoderLayer
 from .attention import PrefixDecoderLayer, PrefixEncoderLayer, PromptDecoderLayer
+from .beams import Beams, Part, SearchedDecoder
 from .errors import UsageError
 from .prefix import SITES, Prefix
 from .prompt import Prompt, prompt_columns
@@ -236,10 +237,38 @@ class PrefixEncoder(Encoder):
         return encoder_out
 
 
-class PrefixDecoder(Decoder):
+class PrefixDecoder(SearchedDecoder, Decoder):
     """fairseq's decoder with prefix attention."""
 
     layer_class = PrefixDecoderLayer
+
+    def extract_features(self, prev_output_tokens, encoder_out=None, incremental_state=None, **options):
+        """As fairseq's; in a search of the last tokens alone, and without asking whether one of them is padding."""
+        if incremental_state is None:
+            return super().extract_features(prev_output_tokens, encoder_out, **options)
+        if not incremental_state:
+            self._begin(encoder_out, incremental_state, prev_output_tokens)
+        beams = Beams.of(incremental_state)
+        beams.advance()
+        positions = self.embed_positions
+        x = self.embed_scale * self.embed_tokens(prev_output_tokens[:, -1:])
+        if positions is not None:
+            x = x + positions(prev_output_tokens, incremental_state=incremental_state)
+        x = self._through_layers(_normed(self, x), encoder_out, incremental_state)
+        return x, {"attn": [None]}
+
+    def _begin(self, encoder_out: dict, state: dict, tokens: torch.Tensor) -> None:
+        """Start a search of hypotheses (N x t), N being a multiple of the sentences."""
+        Beams.begin(state, encoder_out["encoder_out"][0].size(1), tokens)
+
+    def _through_layers(self, x: torch.Tensor, encoder_out: dict, state: dict | None) -> torch.Tensor:
+        """N x T x D -> N x T x D. What is padded on the right of a target is behind everything that counts."""
+        (source,), (padding,) = encoder_out["encoder_out"], encoder_out["encoder_padding_mask"]  # S x B x D, B x S
+        x = x.transpose(0, 1)
+        for layer in self.layers:
+            x, _, _ = layer(x, source, padding, incremental_state=state)
+        x = x.transpose(0, 1)
+        return x if self.layer_norm is None else self.layer_norm(x)
 
 
 class PromptEncoder(PrefixEncoder):
@@ -260,7 +289,7 @@ class PromptEncoder(PrefixEncoder):
         return torch.cat([_normed(self, prompt_columns(prompt, "encoder", x, len(x))), x], dim=1), embedded
 
 
-class PromptDecoder(Decoder):
+class PromptDecoder(PrefixDecoder):
     """fairseq's decoder over [prompt | target]. In a search the prompt is read once per sentence: its keys and values
     depend on the source, by way of cross-attention, and neither on the hypothesis nor on the step.
     """
@@ -270,47 +299,33 @@ class PromptDecoder(Decoder):
     def attach(self, prompt: Prompt) -> None:
         self._prompt = (prompt,)  # as an attribute it would be registered as a child
 
-    def extract_features(self, prev_output_tokens, encoder_out, incremental_state=None, **unused):
+    def extract_features(self, prev_output_tokens, encoder_out=None, incremental_state=None, **unused):
         """Hidden states at the tokens of the target, or in a search at the last of them."""
-        source = encoder_out["encoder_out"][0]  # S x B x D
-        padding = encoder_out["encoder_padding_mask"][0]  # B x S
-        if incremental_state is not None and not incremental_state:
-            self._begin(source, padding, incremental_state, len(prev_output_tokens))
-        positions = self.embed_positions(prev_output_tokens, incremental_state=incremental_state)
         if incremental_state is not None:
-            prev_output_tokens, positions = prev_output_tokens[:, -1:], positions[:, -1:]
-        x = _normed(self, self.embed_scale * self.embed_tokens(prev_output_tokens) + positions)
-        before = 0
-        if incremental_state is None:
-            prompt = self._columns(x, len(x))
-            x, before = torch.cat([prompt, x], dim=1), prompt.size(1)
-        x = self._through_layers(x, source, padding, incremental_state)[:, before:]
-        return x, {"attn": [None]}
+            return super().extract_features(prev_output_tokens, encoder_out, incremental_state)
+        x = self.embed_scale * self.embed_tokens(prev_output_tokens) + self.embed_positions(prev_output_tokens)
+        prompt = self._columns(x, len(x))
+        x = torch.cat([prompt, _normed(self, x)], dim=1)
+        return self._through_layers(x, encoder_out, None)[:, prompt.size(1) :], {"attn": [None]}
 
     def _columns(self, like: torch.Tensor, rows: int) -> torch.Tensor:
         (prompt,) = self._prompt
         return _normed(self, prompt_columns(prompt, "decoder", like, rows))  # rows x P x D
 
-    def _through_layers(self, x, source, padding, state):
-        """N x T x D -> N x T x D. What is padded on the right of a target is behind everything that counts."""
-        x = x.transpose(0, 1)
-        for layer in self.layers:
-            x, _, _ = layer(x, source, padding, incremental_state=state)
-        x = x.transpose(0, 1)
-        return x if self.layer_norm is None else self.layer_norm(x)
-
-    def _begin(self, source, padding, state: dict, rows: int) -> None:
-        """Start a search over `rows` hypotheses: read the prompt, one row per sentence."""
-        columns, reading = self._columns(source, source.size(1)), {}
+    def _begin(self, encoder_out, state, tokens) -> None:
+        """Start a search with the prompt, one row per sentence."""
+        source, reading = encoder_out["encoder_out"][0], {}
+        columns = self._columns(source, source.size(1))
         if columns.size(1):
-            self._through_layers(columns, source, padding, reading)
-        for layer in self.layers:
-            read = None
-            if reading:
-                cache = layer.self_attn._get_input_buffer(reading)
-                read = {"key": cache["prev_key"], "value": cache["prev_value"], "padding": None}
-                layer.encoder_attn.take_source_keys(state, reading, rows)
-            layer.self_attn.begin(state, read, rows)
+            self._through_layers(columns, encoder_out, reading)
+        super()._begin(encoder_out, state, tokens)
+        for layer in self.layers if reading else ():
+            for attention, padding in (
+                (layer.self_attn, None),
+                (layer.encoder_attn, encoder_out["encoder_padding_mask"][0]),
+            ):
+                part = Part(*attention.noted(reading), padding)
+                Beams.of(state).kept_by(attention).parts["source"] = part
 
 
 def _normed(side: TransformerEncoderBase | TransformerDecoderBase, x: torch.Tensor) -> torch.Tensor:

@@ -27,6 +27,7 @@ from torch import Tensor
 from . import checkpoint as files
 from . import model as common
 from .attention import SourceDecoderLayer
+from .beams import Beams, Part, SearchedDecoder
 from .errors import UsageError
 from .prefix import Prefix
 from .prompt import ReadPrompt
@@ -199,7 +200,7 @@ class SourceReader:
         return {**encoder_out, "ends": encoder_out["ends"].index_select(0, new_order)}
 
 
-class GPT2Decoder(TransformerDecoderBase):
+class GPT2Decoder(SearchedDecoder, TransformerDecoderBase):
     """fairseq's decoder without cross-attention; reads whole texts, or one token at a time after a source."""
 
     def __init__(self, args, dictionary, embed_tokens):
@@ -275,8 +276,7 @@ class GPT2Decoder(TransformerDecoderBase):
         state: dict = {}
         for layer in self.layers:
             x, _, _ = layer(x, incremental_state=state)
-        caches = [layer.self_attn._get_input_buffer(state) for layer in self.layers]
-        return torch.stack([torch.cat([cache["prev_key"], cache["prev_value"]]) for cache in caches])
+        return torch.stack([torch.cat(layer.self_attn.noted(state)) for layer in self.layers])
 
     def _embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         return self._place(self.embed_tokens(tokens), positions)
@@ -305,7 +305,8 @@ class GPT2Decoder(TransformerDecoderBase):
     def _step(self, tokens: Tensor, encoder_out: dict | None, state: dict) -> Tensor:
         """The hidden state at the last of `tokens` (N x t), those before it having been seen in earlier steps."""
         if not state:
-            self._begin(encoder_out, state, len(tokens))
+            self._begin(encoder_out, state, tokens)
+        Beams.of(state).advance()
         ends = encoder_out["ends"] if encoder_out else self.prefix_lengths
         positions = ends + torch.full_like(tokens[:, -1:], tokens.size(1) - 1)
         x = self._embed(tokens[:, -1:], positions).transpose(0, 1)
@@ -313,13 +314,13 @@ class GPT2Decoder(TransformerDecoderBase):
             x, _, _ = layer(x, incremental_state=state)
         return self.layer_norm(x).transpose(0, 1)
 
-    def _begin(self, encoder_out: dict | None, state: dict, rows: int) -> None:
-        for layer in self.layers:
-            source = None
-            if encoder_out and encoder_out["state"]:
-                read = layer.self_attn._get_input_buffer(encoder_out["state"])
-                source = {"key": read["prev_key"], "value": read["prev_value"], "padding": encoder_out["padding"]}
-            layer.self_attn.begin(state, source, rows)
+    def _begin(self, encoder_out: dict | None, state: dict, tokens: Tensor) -> None:
+        """Start a search of hypotheses (N x t), N being a multiple of the sources."""
+        beams = Beams.begin(state, len(encoder_out["padding"]) if encoder_out else len(tokens), tokens)
+        if encoder_out and encoder_out["state"]:
+            for layer in self.layers:
+                part = Part(*layer.self_attn.noted(encoder_out["state"]), encoder_out["padding"])
+                beams.kept_by(layer.self_attn).parts["source"] = part
 
     def output_layer(self, features):
         """Logits; symbols that the base does not have get none of the probability."""

@@ -1,8 +1,19 @@
-"""What is replaced of fairseq's beam search."""
+"""Beam search: fairseq's hypotheses and scores, with less work for each.
+
+Letters at line ends: B sentences, W hypotheses of each in the search (1 until it branches), N = B*W, V symbols,
+L tokens, C candidates.
+"""
 
 from __future__ import annotations
 
+import torch
+from fairseq.search import BeamSearch
+from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor, nn
+
+from .errors import UsageError
+
+NEVER = float("-inf")
 
 
 class NGramBlock(nn.Module):
@@ -17,18 +28,176 @@ class NGramBlock(nn.Module):
         self.size = size
 
     def forward(self, tokens: Tensor, scores: Tensor, sentences: int, beam: int, step: int) -> Tensor:
-        """Scores of the next token with -inf where it would end an n-gram that was there before.
+        """Scores of the next token with -inf, in place, where it would end an n-gram that was there before.
 
         Args:
             tokens: N x L, of which `</s>`, which starts every hypothesis, and `step` tokens are written.
             scores: N x V.
         """
-        written = tokens[:, 1 : step + 1]  # N x T
         if step < self.size:
             return scores
+        written = tokens[:, 1 : step + 1]  # N x T
         ngrams = written.unfold(1, self.size, 1)  # N x (T-n+1) x n
         last = written[:, step - self.size + 1 :]  # N x n-1
         seen = (ngrams[..., :-1] == last[:, None]).all(dim=-1)  # N x (T-n+1)
         ends = ngrams[..., -1]
         # The least of several, where one token ended n-grams that began in different ways.
-        return scores.scatter_reduce(1, ends, scores.gather(1, ends).masked_fill(seen, float("-inf")), "amin")
+        return scores.scatter_reduce_(1, ends, scores.gather(1, ends).masked_fill(seen, NEVER), "amin")
+
+
+class Searcher(SequenceGenerator):
+    """fairseq's generator. What is different: hypotheses that are still the same are computed once, for each sentence;
+    candidates are chosen before scores are added up, and the scores of the vocabulary written once; the host asks the
+    device for one thing a step, which hypotheses ended; nothing is recorded of attention.
+
+    fairseq's own search remains for what it alone has: ensembles, constraints, other searches than by beams, language
+    models beside, forced tokens other than one for each sentence.
+    """
+
+    def _generate(self, sample, prefix_tokens=None, constraints=None, bos_token=None):
+        """fairseq's hook: for each sentence its finished hypotheses, best first.
+
+        Raises:
+            UsageError: the lengths contradict each other, or the model's scores are not numbers.
+        """
+        if not self._is_plain(prefix_tokens, constraints):
+            return super()._generate(sample, prefix_tokens, constraints, bos_token)
+        sentences, source_length = sample["net_input"]["src_tokens"].shape
+        limit = min(int(self.max_len_a * source_length + self.max_len_b), self.max_len - 1)
+        if self.min_len > limit:
+            raise UsageError(f"--min-len {self.min_len} exceeds the longest output, {limit} tokens")
+        tokens = sample["net_input"]["src_tokens"].new_full((sentences, limit + 2), self.pad)  # N x L
+        tokens[:, 0] = self.eos if bos_token is None else bos_token
+        sums = torch.zeros(sentences, limit + 1, device=tokens.device)  # N x L, of the scores up to each token
+        model, found = Continuations(self, sample["net_input"]), Found(sentences, self.beam_size, self.eos)
+        for step in range(limit + 1):
+            lprobs = self._allowed(model.score(tokens[:, : step + 1]), tokens, step, limit)  # N x V
+            if prefix_tokens is not None and step == 0:
+                tokens[:, 1], sums[:, 0] = prefix_tokens[:, 0], lprobs.gather(1, prefix_tokens)[:, 0]
+                continue
+            before = sums[:, step - 1, None] if step else 0
+            values, symbols, rows = self._candidates(lprobs, before, step == limit, len(found.searched))  # B x C
+            ended = symbols.eq(self.eos) & values.ne(NEVER)
+            divisor = (step + 1) ** self.len_penalty if self.normalize_scores else 1
+            going_on = found.add(
+                ended, values, rows, tokens[:, : step + 2], sums[:, : step + 1], divisor, step == limit
+            )
+            if not found.searched:
+                return found.best_first()
+            if step == limit:
+                break
+            values, symbols, rows, ended = (x[going_on] for x in (values, symbols, rows, ended))
+            rank = torch.arange(ended.size(1), device=tokens.device) + ended * ended.size(1)
+            chosen = rank.topk(self.beam_size, dim=1, largest=False).indices  # B x W: the best that did not end
+            order = rows.gather(1, chosen).flatten()  # N
+            tokens, sums = tokens.index_select(0, order), sums.index_select(0, order)
+            tokens[:, step + 1] = symbols.gather(1, chosen).flatten()
+            sums[:, step] = values.gather(1, chosen).flatten()
+            model.follow(order)
+        raise UsageError(
+            "no hypothesis has a score that is a number: the model is damaged, or half precision overflows "
+            "(then leave --fp16 out)"
+        )
+
+    def _is_plain(self, prefix_tokens: Tensor | None, constraints: Tensor | None) -> bool:
+        usual = self.model.models_size == 1 and self.model.has_encoder() and self.model.has_incremental_states()
+        usual = usual and type(self.search) is BeamSearch and self.lm_model is None and constraints is None
+        roomy = 2 * self.beam_size < self.vocab_size - 1 and self.min_len > 0
+        if prefix_tokens is not None:
+            free = prefix_tokens.eq(self.pad) | prefix_tokens.eq(self.eos)
+            usual = usual and prefix_tokens.size(1) == 1 and not bool(free.any())
+        return usual and roomy and not self.match_source_len
+
+    def _allowed(self, lprobs: Tensor, tokens: Tensor, step: int, limit: int) -> Tensor:
+        """The same scores (N x V), with what may not come at -inf."""
+        lprobs[:, self.pad] = NEVER
+        lprobs[:, self.unk] -= self.unk_penalty
+        if step < self.min_len:
+            lprobs[:, self.eos] = NEVER
+        if self.token_indices_to_suppress is not None:
+            lprobs[:, self.token_indices_to_suppress] = NEVER
+        if self.repeat_ngram_blocker is not None:
+            lprobs = self.repeat_ngram_blocker(tokens, lprobs, len(tokens), 1, step)
+        return lprobs
+
+    def _candidates(
+        self, lprobs: Tensor, before: Tensor | int, at_end: bool, sentences: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The best continuations of each sentence: their sums, symbols and the rows they come from, B x C."""
+        if at_end:
+            values = lprobs[:, self.eos, None]  # N x 1
+            symbols = torch.full_like(values, self.eos, dtype=torch.long)
+        else:
+            values, symbols = lprobs.topk(2 * self.beam_size)  # N x C: half of them may be </s>
+        values = (values + before).nan_to_num(nan=NEVER, neginf=NEVER)
+        rows = torch.arange(len(values), device=values.device)[:, None].expand_as(values)
+        values, symbols, rows = (x.reshape(sentences, -1) for x in (values, symbols, rows))  # B x W*C
+        values, best = values.topk(min(2 * self.beam_size, values.size(1)))
+        return values, symbols.gather(1, best), rows.gather(1, best)
+
+
+class Continuations:
+    """What a model says about the next token of hypotheses, from step to step."""
+
+    def __init__(self, generator: SequenceGenerator, net_input: dict[str, Tensor]):
+        self._model, self._temperature = generator.model, generator.temperature
+        self._encoded, self._state = generator.model.forward_encoder(net_input), {}
+        self._rows, self._lprobs = len(net_input["src_tokens"]), None
+
+    def score(self, tokens: Tensor) -> Tensor:
+        """Log-probabilities after `tokens` (N x t), N x V, in a table that the next step overwrites."""
+        decoder = self._model.single_model.decoder
+        logits = decoder(tokens, encoder_out=self._encoded[0], incremental_state=self._state)[0][:, -1].float()
+        if self._temperature != 1:
+            logits = logits / self._temperature
+        if self._lprobs is None or self._lprobs.shape != logits.shape:
+            self._lprobs = torch.empty_like(logits)
+        return torch.log_softmax(logits, dim=-1, out=self._lprobs)
+
+    def follow(self, order: Tensor) -> None:
+        """Go on with the hypotheses `order`, rows so far."""
+        self._model.reorder_incremental_state([self._state], order)
+        if len(order) != self._rows:  # what is encoded does not differ within a sentence
+            self._encoded, self._rows = self._model.reorder_encoder_out(self._encoded, order), len(order)
+
+
+class Found:
+    """Finished hypotheses of a batch's sentences, as fairseq returns them."""
+
+    def __init__(self, sentences: int, beam: int, eos: int):
+        self.searched = list(range(sentences))  # sentences that need more
+        self._beam, self._eos, self._hypotheses = beam, eos, [[] for _ in range(sentences)]
+
+    def add(self, ended, values, rows, tokens, sums, divisor: float, at_end: bool) -> Tensor | slice:
+        """Take those of the best candidates (B x C) that ended.
+
+        Args:
+            ended, values, rows: which ended, their sums, and the rows of `tokens` and `sums` that they continue.
+            tokens: N x t+1, the first of which starts the text, and the last is to be `</s>`.
+            sums: N x t, likewise.
+
+        Returns:
+            Which of the searched sentences go on.
+        """
+        places = ended[:, : self._beam].cpu().nonzero().tolist()  # the one time that the host waits for the device
+        if not places:
+            return slice(None)
+        place = tuple(torch.tensor(places, device=tokens.device).T)
+        tokens, sums = tokens[rows[place], 1:], sums[rows[place]]
+        tokens[:, -1], sums[:, -1] = self._eos, values[place]
+        steps = torch.diff(sums, dim=1, prepend=torch.zeros_like(sums[:, :1]))
+        for (number, _), row in zip(places, zip(tokens, values[place] / divisor, steps, strict=True), strict=True):
+            of_sentence = self._hypotheses[self.searched[number]]
+            if len(of_sentence) < self._beam:
+                hypothesis = dict(zip(("tokens", "score", "positional_scores"), row, strict=True))
+                of_sentence.append({**hypothesis, "attention": torch.empty(0), "alignment": torch.empty(0)})
+        done = {number for number, _ in places if at_end or len(self._hypotheses[self.searched[number]]) == self._beam}
+        going_on = [number for number in range(len(self.searched)) if number not in done]
+        self.searched = [self.searched[number] for number in going_on]
+        return torch.tensor(going_on, dtype=torch.long, device=tokens.device) if done else slice(None)
+
+    def best_first(self) -> list[list[dict]]:
+        """The hypotheses of each sentence."""
+        scores = torch.stack([found["score"] for row in self._hypotheses for found in row]).cpu()
+        rows = zip(self._hypotheses, scores.split([len(row) for row in self._hypotheses]), strict=True)
+        return [[row[place] for place in found.sort(descending=True).indices] for row, found in rows]

@@ -40,7 +40,7 @@ from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II
 
 from .errors import UsageError
-from .search import NGramBlock
+from .search import NGramBlock, Searcher
 
 logger = logging.getLogger(__name__)
 
@@ -202,9 +202,11 @@ class PairTask(FairseqTask):
         raise NotImplementedError
 
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, **kwargs):
-        """fairseq's generator, with `<s>` kept out of the printed text, and an n-gram block that works everywhere."""
+        """A `Searcher`, or fairseq's generator if it is to align; `<s>` is kept out of the printed text."""
         special = {self.target_dictionary.bos(), self.target_dictionary.pad()}
         extra = {"symbols_to_strip_from_output": special, **(extra_gen_cls_kwargs or {})}
+        if seq_gen_cls is None and not getattr(args, "print_alignment", None):
+            seq_gen_cls = Searcher
         generator = super().build_generator(models, args, seq_gen_cls, extra, **kwargs)
         if getattr(generator, "repeat_ngram_blocker", None) is not None:
             generator.repeat_ngram_blocker = NGramBlock(generator.repeat_ngram_blocker.no_repeat_ngram_size)

@@ -11,6 +11,7 @@ import tiny
 import torch
 
 from fairseq_prefix.bank import PrefixBank
+from fairseq_prefix.beams import Beams
 from fairseq_prefix.errors import UsageError
 
 KINDS = {"bart": ("bart", {}), "gpt2": ("gpt2", {}), "infix": ("gpt2", {"prefix_position": "infix"})}
@@ -103,8 +104,8 @@ def test_keys_are_gathered_once_a_search_and_follow_the_sentences(tasks, monkeyp
     attention = tasks.model.decoder.layers[0].self_attn
 
     def note(module, _, kwargs, __):
-        kept = module.get_incremental_state(kwargs["incremental_state"], "prefix_state")
-        shapes.append(kept and tuple(kept["key"].shape[:3]))
+        beams = Beams.of(kwargs["incremental_state"])
+        shapes.append(beams and tuple(beams.kept_by(module).parts["prefix"].key.shape[:3]))
 
     hook = attention.register_forward_hook(note, with_kwargs=True)
     rows = random_rows(tasks.family, random.Random(1), 6)

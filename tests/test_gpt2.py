@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from fairseq_prefix import checkpoint as files
 from fairseq_prefix.__main__ import main
+from fairseq_prefix.beams import Beams
 from fairseq_prefix.criterion import PrefixCrossEntropyCriterion, verify_trainable
 from fairseq_prefix.errors import UsageError
 from fairseq_prefix.prefix import Prefix, SiteGeometry
@@ -613,8 +614,7 @@ def test_the_source_is_read_in_one_pass_and_kept_once_for_all_beams(model):
     hooks = [
         attention.k_proj.register_forward_hook(lambda _, inputs, __: shapes.append(tuple(inputs[0].shape[:2]))),
         attention.register_forward_hook(
-            lambda module, args, kwargs, _: kept.append(dict(module._get_input_buffer(kwargs["incremental_state"]))),
-            with_kwargs=True,
+            lambda module, _, kwargs, __: kept.append(Beams.of(kwargs["incremental_state"])), with_kwargs=True
         ),
     ]
     examples = [(list(range(4, 13)), [4]), (list(range(4, 10)), [4])]
@@ -622,7 +622,8 @@ def test_the_source_is_read_in_one_pass_and_kept_once_for_all_beams(model):
     for hook in hooks:
         hook.remove()
     assert shapes[0] == (9, 2) and shapes[1] == (1, 10) and {shape[0] for shape in shapes[1:]} == {1}
-    assert kept[1]["source_key"].size(0) == 2 and kept[1]["prev_key"].shape[:3] == (10, 4, 1)
+    parts = kept[1].kept_by(attention).parts
+    assert parts["source"].key.shape[:3] == (2, 4, 9) and parts["prefix"].key.size(0) == 1
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import torch
 from fairseq.sequence_generator import SequenceGenerator
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
+from fairseq_prefix.beams import Beams
 from fairseq_prefix.errors import UsageError
 
 bart_of_transformers = test_bart.hugging_face
@@ -125,14 +126,13 @@ def test_bart_reads_the_prompt_once_per_sentence_and_keeps_it_so(bases):
     own, cross = shapes_of_calls(layer.self_attn.k_proj), shapes_of_calls(layer.encoder_attn.k_proj)
     encoded = shapes_of_calls(model.encoder.layers[0].self_attn.k_proj)
     layer.self_attn.register_forward_hook(
-        lambda module, _, kwargs, __: kept.append(dict(module._get_input_buffer(kwargs["incremental_state"]))),
-        with_kwargs=True,
+        lambda module, _, kwargs, __: kept.append(Beams.of(kwargs["incremental_state"])), with_kwargs=True
     )
     methods.search(model, "bart", 5, *methods.sources("bart"))
     assert own[0] == (3, 6) and own[1] == (1, 30) and {columns for columns, _ in own[1:]} == {1}
     assert cross == [(14, 6)], "the source's keys are computed once per sentence"
     assert encoded == [(14, 6)]
-    assert kept[1]["source_key"].shape[:3] == (6, 4, 3) and kept[1]["prev_key"].shape[:3] == (30, 4, 1)
+    assert kept[1].kept_by(layer.self_attn).parts["source"].key.shape[:3] == (6, 4, 3)
 
 
 @pytest.mark.parametrize("sites", ["encoder", "decoder"])

@@ -1,0 +1,141 @@
+"""What attention keeps while hypotheses are searched: tables of keys and values with one row per sentence.
+
+Prefix and source belong to a sentence, so each of their keys is there once for all its hypotheses. What the hypotheses
+wrote stays where it was written as well, side by side in one table: which of these keys a hypothesis sees is a matter
+of its ancestors, a few numbers that follow the search. Reordering hypotheses copies no keys.
+
+Letters at line ends: B sentences, W hypotheses of each, N = B*W, H heads, t steps, K keys, d width of a head.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+ROOM = 16  # steps for which a table has room at first; it doubles
+
+
+class Part(NamedTuple):
+    """Keys that hypotheses attend to: a row for all, for each sentence, or for each hypothesis."""
+
+    key: Tensor  # 1, B or N x H x K x d
+    value: Tensor  # likewise
+    hidden: Tensor | None = None  # true where a key is not to be seen, B x K, or B x W x K; None: all are seen
+
+    def select(self, sentences: Tensor) -> Part:
+        """That of some of the sentences."""
+        return Part(*(x if x is None or x.size(0) == 1 else x.index_select(0, sentences) for x in self))
+
+
+class Written:
+    """The keys and values that hypotheses write at one attention layer, in place, step by step."""
+
+    def __init__(self):
+        self.tables: list[Tensor] = []  # key and value, B x H x room*W x d
+
+    def append(self, key: Tensor, value: Tensor, sentences: int, step: int) -> list[Tensor]:
+        """Those of this step (N x H x 1 x d) and all before, B x H x t*W x d."""
+        heads, width = key.size(1), key.size(0) // sentences
+        start, end = step * width, (step + 1) * width
+        if not self.tables:
+            self.tables = [x.new_empty(sentences, heads, ROOM * width, x.size(3)) for x in (key, value)]
+        elif self.tables[0].size(2) < end:
+            self.tables = [torch.cat([table, torch.empty_like(table)], dim=2) for table in self.tables]
+        for table, x in zip(self.tables, (key, value), strict=True):
+            table[:, :, start:end] = x.view(sentences, width, heads, -1).transpose(1, 2)
+        return [table[:, :, :end] for table in self.tables]
+
+    def select(self, sentences: Tensor) -> None:
+        """Keep those of some of the sentences."""
+        self.tables = [table.index_select(0, sentences) for table in self.tables]
+
+
+class Kept:
+    """What one attention layer keeps."""
+
+    def __init__(self):
+        self.parts: dict[str, Part] = {}
+        self.written = Written()
+
+    def select(self, sentences: Tensor) -> None:
+        """Keep what belongs to some of the sentences."""
+        self.parts = {name: part.select(sentences) for name, part in self.parts.items()}
+        self.written.select(sentences)
+
+    def branch(self, steps: int) -> None:
+        """What the only hypothesis of each sentence wrote is the start of all from now on."""
+        if self.written.tables:
+            self.parts["start"] = Part(*(table[:, :, :steps] for table in self.written.tables))
+            self.written = Written()
+
+
+class Beams:
+    """The hypotheses of a search, in the incremental state that fairseq hands from step to step."""
+
+    def __init__(self, sentences: int, hypotheses: int, device: torch.device):
+        self.sentences = sentences
+        self._kept: dict[torch.nn.Module, Kept] = {}
+        self._start(torch.arange(hypotheses, device=device))
+
+    def _start(self, rows: Tensor) -> None:
+        self.steps, self.hidden = 0, None
+        self.ancestors = rows.new_empty(len(rows), 0)  # N x t, which of its sentence's W wrote the key of a step
+
+    @property
+    def width(self) -> int:
+        """Hypotheses of a sentence."""
+        return len(self.ancestors) // self.sentences
+
+    @classmethod
+    def of(cls, incremental_state: dict | None) -> Beams | None:
+        """That of a search; None if nothing is searched."""
+        return incremental_state.get("beams") if incremental_state else None
+
+    @classmethod
+    def begin(cls, incremental_state: dict, sentences: int, tokens: Tensor) -> Beams:
+        """Start a search of hypotheses (N x t)."""
+        beams = incremental_state["beams"] = cls(sentences, len(tokens), tokens.device)
+        return beams
+
+    def kept_by(self, attention: torch.nn.Module) -> Kept:
+        """What an attention layer keeps."""
+        return self._kept.setdefault(attention, Kept())
+
+    def advance(self) -> None:
+        """Go on to the next step, in which every hypothesis writes a key."""
+        slots = torch.arange(self.width, device=self.ancestors.device)
+        self.ancestors = torch.cat([self.ancestors, slots.repeat(self.sentences)[:, None]], dim=1)
+        self.steps += 1
+        if self.width > 1:
+            hidden = self.ancestors[:, :, None] != slots  # N x t x W
+            self.hidden = hidden.view(self.sentences, self.width, -1)
+
+    def write(self, attention: torch.nn.Module, key: Tensor, value: Tensor) -> Part:
+        """Keys and values of this step (N x H x 1 x d) and of those before it."""
+        tables = self.kept_by(attention).written.append(key, value, self.sentences, self.steps - 1)
+        return Part(*tables, self.hidden)
+
+    def reorder(self, order: Tensor) -> None:
+        """Follow the search to the hypotheses `order` (rows so far): branches, ends of branches, ends of sentences."""
+        if len(order) > len(self.ancestors):
+            for kept in self._kept.values():
+                kept.branch(self.steps)
+            self._start(order)
+            return
+        if len(order) < len(self.ancestors):
+            width = self.width
+            sentences = order[::width] // width
+            for kept in self._kept.values():
+                kept.select(sentences)
+            self.sentences = len(sentences)
+        self.ancestors = self.ancestors.index_select(0, order)
+
+
+class SearchedDecoder:
+    """A decoder whose attention layers keep their keys in `Beams`."""
+
+    def reorder_incremental_state_scripting(self, incremental_state: dict, new_order: Tensor) -> None:
+        """fairseq's hook, called when the search has chosen which hypotheses go on."""
+        Beams.of(incremental_state).reorder(new_order)
