@@ -1,18 +1,21 @@
-"""What is replaced of fairseq's beam search: the n-gram block, beside transformers' own; linear layers on the CPU."""
+"""The beam search beside fairseq's, the n-gram block beside transformers', and linear layers on the CPU."""
 
 import copy
 import random
 import sys
 from argparse import Namespace
 
+import methods
 import pytest
 import tiny
 import torch
+from fairseq.sequence_generator import SequenceGenerator
 from torch import nn
 
 from fairseq_prefix import linear
+from fairseq_prefix.errors import UsageError
 from fairseq_prefix.linear import FrozenLinear
-from fairseq_prefix.search import NGramBlock
+from fairseq_prefix.search import NGramBlock, Searcher
 
 EOS, PAD = 2, 1
 
@@ -160,3 +163,122 @@ def test_a_model_prepared_for_inference_keeps_its_parameters_and_copies(tmp_path
         for each in (model, copy.deepcopy(model)):
             torch.testing.assert_close(each(*inputs)[0], expected, atol=1e-5, rtol=0)
             assert each.decoder.output_projection._packed is not None
+
+
+# The search beside fairseq's ------------------------------------------------------------------------------------------
+
+BATCHES = 48  # of each of three models; 3.5 sentences each on average
+
+
+@pytest.fixture(scope="module", params=["prefix_bart", "prefix_gpt2", "adapter_bart"])
+def searched(request, tmp_path_factory):
+    """(family, a model over attention of ours or of fairseq's, whose hypotheses end at different steps)"""
+    method, family = request.param.split("_")
+    base = methods.make_base(tmp_path_factory.mktemp("base"), family, scale=0.05)
+    model = methods.strengthen(methods.build(method, family, base))
+    return family, methods.ends_early(model, family, beam=3)
+
+
+def random_options(rng):
+    least = rng.choice((1, 1, 3))
+    return {
+        "beam": rng.choice((1, 2, 3, 5, 6)),
+        "lenpen": rng.choice((0.6, 1.0, 2.0)),
+        "unnormalized": rng.random() < 0.2,
+        "min_len": least,
+        "max_len_a": 0,
+        "max_len_b": rng.randrange(least, 11),
+        "no_repeat_ngram_size": rng.choice((0, 0, 1, 2, 3)),
+        "temperature": rng.choice((1.0, 1.0, 0.7)),
+        "unkpen": rng.choice((0.0, 0.5)),
+    }
+
+
+def stock_search(model, task, options, row):
+    """fairseq's generator on one sentence, whose every step is a pass from the beginning; with an n-gram block."""
+    generator = SequenceGenerator(
+        [methods.Uncached(model, row)],
+        task.target_dictionary,
+        beam_size=options["beam"],
+        len_penalty=options["lenpen"],
+        normalize_scores=not options["unnormalized"],
+        min_len=options["min_len"],
+        max_len_b=options["max_len_b"],
+        temperature=options["temperature"],
+        unk_penalty=options["unkpen"],
+    )
+    if options["no_repeat_ngram_size"]:
+        generator.repeat_ngram_blocker = NGramBlock(options["no_repeat_ngram_size"])
+    sample = {"net_input": {"src_tokens": row[None], "src_lengths": torch.tensor([len(row)])}}
+    return task.inference_step(generator, [model], sample)[0]
+
+
+@pytest.mark.parametrize("part", range(4))
+@torch.no_grad()
+def test_hypotheses_and_scores_are_those_of_fairseq_on_each_sentence_alone(searched, part):
+    family, model = searched
+    task = methods.make_task(family)
+    lengths_found = set()
+    for case in range(part * BATCHES // 4, (part + 1) * BATCHES // 4):
+        rng = random.Random(case)
+        options, rows = random_options(rng), rng.randrange(1, 7)
+        tokens, lengths = methods.sources(family, rows=rows, seed=case)
+        sample = {"net_input": {"src_tokens": tokens, "src_lengths": lengths}}
+        generator = task.build_generator([model], Namespace(**options))
+        assert type(generator) is Searcher
+        found = task.inference_step(generator, [model], sample)
+        for row, hypotheses in enumerate(found):
+            expected = stock_search(model, task, options, tokens[row, : lengths[row]])
+            assert len(hypotheses) == len(expected)
+            for ours, theirs in zip(hypotheses, expected, strict=True):
+                assert ours["tokens"].tolist() == theirs["tokens"].tolist(), (case, row, options)
+                for score in ("score", "positional_scores"):
+                    torch.testing.assert_close(ours[score], theirs[score], rtol=1e-5, atol=1e-5)
+                lengths_found.add(len(ours["tokens"]))
+    assert len(lengths_found) > 3
+
+
+@torch.no_grad()
+def test_what_is_fairseqs_alone_is_left_to_it(searched):
+    """Two forced tokens; constraints and sampling go the same way."""
+    family, model = searched
+    task, options = methods.make_task(family), Namespace(beam=3, max_len_b=8)
+    tokens, lengths = methods.sources(family)
+    sample = {"net_input": {"src_tokens": tokens, "src_lengths": lengths}}
+    forced = torch.tensor([[0, 7]]).repeat(len(tokens), 1)
+    generator = task.build_generator([model], options)
+    stock = task.build_generator([model], options, seq_gen_cls=SequenceGenerator)
+    ours, theirs = (
+        methods.token_lists(task.inference_step(one, [model], sample, forced)) for one in (generator, stock)
+    )
+    assert ours == theirs and all(hypothesis[:2] == [0, 7] for row in ours for hypothesis in row)
+    sampled = task.build_generator([model], Namespace(beam=3, max_len_b=8, sampling=True))
+    assert all(len(row) == 3 for row in task.inference_step(sampled, [model], sample))
+
+
+@torch.no_grad()
+def test_until_they_branch_hypotheses_are_computed_once_a_sentence(searched):
+    family, model = searched
+    task, rows = methods.make_task(family), []
+    hook = model.decoder.output_projection.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+    tokens, lengths = methods.sources(family)
+    sample = {"net_input": {"src_tokens": tokens, "src_lengths": lengths}}
+    task.inference_step(task.build_generator([model], Namespace(beam=3, max_len_b=12)), [model], sample)
+    hook.remove()
+    single = 2 if family == "bart" else 1  # BART's first token is <s>
+    assert rows[: single + 1] == [len(tokens)] * single + [3 * len(tokens)]
+    assert sorted(rows[single:], reverse=True) == rows[single:] and rows[-1] < rows[single], "finished sentences leave"
+
+
+@torch.no_grad()
+def test_what_a_search_cannot_do_is_said(searched):
+    family, model = searched
+    task = methods.make_task(family)
+    tokens, lengths = methods.sources(family)
+    sample = {"net_input": {"src_tokens": tokens, "src_lengths": lengths}}
+    with pytest.raises(UsageError, match="--min-len 9 exceeds the longest output, 5 tokens"):
+        task.inference_step(task.build_generator([model], Namespace(beam=2, min_len=9, max_len_b=5)), [model], sample)
+    damaged = copy.deepcopy(model)
+    damaged.decoder.layers[0].fc1.weight.data.fill_(float("nan"))
+    with pytest.raises(UsageError, match="no hypothesis has a score that is a number"):
+        task.inference_step(task.build_generator([damaged], Namespace(beam=2, max_len_b=5)), [damaged], sample)

@@ -23,7 +23,9 @@ from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
 from fairseq_prefix import checkpoint as files
+from fairseq_prefix.bank import PrefixBank
 from fairseq_prefix.criterion import PrefixCrossEntropyCriterion
+from fairseq_prefix.prefix import Prefix
 
 BOS, PAD, EOS = 0, 1, 2  # in fairseq's BART and in transformers'
 BASE_SCALE = 0.02  # BERT's initialisation: activations stay in the range that a trained model has
@@ -216,6 +218,27 @@ class Ours(OursStockSearch):
         return self.task.build_generator([self.model], options)
 
 
+class OursManyTasks(Ours):
+    """A bank of prefixes; the rows of a batch take turns with them."""
+
+    tasks = 8
+
+    def prepare_search(self):
+        prefix = self.model.prefix
+        tables = prefix.eval().folded()
+        bank = PrefixBank()
+        for number in range(self.tasks):
+            one = Prefix(prefix.geometry, "flat")
+            one.set_output({site: table * (1 + number / self.tasks) for site, table in tables.items()})
+            bank.add(str(number), one.requires_grad_(False).eval())
+        self.model.use(bank.to(self.settings.device))
+        super().prepare_search()
+
+    def search(self, source):
+        self.model.prefix.select([str(row % self.tasks) for row in range(len(source))])
+        return super().search(source)
+
+
 class OursDecoder(Ours):
     """A prefix for the decoder's self-attention alone, which is all that PEFT has for BART."""
 
@@ -371,6 +394,7 @@ CONTESTANTS = {
     "ours": Ours,
     "ours, decoder only": OursDecoder,
     "ours, stock search": OursStockSearch,
+    "ours, 8 tasks": OursManyTasks,
     "PEFT": PEFT,
     "adapters": Adapters,
     "adapters, ejected": AdaptersEjected,

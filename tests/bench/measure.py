@@ -28,7 +28,7 @@ FORWARD_BACKWARD, STEP, SEARCH = "forward+backward", "with update", "search"
 PEAK, BUILDING, FILES, TRAINED = "peak", "while building", "files", "trained"
 ENTRANTS = {
     TRAINING: ("stock fairseq", "ours", "ours, decoder only", "PEFT", "adapters"),
-    DECODING: ("stock fairseq", "ours, stock search", "ours", "PEFT", "adapters", "adapters, ejected"),
+    DECODING: ("stock fairseq", "ours, stock search", "ours", "ours, 8 tasks", "PEFT", "adapters", "adapters, ejected"),
     MEMORY: ("stock fairseq", "ours", "ours, decoder only", "PEFT", "adapters"),
     SIZES: ("stock fairseq", "ours", "ours, decoder only", "PEFT", "adapters", "adapters, ejected"),
 }
@@ -57,6 +57,7 @@ LIMITS = (
     Limit(DECODING, 4, ("ours", SEARCH), ("adapters", SEARCH), 0.08),
     Limit(DECODING, 16, ("ours", SEARCH), ("stock fairseq", SEARCH), 0.88),
     Limit(DECODING, 16, ("ours", SEARCH), ("PEFT", SEARCH), 0.20),
+    Limit(DECODING, 16, ("ours, 8 tasks", SEARCH), ("ours", SEARCH), 1 / 0.9),
     Limit(MEMORY, 4, ("ours", PEAK), ("stock fairseq", PEAK), 0.45),
 )
 

@@ -17,7 +17,8 @@ TITLES = {
 IN_MILLIONS = (measure.MEMORY, measure.SIZES)
 NOTES = """\
 stock fairseq trains all parameters, and decodes without a prefix; ours and adapters have a prefix in encoder, decoder
-and cross-attention, PEFT in the decoder only; stock search: fairseq's SequenceGenerator; ejected: without its MLP."""
+and cross-attention, PEFT in the decoder only; stock search: fairseq's SequenceGenerator; 8 tasks: rows of a batch
+have prefixes of their own; ejected: without its MLP."""
 
 
 def report(record: dict) -> list[str]:
