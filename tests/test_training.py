@@ -238,3 +238,26 @@ def test_mistakes_end_training_with_one_sentence(world, undisturbed, more, messa
     assert process.returncode == 1
     assert message in output.splitlines()[-1]
     assert "Traceback" not in output
+
+
+# Several processes ----------------------------------------------------------------------------------------------------
+
+
+def test_two_processes_train_what_one_does_with_the_same_batches(world, tmp_path):
+    """fairseq's own distributed training, here without GPUs."""
+    quiet = ("--dropout", 0, "--prefix-dropout", 0, "--base-dropout", "off", "--max-update", 6)
+    command(*training(world, tmp_path / "one", *quiet, "--update-freq", 2))
+    together = (
+        *("--cpu", "--distributed-world-size", 2, "--distributed-init-method", f"file://{tmp_path / 'meeting'}"),
+        *("--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp", "--distributed-no-spawn"),
+    )
+    processes = [start(*training(world, tmp_path / "two", *quiet, *together, "--distributed-rank", n)) for n in (0, 1)]
+    for process in processes:
+        output, _ = process.communicate()
+        assert process.returncode == 0, output
+    one, two = (read_tuned(str(tmp_path / name / "checkpoint_last.pt")) for name in ("one", "two"))
+    assert one.state.keys() == two.state.keys()
+    for name, tensor in one.state.items():
+        torch.testing.assert_close(two.state[name], tensor, atol=1e-6, rtol=1e-5)
+    start_of_training = tiny.build("prefix_bart_tiny", base_model=str(world / "base"), prefix_length=3).prefix.folded()
+    assert all(not torch.allclose(one.folded[site], table, atol=1e-3) for site, table in start_of_training.items())
