@@ -37,17 +37,28 @@ def generate(args: argparse.Namespace) -> None:
             raise UsageError(f"--prefix {prefix} is not of the form NAME=FILE")
         model.add(name, path)
     options = {name: getattr(args, name) for name in DECODING}
-    rows = (_task_and_text(number, line, model.tasks) for number, line in enumerate(sys.stdin.buffer, 1))
-    for some in ([row] for row in rows) if sys.stdin.isatty() else [list(rows)]:
-        tasks, texts = [task for task, _ in some], [text for _, text in some]
-        for hypothesis in model.generate(texts, tasks, progress=True, **options):
-            print(hypothesis, flush=True)
+    if sys.stdin.isatty():
+        for number, line in enumerate(sys.stdin.buffer, 1):
+            try:
+                _answer(model, [_task_and_text(number, line, model.tasks)], options)
+            except UsageError as error:
+                print(error, file=sys.stderr)
+    else:
+        lines = enumerate(sys.stdin.buffer, 1)
+        _answer(model, [_task_and_text(number, line, model.tasks) for number, line in lines], options)
+
+
+def _answer(model: api.Model, rows: list[tuple[str, str]], options: dict) -> None:
+    """Print a line for each task and text."""
+    tasks, texts = [task for task, _ in rows], [text for _, text in rows]
+    for hypothesis in model.generate(texts, tasks, progress=True, **options):
+        print(hypothesis, flush=True)
 
 
 def _task_and_text(number: int, raw: bytes, tasks: list[str]) -> tuple[str, str]:
     """A line: TASK<TAB>text, or a text without a tab where there is one task only."""
     try:
-        line = raw.decode("utf-8").rstrip("\r\n")
+        line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
     except UnicodeDecodeError:
         raise UsageError(f"line {number} is not UTF-8") from None
     task, separator, text = line.partition("\t")

@@ -37,6 +37,7 @@ from .vocabulary import ByteBPE, SentencePiece, read_vocabulary
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
+@torch.inference_mode(False)  # else its tensors would forget what changes them
 def load(base: str | Path, vocabulary: str | Path | None = None, device: str = "cpu", dtype: str = "fp32") -> Model:
     """Load a base, whose family and sizes its files say.
 
@@ -51,10 +52,9 @@ def load(base: str | Path, vocabulary: str | Path | None = None, device: str = "
     Raises:
         UsageError: a file is missing or damaged, or of something else.
     """
-    if dtype not in DTYPES or dtype == "fp16" and torch.device(device).type == "cpu":
+    on_gpu = _check_device(device)
+    if dtype not in DTYPES or dtype == "fp16" and not on_gpu:
         raise UsageError(f"dtype is {dtype!r}; choose fp32 or bf16, or on a GPU fp16")
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device is {device!r}, but there is no GPU here; choose cpu")
     folder = Path(base) if Path(base).is_dir() else Path(base).parent
     place = Path(vocabulary) if vocabulary else folder
     args = _options_of(str(base))
@@ -93,12 +93,15 @@ class Model:
         """Names of the prefixes."""
         return self._bank.names
 
+    @torch.inference_mode(False)
     def add(self, name: str, path: str | Path) -> None:
         """Add a prefix: prefix.safetensors, or the checkpoint of a training.
 
         Raises:
             UsageError: it is no prefix, or one of another base, dictionary or family, or the name is taken.
         """
+        if not (isinstance(name, str) and name):
+            raise UsageError(f"the name of a prefix has to be a text, not {name!r}")
         file = files.read_tuned(str(path))
         self._verify(path, file.metadata)
         geometry = {site: SiteGeometry(**shape) for site, shape in file.metadata["geometry"].items()}
@@ -149,6 +152,8 @@ class Model:
         Raises:
             UsageError: a task is unknown, a text is empty, or the options contradict each other.
         """
+        if beam < 1 or batch_size < 1:
+            raise UsageError(f"beam is {beam} and batch_size {batch_size}; both have to be 1 or more")
         if isinstance(texts, str):
             raise UsageError("texts is one text; pass a list of texts")
         texts, tasks = list(texts), [tasks] * len(texts) if tasks is None or isinstance(tasks, str) else list(tasks)
@@ -162,8 +167,9 @@ class Model:
             min(int(max_len_a * size + max_len_b), use.room - 1)
             for size, use in zip(dataset.src_sizes, uses, strict=True)
         ]
-        if limits and min_len > min(limits):
-            raise UsageError(f"min_len is {min_len}, but a text may get {min(limits)} tokens at most")
+        for number, limit in enumerate(limits, 1):
+            if min_len > limit:
+                raise UsageError(f"min_len is {min_len}, but text {number} may get {limit} tokens at most")
         options = argparse.Namespace(
             beam=beam, lenpen=lenpen, min_len=min_len, no_repeat_ngram_size=no_repeat_ngram_size
         )
@@ -198,11 +204,15 @@ class Model:
         sample = apply_to_sample(lambda tensor: tensor.to(device), sample)
         self._bank.select([tasks[row] for row in rows])
         for row, hypotheses in zip(rows, self._task.inference_step(generator, [self._model], sample), strict=True):
-            yield row, hypotheses[0]["tokens"]
+            yield row, hypotheses[0]["tokens"].cpu()
 
     def _encode(self, number: int, text: str, use: _Use) -> torch.Tensor:
         dictionary = self._task.source_dictionary
-        pieces = self._vocabulary.encode(text)
+        try:
+            text.encode()
+            pieces = self._vocabulary.encode(text) if text.strip() else []
+        except (UnicodeError, KeyError) as error:
+            raise UsageError(f"text {number} cannot be encoded in this vocabulary ({error})") from None
         if not pieces:
             raise UsageError(f"text {number}: nothing is left of it in this vocabulary; leave it out")
         for piece in pieces:
@@ -265,6 +275,17 @@ def _options_of(path: str) -> argparse.Namespace:
     args = argparse.Namespace(arch=arch, task=model_class.default_task, **given)
     ARCH_CONFIG_REGISTRY[arch](args)
     return args
+
+
+def _check_device(device: str) -> bool:
+    """Whether it is a GPU."""
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise UsageError(f"device is {device!r}; choose cpu, cuda, or cuda:1 and so on") from None
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device is {device!r}, but there are {torch.cuda.device_count()} GPUs here; choose another")
+    return place.type == "cuda"
 
 
 def _first_existing(*paths: Path) -> Path:

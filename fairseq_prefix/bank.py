@@ -3,7 +3,9 @@
     bank = PrefixBank({"xsum": prefix, "webnlg": other})
     model.use(bank)
     bank.select(["xsum", "webnlg", None])  # a batch of three; the last one is for the base alone
-    model(**sample["net_input"])           # or a search of fairseq's SequenceGenerator
+    model(**sample["net_input"])           # or a search
+
+fairseq sorts the rows of a batch by length: its `sample["id"]` says which example a row is.
 
 Prefixes may differ in length, in their sites, and in how they are parametrised. In training the gradients reach those
 of the batch's rows; select again only after the backward pass.
@@ -56,8 +58,10 @@ class PrefixBank(nn.Module):
         """Put a prefix into the bank.
 
         Raises:
-            UsageError: the name is taken.
+            UsageError: the name is taken, or none.
         """
+        if not (isinstance(name, str) and name):
+            raise UsageError(f"the name of a prefix has to be a text, not {name!r}")
         if name in self._names:
             raise UsageError(f"there is a prefix {name!r} already; remove it first, or name the other one differently")
         self._names.append(name)
@@ -69,9 +73,10 @@ class PrefixBank(nn.Module):
         Raises:
             UsageError: there is none of this name.
         """
-        removed = self[name]
-        self._names.remove(name)
-        self.prefixes = nn.ModuleList(prefix for prefix in self.prefixes if prefix is not removed)
+        self[name]  # is there
+        number = self._names.index(name)
+        del self._names[number]
+        del self.prefixes[number]
         self._chosen = None
 
     def select(self, rows: Sequence[str | None]) -> None:
@@ -80,6 +85,9 @@ class PrefixBank(nn.Module):
         Raises:
             UsageError: there is no prefix of one of these names.
         """
+        if isinstance(rows, str):
+            raise UsageError(f"select takes a name for each row of a batch; {rows!r} is one name")
+        rows = list(rows)
         distinct = list(dict.fromkeys(rows))
         self._chosen = [None if name is None else self[name] for name in distinct]
         device = next((parameter.device for parameter in self.parameters()), None)
@@ -90,6 +98,10 @@ class PrefixBank(nn.Module):
             site: torch.tensor(found, device=device)[self._rows, None] if len({*found}) > 1 else self._longest[site]
             for site, found in lengths.items()
         }
+
+    def _apply(self, fn, recurse: bool = True) -> PrefixBank:
+        self._chosen = None  # what was chosen is on the device where the bank was
+        return super()._apply(fn, recurse)
 
     def refresh(self) -> None:
         """Evaluate the prefixes of the batch anew for the forward pass that begins, as `Prefix.refresh` does."""

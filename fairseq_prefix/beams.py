@@ -2,7 +2,8 @@
 
 Prefix and source belong to a sentence, so each of their keys is there once for all its hypotheses. What the hypotheses
 wrote stays where it was written as well, side by side in one table: which of these keys a hypothesis sees is a matter
-of its ancestors, a few numbers that follow the search. Reordering hypotheses copies no keys.
+of its ancestors, a few numbers that follow the search. Reordering hypotheses copies no keys. (Where a sentence has very
+many hypotheses, or it is not known which belong together, each has a table of its own instead, and these are copied.)
 
 Letters at line ends: B sentences, W hypotheses of each, N = B*W, H heads, t steps, K keys, d width of a head.
 """
@@ -15,12 +16,13 @@ import torch
 from torch import Tensor
 
 ROOM = 16  # steps for which a table has room at first; it doubles
+MANY = 16  # more hypotheses than these would rather copy their keys than look at each other's
 
 
 class Part(NamedTuple):
     """Keys that hypotheses attend to: a row for all, for each sentence, or for each hypothesis."""
 
-    key: Tensor  # 1, B or N x H x K x d
+    key: Tensor  # 1, B or N x H x K x d, of which N is a multiple
     value: Tensor  # likewise
     hidden: Tensor | None = None  # true where a key is not to be seen, B x K, or B x W x K; None: all are seen
 
@@ -33,23 +35,23 @@ class Written:
     """The keys and values that hypotheses write at one attention layer, in place, step by step."""
 
     def __init__(self):
-        self.tables: list[Tensor] = []  # key and value, B x H x room*W x d
+        self.tables: list[Tensor] = []  # key and value, R x H x room*N/R x d, for R of B or N
 
-    def append(self, key: Tensor, value: Tensor, sentences: int, step: int) -> list[Tensor]:
-        """Those of this step (N x H x 1 x d) and all before, B x H x t*W x d."""
-        heads, width = key.size(1), key.size(0) // sentences
+    def append(self, key: Tensor, value: Tensor, rows: int, step: int) -> list[Tensor]:
+        """Those of this step (N x H x 1 x d) and all before, R x H x t*N/R x d."""
+        heads, width = key.size(1), key.size(0) // rows
         start, end = step * width, (step + 1) * width
         if not self.tables:
-            self.tables = [x.new_empty(sentences, heads, ROOM * width, x.size(3)) for x in (key, value)]
+            self.tables = [x.new_empty(rows, heads, ROOM * width, x.size(3)) for x in (key, value)]
         elif self.tables[0].size(2) < end:
             self.tables = [torch.cat([table, torch.empty_like(table)], dim=2) for table in self.tables]
         for table, x in zip(self.tables, (key, value), strict=True):
-            table[:, :, start:end] = x.view(sentences, width, heads, -1).transpose(1, 2)
+            table[:, :, start:end] = x.view(rows, width, heads, -1).transpose(1, 2)
         return [table[:, :, :end] for table in self.tables]
 
-    def select(self, sentences: Tensor) -> None:
-        """Keep those of some of the sentences."""
-        self.tables = [table.index_select(0, sentences) for table in self.tables]
+    def select(self, rows: Tensor) -> None:
+        """Go on with some of the rows."""
+        self.tables = [table.index_select(0, rows) for table in self.tables]
 
 
 class Kept:
@@ -58,11 +60,6 @@ class Kept:
     def __init__(self):
         self.parts: dict[str, Part] = {}
         self.written = Written()
-
-    def select(self, sentences: Tensor) -> None:
-        """Keep what belongs to some of the sentences."""
-        self.parts = {name: part.select(sentences) for name, part in self.parts.items()}
-        self.written.select(sentences)
 
     def branch(self, steps: int) -> None:
         """What the only hypothesis of each sentence wrote is the start of all from now on."""
@@ -74,19 +71,25 @@ class Kept:
 class Beams:
     """The hypotheses of a search, in the incremental state that fairseq hands from step to step."""
 
-    def __init__(self, sentences: int, hypotheses: int, device: torch.device):
-        self.sentences = sentences
+    def __init__(self, sentences: int | None, hypotheses: int, device: torch.device):
+        """`sentences`: None, if it is not known which hypotheses are of one sentence."""
+        self._known, self.sentences = sentences is not None, sentences or hypotheses
         self._kept: dict[torch.nn.Module, Kept] = {}
         self._start(torch.arange(hypotheses, device=device))
 
     def _start(self, rows: Tensor) -> None:
-        self.steps, self.hidden = 0, None
-        self.ancestors = rows.new_empty(len(rows), 0)  # N x t, which of its sentence's W wrote the key of a step
+        self.steps, self._hidden = 0, None
+        self._ancestors = rows.new_empty(len(rows), 0)  # N x t, which of its sentence's W wrote the key of a step
 
     @property
     def width(self) -> int:
         """Hypotheses of a sentence."""
-        return len(self.ancestors) // self.sentences
+        return len(self._ancestors) // self.sentences
+
+    @property
+    def _side_by_side(self) -> bool:
+        """Whether the hypotheses of a sentence write into one table."""
+        return self._known and self.width <= MANY
 
     @classmethod
     def of(cls, incremental_state: dict | None) -> Beams | None:
@@ -94,7 +97,7 @@ class Beams:
         return incremental_state.get("beams") if incremental_state else None
 
     @classmethod
-    def begin(cls, incremental_state: dict, sentences: int, tokens: Tensor) -> Beams:
+    def begin(cls, incremental_state: dict, sentences: int | None, tokens: Tensor) -> Beams:
         """Start a search of hypotheses (N x t)."""
         beams = incremental_state["beams"] = cls(sentences, len(tokens), tokens.device)
         return beams
@@ -105,32 +108,35 @@ class Beams:
 
     def advance(self) -> None:
         """Go on to the next step, in which every hypothesis writes a key."""
-        slots = torch.arange(self.width, device=self.ancestors.device)
-        self.ancestors = torch.cat([self.ancestors, slots.repeat(self.sentences)[:, None]], dim=1)
         self.steps += 1
-        if self.width > 1:
-            hidden = self.ancestors[:, :, None] != slots  # N x t x W
-            self.hidden = hidden.view(self.sentences, self.width, -1)
+        if self._side_by_side and self.width > 1:
+            slots = torch.arange(self.width, device=self._ancestors.device)
+            self._ancestors = torch.cat([self._ancestors, slots.repeat(self.sentences)[:, None]], dim=1)
+            hidden = self._ancestors[:, :, None] != slots  # N x t x W
+            self._hidden = hidden.view(self.sentences, self.width, -1)
 
     def write(self, attention: torch.nn.Module, key: Tensor, value: Tensor) -> Part:
         """Keys and values of this step (N x H x 1 x d) and of those before it."""
-        tables = self.kept_by(attention).written.append(key, value, self.sentences, self.steps - 1)
-        return Part(*tables, self.hidden)
+        rows = self.sentences if self._side_by_side else len(key)
+        return Part(*self.kept_by(attention).written.append(key, value, rows, self.steps - 1), self._hidden)
 
     def reorder(self, order: Tensor) -> None:
         """Follow the search to the hypotheses `order` (rows so far): branches, ends of branches, ends of sentences."""
-        if len(order) > len(self.ancestors):
+        if self._known and len(order) > len(self._ancestors):
             for kept in self._kept.values():
                 kept.branch(self.steps)
             self._start(order)
             return
-        if len(order) < len(self.ancestors):
-            width = self.width
-            sentences = order[::width] // width
-            for kept in self._kept.values():
-                kept.select(sentences)
-            self.sentences = len(sentences)
-        self.ancestors = self.ancestors.index_select(0, order)
+        sentences = order[:: self.width] // self.width if self._known else order
+        fewer = len(sentences) < self.sentences
+        for kept in self._kept.values():
+            if fewer or not self._known:
+                kept.parts = {name: part.select(sentences) for name, part in kept.parts.items()}
+            if not self._side_by_side:
+                kept.written.select(order)
+            elif fewer:
+                kept.written.select(sentences)
+        self._ancestors, self.sentences = self._ancestors.index_select(0, order), len(sentences)
 
 
 class SearchedDecoder:

@@ -8,8 +8,8 @@ Positions behind the prefix are shifted by its length, as in the original code. 
 0 to P-1, as there; nothing else being visible to them, they are read once, and are a prefix from then on.
 
 Rows of a batch are joined without padding between source and target, and only targets are projected to the vocabulary.
-For fairseq's generator the model passes for an encoder-decoder whose "encoder" is the decoder itself reading the source
-in one pass (`SourceReader`): the generator is fairseq's own.
+For the generator the model passes for an encoder-decoder whose "encoder" is the decoder itself reading the source in
+one pass (`SourceReader`).
 """
 
 from __future__ import annotations
@@ -316,7 +316,7 @@ class GPT2Decoder(SearchedDecoder, TransformerDecoderBase):
 
     def _begin(self, encoder_out: dict | None, state: dict, tokens: Tensor) -> None:
         """Start a search of hypotheses (N x t), N being a multiple of the sources."""
-        beams = Beams.begin(state, len(encoder_out["padding"]) if encoder_out else len(tokens), tokens)
+        beams = Beams.begin(state, len(encoder_out["padding"]) if encoder_out else None, tokens)
         if encoder_out and encoder_out["state"]:
             for layer in self.layers:
                 part = Part(*layer.self_attn.noted(encoder_out["state"]), encoder_out["padding"])

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .prefix import Evaluated
+
 
 class _Product(torch.autograd.Function):
     """x @ weight.T + bias for an x of two dimensions, of which only x may need a gradient."""
@@ -58,6 +60,10 @@ class FrozenLinear(nn.Linear):
         learning = trained and torch.is_grad_enabled()
         return plain and x.numel() > 0 and not learning and not torch.is_autocast_enabled("cpu")
 
+    def train(self, mode: bool = True) -> FrozenLinear:
+        self._forget()  # fairseq's optimizers change weights in a way that leaves no trace
+        return super().train(mode)
+
     def _forget(self) -> None:
         self._packed: Tensor | None = None
         self._packed_for: tuple | None = None
@@ -83,7 +89,8 @@ def speed_up(model: nn.Module, packing: bool) -> None:
     """
     if not available():
         return
-    for module in list(model.modules()):
+    once = {part for module in model.modules() if isinstance(module, Evaluated) for part in module.modules()}
+    for module in set(model.modules()) - once:  # the MLP of a prefix is evaluated once, and then no more
         for name, child in module.named_children():
             if type(child) is nn.Linear and (packing or not child.weight.requires_grad):
                 setattr(module, name, FrozenLinear(child))

@@ -300,6 +300,16 @@ class Prefixed(VirtualTokens):
         self.prefix = prefix
         self._attach(prefix)
 
+    def state_dict(self, *args, **kwargs):
+        """What is trained and what it was trained for; never the base.
+
+        Raises:
+            UsageError: it is a bank, whose prefixes are files of their own.
+        """
+        if isinstance(self.prefix, PrefixBank):
+            raise UsageError("a bank is not saved as a whole; save each prefix of it after model.use(bank[name])")
+        return super().state_dict(*args, **kwargs)
+
     def site_geometry(self, site: str, length: int) -> SiteGeometry:
         attentions = [attention for own, _, attention in self.attentions() if own == site]
         return SiteGeometry(length, len(attentions), attentions[0].num_heads, attentions[0].head_dim)

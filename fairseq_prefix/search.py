@@ -12,6 +12,7 @@ from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor, nn
 
 from .errors import UsageError
+from .model import FromBase
 
 NEVER = float("-inf")
 
@@ -50,8 +51,8 @@ class Searcher(SequenceGenerator):
     candidates are chosen before scores are added up, and the scores of the vocabulary written once; the host asks the
     device for one thing a step, which hypotheses ended; nothing is recorded of attention.
 
-    fairseq's own search remains for what it alone has: ensembles, constraints, other searches than by beams, language
-    models beside, forced tokens other than one for each sentence.
+    fairseq's own search remains for what it alone has: models that are not this plugin's, ensembles, constraints, other
+    searches than by beams, language models beside, forced tokens other than one for each sentence, `--min-len 0`.
     """
 
     def _generate(self, sample, prefix_tokens=None, constraints=None, bos_token=None):
@@ -71,8 +72,9 @@ class Searcher(SequenceGenerator):
         sums = torch.zeros(sentences, limit + 1, device=tokens.device)  # N x L, of the scores up to each token
         model, found = Continuations(self, sample["net_input"]), Found(sentences, self.beam_size, self.eos)
         for step in range(limit + 1):
-            lprobs = self._allowed(model.score(tokens[:, : step + 1]), tokens, step, limit)  # N x V
-            if prefix_tokens is not None and step == 0:
+            forced = prefix_tokens is not None and step == 0
+            lprobs = self._allowed(model.score(tokens[:, : step + 1]), tokens, step, forced)  # N x V
+            if forced:
                 tokens[:, 1], sums[:, 0] = prefix_tokens[:, 0], lprobs.gather(1, prefix_tokens)[:, 0]
                 continue
             before = sums[:, step - 1, None] if step else 0
@@ -100,21 +102,22 @@ class Searcher(SequenceGenerator):
         )
 
     def _is_plain(self, prefix_tokens: Tensor | None, constraints: Tensor | None) -> bool:
-        usual = self.model.models_size == 1 and self.model.has_encoder() and self.model.has_incremental_states()
+        model = self.model.single_model
+        usual = self.model.models_size == 1 and isinstance(model, FromBase) and self.model.has_encoder()
         usual = usual and type(self.search) is BeamSearch and self.lm_model is None and constraints is None
-        roomy = 2 * self.beam_size < self.vocab_size - 1 and self.min_len > 0
+        usual = usual and self.min_len > 0 and 2 * self.beam_size < self.vocab_size - 1
         if prefix_tokens is not None:
             free = prefix_tokens.eq(self.pad) | prefix_tokens.eq(self.eos)
             usual = usual and prefix_tokens.size(1) == 1 and not bool(free.any())
-        return usual and roomy and not self.match_source_len
+        return usual and not self.match_source_len
 
-    def _allowed(self, lprobs: Tensor, tokens: Tensor, step: int, limit: int) -> Tensor:
+    def _allowed(self, lprobs: Tensor, tokens: Tensor, step: int, forced: bool) -> Tensor:
         """The same scores (N x V), with what may not come at -inf."""
         lprobs[:, self.pad] = NEVER
         lprobs[:, self.unk] -= self.unk_penalty
-        if step < self.min_len:
+        if step < self.min_len and not forced:
             lprobs[:, self.eos] = NEVER
-        if self.token_indices_to_suppress is not None:
+        if self.token_indices_to_suppress is not None and not forced:
             lprobs[:, self.token_indices_to_suppress] = NEVER
         if self.repeat_ngram_blocker is not None:
             lprobs = self.repeat_ngram_blocker(tokens, lprobs, len(tokens), 1, step)
@@ -180,9 +183,9 @@ class Found:
             Which of the searched sentences go on.
         """
         places = ended[:, : self._beam].cpu().nonzero().tolist()  # the one time that the host waits for the device
-        if not places:
+        if not places and not at_end:
             return slice(None)
-        place = tuple(torch.tensor(places, device=tokens.device).T)
+        place = torch.tensor(places, dtype=torch.long, device=tokens.device).view(-1, 2).unbind(1)
         tokens, sums = tokens[rows[place], 1:], sums[rows[place]]
         tokens[:, -1], sums[:, -1] = self._eos, values[place]
         steps = torch.diff(sums, dim=1, prepend=torch.zeros_like(sums[:, :1]))
@@ -191,10 +194,12 @@ class Found:
             if len(of_sentence) < self._beam:
                 hypothesis = dict(zip(("tokens", "score", "positional_scores"), row, strict=True))
                 of_sentence.append({**hypothesis, "attention": torch.empty(0), "alignment": torch.empty(0)})
-        done = {number for number, _ in places if at_end or len(self._hypotheses[self.searched[number]]) == self._beam}
-        going_on = [number for number in range(len(self.searched)) if number not in done]
+        enough = 1 if at_end else self._beam
+        going_on = [n for n, sentence in enumerate(self.searched) if len(self._hypotheses[sentence]) < enough]
+        if len(going_on) == len(self.searched):
+            return slice(None)
         self.searched = [self.searched[number] for number in going_on]
-        return torch.tensor(going_on, dtype=torch.long, device=tokens.device) if done else slice(None)
+        return torch.tensor(going_on, dtype=torch.long, device=tokens.device)
 
     def best_first(self) -> list[list[dict]]:
         """The hypotheses of each sentence."""

@@ -337,7 +337,7 @@ class ConditionalLMTask(PairTask):
         return JoinedPairDataset(bare, lengths, self.source_dictionary, tgt_dict=self.target_dictionary)
 
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, **kwargs):
-        """fairseq's generator, kept to the positions that the longest source allowed leaves."""
+        """The same, kept to the positions that the longest source allowed leaves."""
         room = min(model.max_positions() for model in models) - self.cfg.max_source_tokens
         extra = {"max_len": room, **(extra_gen_cls_kwargs or {})}
         return super().build_generator(models, args, seq_gen_cls, extra, **kwargs)

@@ -309,10 +309,29 @@ def test_wrong_arguments_are_refused_in_one_sentence(bart):
         ("the cat", "short", {}, "texts is one text; pass a list"),
         (["the cat"], ["short", "short"], {}, "there are 1 texts, but 2 tasks"),
         (["the cat", " "], "short", {}, "text 2: nothing is left of it in this vocabulary"),
-        (["the cat"], "short", {"min_len": 20, "max_len_b": 9}, "min_len is 20, but a text may get 9 tokens at most"),
+        (["the cat"], "short", {"min_len": 20, "max_len_b": 9}, "min_len is 20, but text 1 may get 9 tokens at most"),
+        (["the cat"], "short", {"beam": 0}, "beam is 0 and batch_size 32; both have to be 1 or more"),
+        (["the cat"], "short", {"batch_size": -1}, "beam is 5 and batch_size -1; both have"),
+        (["\ud800"], "short", {}, "text 1 cannot be encoded in this vocabulary|text 1: nothing is left"),
     ):
         with pytest.raises(UsageError, match=message):
             model.generate(texts, tasks, **given)
+
+
+def test_a_blank_text_is_refused_whatever_the_vocabulary(gpt2):
+    with pytest.raises(UsageError, match="text 1: nothing is left"):
+        gpt2.load("short").generate([" "], "short")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused_in_one_sentence(bart, device):
+    with pytest.raises(UsageError, match=f"device is '{device}'"):
+        api.load(bart.base, device=device)
+
+
+@torch.inference_mode()
+def test_a_model_may_be_loaded_and_used_in_inference_mode(bart):
+    assert bart.load("short").generate(TEXTS[:1], "short") == bart.load("short").generate(TEXTS[:1], "short")
 
 
 def test_a_base_or_vocabulary_that_cannot_be_used_is_refused_in_one_sentence(bart, gpt2, tmp_path, byte_bpe):

@@ -118,6 +118,22 @@ def test_keys_are_gathered_once_a_search_and_follow_the_sentences(tasks, monkeyp
     assert sorted(searching, reverse=True) == searching and searching[-1] < searching[0], "finished sentences leave"
 
 
+def test_a_prefix_may_have_two_names_and_a_bank_is_not_saved_as_a_whole(tasks):
+    first, second = (tasks.bank[name] for name in tasks.bank.names[:2])
+    bank = PrefixBank({"a": first, "b": first, "c": second})
+    bank.remove("a")
+    assert bank.names == ["b", "c"] and bank["b"] is first and bank["c"] is second
+    with pytest.raises(UsageError, match=r"save each prefix of it after model.use"):
+        tasks.model.state_dict()
+    with pytest.raises(UsageError, match="'one' is one name"):
+        bank.select("one")
+    with pytest.raises(UsageError, match="has to be a text, not None"):
+        bank.add(None, first)
+    tasks.model.use(first)
+    assert any(name.startswith("prefix.") for name in tasks.model.state_dict())
+    tasks.model.use(tasks.bank)
+
+
 @torch.no_grad()
 def test_rows_of_the_same_prefix_share_one_row_of_keys(tasks):
     tasks.bank.select(["train", "train", "train"])

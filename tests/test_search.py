@@ -9,10 +9,11 @@ import methods
 import pytest
 import tiny
 import torch
+from fairseq.models.bart.model import BARTModel
 from fairseq.sequence_generator import SequenceGenerator
 from torch import nn
 
-from fairseq_prefix import linear
+from fairseq_prefix import beams, linear
 from fairseq_prefix.errors import UsageError
 from fairseq_prefix.linear import FrozenLinear
 from fairseq_prefix.search import NGramBlock, Searcher
@@ -282,3 +283,81 @@ def test_what_a_search_cannot_do_is_said(searched):
     damaged.decoder.layers[0].fc1.weight.data.fill_(float("nan"))
     with pytest.raises(UsageError, match="no hypothesis has a score that is a number"):
         task.inference_step(task.build_generator([damaged], Namespace(beam=2, max_len_b=5)), [damaged], sample)
+
+
+@torch.no_grad()
+def test_very_many_hypotheses_copy_their_keys_and_stay_the_same(searched, monkeypatch):
+    family, model = searched
+    task = methods.make_task(family)
+    tokens, lengths = methods.sources(family)
+    sample = {"net_input": {"src_tokens": tokens, "src_lengths": lengths}}
+    found = []
+    for many in (16, 2):
+        monkeypatch.setattr(beams, "MANY", many)
+        generator = task.build_generator([model], Namespace(beam=4, max_len_b=12))
+        found.append(methods.token_lists(task.inference_step(generator, [model], sample)))
+    assert found[0] == found[1]
+
+
+@torch.no_grad()
+def test_another_librarys_model_is_searched_by_fairseq(tmp_path):
+    """fairseq's own BART tells its attention the beam size, and computes nothing with one row per sentence."""
+    task = tiny.make_task()
+    model = BARTModel.build_model(tiny.make_args("full_bart_tiny"), task).eval()
+    tokens, lengths = methods.sources("bart")
+    sample = {"net_input": {"src_tokens": tokens, "src_lengths": lengths}}
+    found = [
+        methods.token_lists(
+            task.inference_step(
+                task.build_generator([model], Namespace(beam=3, max_len_b=9), seq_gen_cls=kind), [model], sample
+            )
+        )
+        for kind in (None, SequenceGenerator)
+    ]
+    assert found[0] == found[1]
+
+
+@torch.no_grad()
+def test_a_language_model_alone_is_searched_too(tmp_path):
+    """Without a source it is not known which hypotheses belong together."""
+    base = methods.make_base(tmp_path, "gpt2", scale=0.1)
+    model = methods.build("full", "gpt2", base).eval()
+    symbols = methods.make_task("gpt2").target_dictionary
+
+    class Alone(nn.Module):
+        """The decoder as fairseq's language models have it; without an incremental state if not `cached`."""
+
+        def __init__(self, cached):
+            super().__init__()
+            self.cached, self.model = cached, model
+            if cached:
+                self.decoder = model.decoder
+
+        def forward(self, tokens):
+            return self.model.decoder(tokens)
+
+        def get_normalized_probs(self, *args, **kwargs):
+            return self.model.get_normalized_probs(*args, **kwargs)
+
+        def max_decoder_positions(self):
+            return 60
+
+    prompts = torch.tensor([[7, 8, 9], [20, 21, 22]])
+    sample = {"net_input": {"src_tokens": prompts, "src_lengths": torch.tensor([3, 3])}}
+    found = []
+    for cached in (True, False):
+        generator = SequenceGenerator([Alone(cached)], symbols, beam_size=3, max_len_b=9)
+        found.append(methods.token_lists(generator.generate([model], sample, prefix_tokens=prompts)))
+    assert found[0] == found[1]
+
+
+@torch.no_grad()
+def test_a_forced_token_may_be_one_that_is_suppressed_elsewhere(tmp_path):
+    base = methods.make_base(tmp_path, "bart", scale=0.05)
+    model, task = methods.build("full", "bart", base).eval(), methods.make_task("bart")
+    tokens, lengths = methods.sources("bart")
+    sample = {"net_input": {"src_tokens": tokens, "src_lengths": lengths}}
+    options = Namespace(beam=2, max_len_b=6, min_len=6)
+    generator = task.build_generator([model], options, extra_gen_cls_kwargs={"tokens_to_suppress": ["<s>"]})
+    for row in methods.token_lists(task.inference_step(generator, [model], sample)):
+        assert all(hypothesis[0] == 0 and 0 not in hypothesis[1:] for hypothesis in row)
