@@ -91,11 +91,12 @@ class PrefixBank(nn.Module):
         distinct = list(dict.fromkeys(rows))
         self._chosen = [None if name is None else self[name] for name in distinct]
         device = next((parameter.device for parameter in self.parameters()), None)
-        self._rows = torch.tensor([distinct.index(name) for name in rows], dtype=torch.long, device=device)  # B
+        self._places = [distinct.index(name) for name in rows]  # B, among those chosen
+        of_rows = torch.tensor(self._places, dtype=torch.long, device=device)
         lengths = {site: [0 if prefix is None else prefix.length(site) for prefix in self._chosen] for site in SITES}
         self._longest = {site: max(found, default=0) for site, found in lengths.items()}
         self._lengths = {
-            site: torch.tensor(found, device=device)[self._rows, None] if len({*found}) > 1 else self._longest[site]
+            site: torch.tensor(found, device=device)[of_rows, None] if len({*found}) > 1 else self._longest[site]
             for site, found in lengths.items()
         }
 
@@ -129,7 +130,8 @@ class PrefixBank(nn.Module):
             return found[0] if found else None
         nothing = next(filter(None, found))[0][:, :, :0]  # 1 x H x 0 x d
         tables = zip(*(pair or (nothing, nothing) for pair in found), strict=True)
-        key, value = (torch.cat([self._filled(table, site) for table in same])[self._rows] for same in tables)
+        filled = ([self._filled(table, site) for table in same] for same in tables)
+        key, value = (torch.cat([same[place] for place in self._places]) for same in filled)
         return key, value
 
     def _filled(self, table: Tensor, site: str) -> Tensor:

@@ -189,11 +189,13 @@ class OursStockSearch(StockFairseq):
     """This plugin's model, prefixes at all three sites, with stock fairseq's search."""
 
     sites = "encoder,decoder,cross"
+    recomputing = False
 
     def build(self):
         return tiny.build(
             f"prefix_bart_{self.settings.size}",
             self.task,
+            checkpoint_activations=self.recomputing,
             base_model=self.settings.base,
             prefix_sites=self.sites,
             prefix_length=self.settings.prefix_length,
@@ -216,6 +218,12 @@ class Ours(OursStockSearch):
 
     def make_generator(self, options):
         return self.task.build_generator([self.model], options)
+
+
+class OursRecomputing(Ours):
+    """With `--checkpoint-activations`."""
+
+    recomputing = True
 
 
 class OursManyTasks(Ours):
@@ -394,6 +402,7 @@ CONTESTANTS = {
     "ours": Ours,
     "ours, decoder only": OursDecoder,
     "ours, stock search": OursStockSearch,
+    "ours, recomputing": OursRecomputing,
     "ours, 8 tasks": OursManyTasks,
     "PEFT": PEFT,
     "adapters": Adapters,

@@ -29,7 +29,7 @@ PEAK, BUILDING, FILES, TRAINED = "peak", "while building", "files", "trained"
 ENTRANTS = {
     TRAINING: ("stock fairseq", "ours", "ours, decoder only", "PEFT", "adapters"),
     DECODING: ("stock fairseq", "ours, stock search", "ours", "ours, 8 tasks", "PEFT", "adapters", "adapters, ejected"),
-    MEMORY: ("stock fairseq", "ours", "ours, decoder only", "PEFT", "adapters"),
+    MEMORY: ("stock fairseq", "ours", "ours, recomputing", "ours, decoder only", "PEFT", "adapters"),
     SIZES: ("stock fairseq", "ours", "ours, decoder only", "PEFT", "adapters", "adapters, ejected"),
 }
 
