@@ -188,7 +188,7 @@ def random_options(rng):
         "unnormalized": rng.random() < 0.2,
         "min_len": least,
         "max_len_a": 0,
-        "max_len_b": rng.randrange(least, 11),
+        "max_len_b": rng.randrange(least, 9),
         "no_repeat_ngram_size": rng.choice((0, 0, 1, 2, 3)),
         "temperature": rng.choice((1.0, 1.0, 0.7)),
         "unkpen": rng.choice((0.0, 0.5)),
