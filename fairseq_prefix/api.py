@@ -100,8 +100,6 @@ class Model:
         Raises:
             UsageError: it is no prefix, or one of another base, dictionary or family, or the name is taken.
         """
-        if not (isinstance(name, str) and name):
-            raise UsageError(f"the name of a prefix has to be a text, not {name!r}")
         file = files.read_tuned(str(path))
         self._verify(path, file.metadata)
         geometry = {site: SiteGeometry(**shape) for site, shape in file.metadata["geometry"].items()}

@@ -84,28 +84,32 @@ class PrefixAttention(MultiheadAttention):
             y = self._attend_to_parts(q, self._parts(query, key, key_padding_mask, beams))
         else:
             k, v = self._project(key if self.encoder_decoder_attention else query)
-            self._note(incremental_state, k, v)
-            padding = self._padding_after_prefix(key_padding_mask, k)
-            k, v = self._after_prefix(k, v)
-            mask = _additive_mask(attn_mask, padding, k.size(2), q.dtype)
-            grouped = self._group_beams(q, k.size(0))  # B x H x (N/B*T) x d
-            y = F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, dropout_p=self._drop_probability)
-            y = self._ungroup_beams(y, length)
+            if incremental_state is not None:  # of whoever reads something before a search (`begin_with`)
+                self._set_input_buffer(incremental_state, {"prev_key": k, "prev_value": v})
+            y = self._attend(q, k, v, key_padding_mask, attn_mask)
         y = y.permute(2, 0, 1, 3).reshape(length, rows, width)
         return self.out_proj(y), None
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self._split_heads(self.k_proj(x)), self._split_heads(self.v_proj(x))  # B x H x S x d
 
-    def _note(self, incremental_state: dict | None, k: Tensor, v: Tensor) -> None:
-        """Leave the keys and values of a pass to whoever reads something before a search (`noted`)."""
-        if incremental_state is not None:
-            self._set_input_buffer(incremental_state, {"prev_key": k, "prev_value": v})
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, attn_mask: Tensor | None) -> Tensor:
+        """Of a whole text (q: N x H x T x d; k, v: B x H x S x d)."""
+        padding = self._padding_after_prefix(padding, k)
+        k, v = self._after_prefix(k, v)
+        mask = _additive_mask(attn_mask, padding, k.size(2), q.dtype)
+        grouped = self._group_beams(q, k.size(0))  # B x H x (N/B*T) x d
+        y = F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, dropout_p=self._drop_probability)
+        return self._ungroup_beams(y, q.size(2))
 
     def noted(self, incremental_state: dict) -> tuple[Tensor, Tensor]:
         """Keys and values (B x H x S x d) of a pass that was given this state and is no step of a search."""
         noted = self._get_input_buffer(incremental_state)
         return noted["prev_key"], noted["prev_value"]
+
+    def begin_with(self, reading: dict, padding: Tensor | None, beams: Beams) -> None:
+        """Let the hypotheses of each sentence begin after what was read of it in a pass that was given `reading`."""
+        beams.kept_by(self).parts["source"] = Part(*self.noted(reading), padding)
 
     def _parts(self, query: Tensor, source: Tensor | None, padding: Tensor | None, beams: Beams) -> list[Part]:
         """What a step of a search attends to: the prefix, then the source or what came before."""
@@ -191,26 +195,16 @@ class SourceAttention(PrefixAttention):
     wrote.
     """
 
-    def forward(
-        self, query: Tensor, *, incremental_state: dict | None = None, attn_mask: Tensor | None = None, **unused
-    ) -> tuple[Tensor, None]:
-        """As `PrefixAttention`'s, for texts that are padded on the right.
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, attn_mask: Tensor | None) -> Tensor:
+        """Of a whole text, padded on the right, behind everything that counts.
 
         Args:
-            query: T x N x D, T being 1 in a step of a search.
             attn_mask: true where [prefix | keys] may be attended to, T x (P+T) or N x 1 x T x (P+T). None: causal,
                 which is possible without a prefix only.
         """
-        if Beams.of(incremental_state) is not None:
-            return super().forward(query, None, None, incremental_state=incremental_state)
-        length, rows, width = query.shape
-        q, (k, v) = self._split_heads(self.q_proj(query)), self._project(query)
-        self._note(incremental_state, k, v)
         k, v = self._after_prefix(k, v)
         drop = self._drop_probability
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask, drop, is_causal=attn_mask is None)
-        y = y.permute(2, 0, 1, 3).reshape(length, rows, width)
-        return self.out_proj(y), None
+        return F.scaled_dot_product_attention(q, k, v, attn_mask, drop, is_causal=attn_mask is None)
 
 
 def _additive_mask(causal: Tensor | None, padding: Tensor | None, columns: int, dtype: torch.dtype) -> Tensor | None:

@@ -50,9 +50,12 @@ class PrefixBank(nn.Module):
         Raises:
             UsageError: there is none.
         """
+        return self.prefixes[self._number(name)]
+
+    def _number(self, name: str) -> int:
         if name not in self._names:
             raise UsageError(f"there is no prefix {name!r}; there are: {', '.join(self._names) or 'none'}")
-        return self.prefixes[self._names.index(name)]
+        return self._names.index(name)
 
     def add(self, name: str, prefix: Prefix) -> None:
         """Put a prefix into the bank.
@@ -73,8 +76,7 @@ class PrefixBank(nn.Module):
         Raises:
             UsageError: there is none of this name.
         """
-        self[name]  # is there
-        number = self._names.index(name)
+        number = self._number(name)
         del self._names[number]
         del self.prefixes[number]
         self._chosen = None

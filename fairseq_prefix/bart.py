@@ -24,7 +24,7 @@ from . import checkpoint as files
 from . import model as common
 from .adapter import AdaptableDecoderLayer, AdaptableEncoderLayer
 from .attention import PrefixDecoderLayer, PrefixEncoderLayer, PromptDecoderLayer
-from .beams import Beams, Part, SearchedDecoder
+from .beams import Beams, SearchedDecoder
 from .errors import UsageError
 from .prefix import SITES, Prefix
 from .prompt import Prompt, prompt_columns
@@ -246,19 +246,18 @@ class PrefixDecoder(SearchedDecoder, Decoder):
         """As fairseq's; in a search of the last tokens alone, and without asking whether one of them is padding."""
         if incremental_state is None:
             return super().extract_features(prev_output_tokens, encoder_out, **options)
-        if not incremental_state:
-            self._begin(encoder_out, incremental_state, prev_output_tokens)
-        beams = Beams.of(incremental_state)
-        beams.advance()
-        positions = self.embed_positions
-        x = self.embed_scale * self.embed_tokens(prev_output_tokens[:, -1:])
-        if positions is not None:
-            x = x + positions(prev_output_tokens, incremental_state=incremental_state)
-        x = self._through_layers(_normed(self, x), encoder_out, incremental_state)
-        return x, {"attn": [None]}
+        self._advance(encoder_out, incremental_state, prev_output_tokens)
+        x = self._embed(prev_output_tokens, incremental_state)
+        return self._through_layers(x, encoder_out, incremental_state), {"attn": [None]}
 
-    def _begin(self, encoder_out: dict, state: dict, tokens: torch.Tensor) -> None:
-        """Start a search of hypotheses (N x t), N being a multiple of the sentences."""
+    def _embed(self, tokens: torch.Tensor, state: dict | None) -> torch.Tensor:
+        """Of all tokens, or in a search of the last ones: N x T x D."""
+        x = self.embed_scale * self.embed_tokens(tokens if state is None else tokens[:, -1:])
+        if self.embed_positions is not None:
+            x = x + self.embed_positions(tokens, incremental_state=state)
+        return _normed(self, x)
+
+    def _begin(self, encoder_out, state, tokens) -> None:
         Beams.begin(state, encoder_out["encoder_out"][0].size(1), tokens)
 
     def _through_layers(self, x: torch.Tensor, encoder_out: dict, state: dict | None) -> torch.Tensor:
@@ -303,9 +302,9 @@ class PromptDecoder(PrefixDecoder):
         """Hidden states at the tokens of the target, or in a search at the last of them."""
         if incremental_state is not None:
             return super().extract_features(prev_output_tokens, encoder_out, incremental_state)
-        x = self.embed_scale * self.embed_tokens(prev_output_tokens) + self.embed_positions(prev_output_tokens)
+        x = self._embed(prev_output_tokens, None)
         prompt = self._columns(x, len(x))
-        x = torch.cat([prompt, _normed(self, x)], dim=1)
+        x = torch.cat([prompt, x], dim=1)
         return self._through_layers(x, encoder_out, None)[:, prompt.size(1) :], {"attn": [None]}
 
     def _columns(self, like: torch.Tensor, rows: int) -> torch.Tensor:
@@ -313,19 +312,15 @@ class PromptDecoder(PrefixDecoder):
         return _normed(self, prompt_columns(prompt, "decoder", like, rows))  # rows x P x D
 
     def _begin(self, encoder_out, state, tokens) -> None:
-        """Start a search with the prompt, one row per sentence."""
+        """The same with the prompt, one row per sentence."""
         source, reading = encoder_out["encoder_out"][0], {}
         columns = self._columns(source, source.size(1))
         if columns.size(1):
             self._through_layers(columns, encoder_out, reading)
         super()._begin(encoder_out, state, tokens)
         for layer in self.layers if reading else ():
-            for attention, padding in (
-                (layer.self_attn, None),
-                (layer.encoder_attn, encoder_out["encoder_padding_mask"][0]),
-            ):
-                part = Part(*attention.noted(reading), padding)
-                Beams.of(state).kept_by(attention).parts["source"] = part
+            layer.self_attn.begin_with(reading, None, Beams.of(state))
+            layer.encoder_attn.begin_with(reading, encoder_out["encoder_padding_mask"][0], Beams.of(state))
 
 
 def _normed(side: TransformerEncoderBase | TransformerDecoderBase, x: torch.Tensor) -> torch.Tensor:

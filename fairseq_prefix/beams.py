@@ -140,7 +140,19 @@ class Beams:
 
 
 class SearchedDecoder:
-    """A decoder whose attention layers keep their keys in `Beams`."""
+    """A decoder whose attention layers keep their keys in `Beams`.
+
+    It says how a search of hypotheses (N x t), N being a multiple of the sentences, starts: `_begin`.
+    """
+
+    def _begin(self, encoder_out: dict | None, state: dict, tokens: Tensor) -> None:
+        raise NotImplementedError
+
+    def _advance(self, encoder_out: dict | None, state: dict, tokens: Tensor) -> None:
+        """Go on to the next step of a search, or start one."""
+        if not state:
+            self._begin(encoder_out, state, tokens)
+        Beams.of(state).advance()
 
     def reorder_incremental_state_scripting(self, incremental_state: dict, new_order: Tensor) -> None:
         """fairseq's hook, called when the search has chosen which hypotheses go on."""

@@ -27,7 +27,7 @@ from torch import Tensor
 from . import checkpoint as files
 from . import model as common
 from .attention import SourceDecoderLayer
-from .beams import Beams, Part, SearchedDecoder
+from .beams import Beams, SearchedDecoder
 from .errors import UsageError
 from .prefix import Prefix
 from .prompt import ReadPrompt
@@ -304,9 +304,7 @@ class GPT2Decoder(SearchedDecoder, TransformerDecoderBase):
 
     def _step(self, tokens: Tensor, encoder_out: dict | None, state: dict) -> Tensor:
         """The hidden state at the last of `tokens` (N x t), those before it having been seen in earlier steps."""
-        if not state:
-            self._begin(encoder_out, state, tokens)
-        Beams.of(state).advance()
+        self._advance(encoder_out, state, tokens)
         ends = encoder_out["ends"] if encoder_out else self.prefix_lengths
         positions = ends + torch.full_like(tokens[:, -1:], tokens.size(1) - 1)
         x = self._embed(tokens[:, -1:], positions).transpose(0, 1)
@@ -315,12 +313,10 @@ class GPT2Decoder(SearchedDecoder, TransformerDecoderBase):
         return self.layer_norm(x).transpose(0, 1)
 
     def _begin(self, encoder_out: dict | None, state: dict, tokens: Tensor) -> None:
-        """Start a search of hypotheses (N x t), N being a multiple of the sources."""
         beams = Beams.begin(state, len(encoder_out["padding"]) if encoder_out else None, tokens)
         if encoder_out and encoder_out["state"]:
             for layer in self.layers:
-                part = Part(*layer.self_attn.noted(encoder_out["state"]), encoder_out["padding"])
-                beams.kept_by(layer.self_attn).parts["source"] = part
+                layer.self_attn.begin_with(encoder_out["state"], encoder_out["padding"], beams)
 
     def output_layer(self, features):
         """Logits; symbols that the base does not have get none of the probability."""

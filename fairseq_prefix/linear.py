@@ -61,7 +61,8 @@ class FrozenLinear(nn.Linear):
         return plain and x.numel() > 0 and not learning and not torch.is_autocast_enabled("cpu")
 
     def train(self, mode: bool = True) -> FrozenLinear:
-        self._forget()  # fairseq's optimizers change weights in a way that leaves no trace
+        if mode != self.training:  # fairseq's optimizers change weights in a way that leaves no trace
+            self._forget()
         return super().train(mode)
 
     def _forget(self) -> None:

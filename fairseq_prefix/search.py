@@ -6,6 +6,8 @@ L tokens, C candidates.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from fairseq.search import BeamSearch
 from fairseq.sequence_generator import SequenceGenerator
@@ -13,8 +15,6 @@ from torch import Tensor, nn
 
 from .errors import UsageError
 from .model import FromBase
-
-NEVER = float("-inf")
 
 
 class NGramBlock(nn.Module):
@@ -43,7 +43,7 @@ class NGramBlock(nn.Module):
         seen = (ngrams[..., :-1] == last[:, None]).all(dim=-1)  # N x (T-n+1)
         ends = ngrams[..., -1]
         # The least of several, where one token ended n-grams that began in different ways.
-        return scores.scatter_reduce_(1, ends, scores.gather(1, ends).masked_fill(seen, NEVER), "amin")
+        return scores.scatter_reduce_(1, ends, scores.gather(1, ends).masked_fill(seen, -math.inf), "amin")
 
 
 class Searcher(SequenceGenerator):
@@ -79,7 +79,7 @@ class Searcher(SequenceGenerator):
                 continue
             before = sums[:, step - 1, None] if step else 0
             values, symbols, rows = self._candidates(lprobs, before, step == limit, len(found.searched))  # B x C
-            ended = symbols.eq(self.eos) & values.ne(NEVER)
+            ended = symbols.eq(self.eos) & values.ne(-math.inf)
             divisor = (step + 1) ** self.len_penalty if self.normalize_scores else 1
             going_on = found.add(
                 ended, values, rows, tokens[:, : step + 2], sums[:, : step + 1], divisor, step == limit
@@ -113,12 +113,12 @@ class Searcher(SequenceGenerator):
 
     def _allowed(self, lprobs: Tensor, tokens: Tensor, step: int, forced: bool) -> Tensor:
         """The same scores (N x V), with what may not come at -inf."""
-        lprobs[:, self.pad] = NEVER
+        lprobs[:, self.pad] = -math.inf
         lprobs[:, self.unk] -= self.unk_penalty
         if step < self.min_len and not forced:
-            lprobs[:, self.eos] = NEVER
+            lprobs[:, self.eos] = -math.inf
         if self.token_indices_to_suppress is not None and not forced:
-            lprobs[:, self.token_indices_to_suppress] = NEVER
+            lprobs[:, self.token_indices_to_suppress] = -math.inf
         if self.repeat_ngram_blocker is not None:
             lprobs = self.repeat_ngram_blocker(tokens, lprobs, len(tokens), 1, step)
         return lprobs
@@ -132,7 +132,7 @@ class Searcher(SequenceGenerator):
             symbols = torch.full_like(values, self.eos, dtype=torch.long)
         else:
             values, symbols = lprobs.topk(2 * self.beam_size)  # N x C: half of them may be </s>
-        values = (values + before).nan_to_num(nan=NEVER, neginf=NEVER)
+        values = (values + before).nan_to_num(nan=-math.inf, neginf=-math.inf)
         rows = torch.arange(len(values), device=values.device)[:, None].expand_as(values)
         values, symbols, rows = (x.reshape(sentences, -1) for x in (values, symbols, rows))  # B x W*C
         values, best = values.topk(min(2 * self.beam_size, values.size(1)))

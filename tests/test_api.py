@@ -312,7 +312,7 @@ def test_wrong_arguments_are_refused_in_one_sentence(bart):
         (["the cat"], "short", {"min_len": 20, "max_len_b": 9}, "min_len is 20, but text 1 may get 9 tokens at most"),
         (["the cat"], "short", {"beam": 0}, "beam is 0 and batch_size 32; both have to be 1 or more"),
         (["the cat"], "short", {"batch_size": -1}, "beam is 5 and batch_size -1; both have"),
-        (["\ud800"], "short", {}, "text 1 cannot be encoded in this vocabulary|text 1: nothing is left"),
+        (["\ud800"], "short", {}, "text 1 cannot be encoded in this vocabulary"),
     ):
         with pytest.raises(UsageError, match=message):
             model.generate(texts, tasks, **given)

@@ -11,7 +11,7 @@ import torch
 from fairseq.sequence_generator import SequenceGenerator
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
-from fairseq_prefix.beams import Beams
+from fairseq_prefix.beams import ROOM, Beams
 from fairseq_prefix.errors import UsageError
 
 bart_of_transformers = test_bart.hugging_face
@@ -132,7 +132,9 @@ def test_bart_reads_the_prompt_once_per_sentence_and_keeps_it_so(bases):
     assert own[0] == (3, 6) and own[1] == (1, 30) and {columns for columns, _ in own[1:]} == {1}
     assert cross == [(14, 6)], "the source's keys are computed once per sentence"
     assert encoded == [(14, 6)]
-    assert kept[1].kept_by(layer.self_attn).parts["source"].key.shape[:3] == (6, 4, 3)
+    of_layer = kept[1].kept_by(layer.self_attn)
+    assert of_layer.parts["source"].key.shape[:3] == (6, 4, 3)
+    assert of_layer.written.tables[0].shape[:3] == (6, 4, 5 * ROOM), "what five hypotheses write is side by side"
 
 
 @pytest.mark.parametrize("sites", ["encoder", "decoder"])

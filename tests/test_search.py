@@ -112,6 +112,20 @@ def test_frozen_weights_give_the_same_gradient(layers):
 
 
 @needs_onednn
+def test_weights_are_packed_once_whatever_says_again_that_nothing_is_trained(layers):
+    """Every generator of fairseq's calls `eval()`."""
+    _, fast = layers
+    fast.packing, x = True, torch.randn(5, 48)
+    with torch.no_grad():
+        fast.eval()(x)
+        packed = fast._packed
+        fast.eval()(x)
+        assert fast._packed is packed
+        fast.train().eval()(x)
+        assert fast._packed is not packed, "an optimizer may have changed them meanwhile"
+
+
+@needs_onednn
 def test_weights_that_change_are_packed_anew(layers):
     plain, fast = layers
     x = torch.randn(5, 48)
