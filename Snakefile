@@ -9,6 +9,10 @@ min_version("9.11")
 configfile: "configs/config.yaml"
 
 
+resource_scopes:
+    gpu_jobs="local",  # of one machine
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/base.smk"

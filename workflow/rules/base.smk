@@ -19,8 +19,8 @@ rule unpack_base:
     wildcard_constraints:
         model=any_of(study.models_with("archive")),
     resources:
-        mem_mb=2000,
-        runtime=60,
+        mem_mb=growing(2000),
+        runtime=growing(60),
     message:
         "Unpacking {wildcards.model}"
     shell:
@@ -70,6 +70,9 @@ rule make_demo_documents:
     wildcard_constraints:
         model=any_of(study.models_pretrained_with("demo")),
     priority: 1
+    resources:
+        mem_mb=growing(2000),
+        runtime=growing(30),
     params:
         seed=lambda wildcards: pretraining(wildcards)["demo"]["seed"],
         options=lambda wildcards: arguments(pretraining(wildcards).get("documents", {})),
@@ -91,8 +94,8 @@ rule make_documents:
         model=any_of(study.models_pretrained_with("inputs")),
     priority: 1
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=growing(4000),
+        runtime=growing(60),
     params:
         options=lambda wildcards: arguments(pretraining(wildcards).get("documents", {})),
     message:
@@ -112,8 +115,8 @@ rule learn_vocabulary:
         "logs/bases/{model}/vocabulary.log",
     priority: 1
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=growing(4000),
+        runtime=growing(60),
     params:
         options=lambda wildcards: arguments(pretraining(wildcards)["vocabulary"]),
         folder=subpath(output.model, parent=True),
@@ -138,8 +141,8 @@ rule add_noise:
     priority: 1
     threads: 4
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=growing(4000),
+        runtime=growing(60),
     params:
         seed=lambda wildcards: pretraining(wildcards)["seed"],
         options=lambda wildcards: arguments(pretraining(wildcards)["noise"]),
@@ -167,8 +170,8 @@ rule binarise_pretraining:
     priority: 1
     threads: 4
     resources:
-        mem_mb=4000,
-        runtime=120,
+        mem_mb=growing(4000),
+        runtime=growing(120),
     params:
         text=lambda wildcards, input: folder_of(input.text),
         folder=subpath(output.dictionary, parent=True),
@@ -194,8 +197,8 @@ rule encode_documents:
     priority: 1
     threads: 4
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=growing(4000),
+        runtime=growing(60),
     params:
         options=lambda wildcards: arguments(pretraining(wildcards)["text"]),
         folder=subpath(output[0], parent=True),
@@ -221,8 +224,8 @@ rule binarise_text:
     priority: 1
     threads: 4
     resources:
-        mem_mb=4000,
-        runtime=120,
+        mem_mb=growing(4000),
+        runtime=growing(120),
     params:
         text=lambda wildcards, input: folder_of(input.text),
         folder=subpath(output.dictionary, parent=True),
@@ -250,8 +253,9 @@ rule pretrain:
     threads: threads_of
     resources:
         gpu=gpus_of,
-        mem_mb=mb_of_training,
-        runtime=2880,
+        gpu_jobs=gpus_of,
+        mem_mb=growing(mb_of_training),
+        runtime=growing(2880),
     params:
         data=lambda wildcards, input: folder_of(input.data),
         architecture=lambda wildcards: f"full_{study.model(wildcards.model)['architecture']}",

@@ -143,6 +143,18 @@ def architecture(wildcards):
     return f"{study.method(wildcards.method)['architecture']}_{study.model(wildcards.model)['architecture']}"
 
 
+# What a job may take. On a cluster, jobs that are killed for memory or time are sent again (`retries` of its profile), and
+# the second attempt asks for twice as much, the third for three times. A job is a `gpu_job` of the machine that it runs
+# on: how many of them there may be at a time is in profiles/default, and is of no concern to a cluster.
+
+
+def growing(amount):
+    """A resource that grows with the attempts: a number, or a function of the wildcards."""
+    if callable(amount):
+        return lambda wildcards, attempt: attempt * amount(wildcards)
+    return lambda wildcards, attempt: attempt * amount
+
+
 def is_small(wildcards):
     """Whether the model is trained on a CPU's core, several side by side."""
     return study.parameters(wildcards.model) < 10
@@ -165,6 +177,37 @@ def mb_of_training(wildcards):
 def mb_of_decoding(wildcards):
     """Weights as read, as loaded and as brought into the model."""
     return 8000 + 12 * study.parameters(wildcards.model)
+
+
+def shares(wildcards):
+    """The GPUs of each node, and the nodes, that a training of a method is shared by."""
+    return study.resources(wildcards.task, wildcards.model, wildcards.method)
+
+
+def if_across_nodes(value):
+    """A resource that only a training across several nodes asks for: a function of `shares` and of whether it is small.
+
+    Snakemake leaves out a resource that is None. One process of the training is one task of the batch system then, and
+    the job is declared an MPI one, which leaves it to the job itself to start them (train.py, with srun).
+    """
+
+    def resource(wildcards):
+        shared = shares(wildcards)
+        return value(shared, is_small(wildcards)) if shared["nodes"] > 1 else None
+
+    return resource
+
+
+def processes_here(wildcards):
+    """How many processes of a training share a task of the batch system: all of a node's, but across nodes each is one."""
+    shared = shares(wildcards)
+    return shared["gpus"] if shared["nodes"] == 1 else 1
+
+
+def gpus_of_training(wildcards):
+    """All on one node; across nodes `gres` says how many each of them is to have."""
+    shared = shares(wildcards)
+    return gpus_of(wildcards) * shared["gpus"] if shared["nodes"] == 1 else None
 
 
 def preparation_threads(wildcards):

@@ -32,6 +32,9 @@ rule make_demo_task:
         expand("resources/demo/{{task}}/{split}.jsonl", split=["train", "valid", "test"]),
     log:
         "logs/resources/demo/{task}.log",
+    resources:
+        mem_mb=growing(2000),
+        runtime=growing(30),
     params:
         kind=lambda wildcards: study.task(wildcards.task)["demo"]["kind"],
         seed=lambda wildcards: study.task(wildcards.task)["demo"]["seed"],
@@ -58,8 +61,8 @@ rule prepare:
         task=TASK,
     threads: lambda wildcards: 1 if "demo" in study.task(wildcards.task) else 4  # as preparation_threads
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=growing(4000),
+        runtime=growing(60),
     params:
         reader=lambda wildcards: study.task(wildcards.task)["reader"],
         expected=lambda wildcards: compact_json(study.task(wildcards.task).get("expected") or {}),
@@ -88,8 +91,8 @@ rule draw_subset:
         size=r"\d+",
         subset_seed=r"\d+",
     resources:
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=growing(2000),
+        runtime=growing(30),
     params:
         input_folder=subpath(input.report, parent=True),
         folder=subpath(output.report, parent=True),
@@ -116,8 +119,8 @@ rule describe:
         "logs/results/{task}/data.log",
     threads: 4
     resources:
-        mem_mb=4000,
-        runtime=120,
+        mem_mb=growing(4000),
+        runtime=growing(120),
     params:
         folder=subpath(input.report, parent=True),
         models=lambda wildcards: compact_json(
@@ -143,8 +146,8 @@ rule encode:
         "logs/data/{task}/{vocabulary}/{split}.log",
     threads: preparation_threads
     resources:
-        mem_mb=2000,
-        runtime=60,
+        mem_mb=growing(2000),
+        runtime=growing(60),
     params:
         vocabulary=lambda wildcards: arguments(vocabulary_options(wildcards.vocabulary)),
         prefix=lambda wildcards, output: output.source.removesuffix(".source"),
@@ -170,8 +173,8 @@ rule binarise:
         "logs/data/{task}/{vocabulary}/binarise.log",
     threads: preparation_threads
     resources:
-        mem_mb=4000,
-        runtime=120,
+        mem_mb=growing(4000),
+        runtime=growing(120),
     params:
         text=lambda wildcards, input: folder_of(input.text),
         folder=subpath(output.dictionary, parent=True),

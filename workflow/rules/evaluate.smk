@@ -22,8 +22,9 @@ rule generate:
     threads: threads_of
     resources:
         gpu=gpus_of,
-        mem_mb=mb_of_decoding,
-        runtime=720,
+        gpu_jobs=gpus_of,
+        mem_mb=growing(mb_of_decoding),
+        runtime=growing(720),
     params:
         data=lambda wildcards, input: folder_of(input.data),
         base=base_option,
@@ -47,8 +48,8 @@ rule hypotheses:
     log:
         "logs/runs/{task}/{model}/{method}/{seed}/hypotheses.log",
     resources:
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=growing(2000),
+        runtime=growing(30),
     params:
         vocabulary=lambda wildcards: arguments(vocabulary_options(study.vocabulary(wildcards.model))),
     message:
@@ -70,8 +71,8 @@ rule score:
         "logs/runs/{task}/{model}/{method}/{seed}/{metric}.log",
     threads: lambda wildcards: 2 if wildcards.metric in ("ter", "chrf") else 1
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=growing(4000),
+        runtime=growing(60),
     params:
         metric=lambda wildcards: "{}={}".format(
             wildcards.metric, compact_json(study.task(wildcards.task)["metrics"].get(wildcards.metric, {}))

@@ -22,21 +22,29 @@ rule train:
         "logs/runs/{task}/{model}/{method}/{seed}/train.benchmark.tsv"
     wildcard_constraints:
         method=methods_named(study.methods_where(trained=True)),
-    threads: threads_of
+    threads: lambda wildcards: threads_of(wildcards) * processes_here(wildcards)
     resources:
-        gpu=gpus_of,
-        mem_mb=mb_of_training,
-        runtime=2880,
+        gpu=gpus_of_training,
+        gpu_jobs=gpus_of,
+        nodes=lambda wildcards: shares(wildcards)["nodes"],
+        mpi=if_across_nodes(lambda shared, small: "srun"),
+        gres=if_across_nodes(lambda shared, small: None if small else f"gpu:{shared['gpus']}"),
+        tasks=if_across_nodes(lambda shared, small: shared["nodes"] if shared["gpus"] == 1 else None),
+        tasks_per_node=if_across_nodes(lambda shared, small: shared["gpus"] if shared["gpus"] > 1 else None),
+        tasks_per_gpu=if_across_nodes(lambda shared, small: 0),  # or `tasks` would be taken for it
+        mem_mb=growing(lambda wildcards: mb_of_training(wildcards) * shares(wildcards)["gpus"]),
+        runtime=growing(2880),
     params:
         data=lambda wildcards, input: folder_of(input.data),
         base=lambda wildcards, input: folder_of(input.base),
         architecture=architecture,
+        shared=lambda wildcards: arguments({key: n for key, n in shares(wildcards).items() if n > 1}),
         flags=lambda wildcards: study.flags("train", wildcards.task, wildcards.model, wildcards.method),
     message:
         "Training {wildcards.method} of {wildcards.model} on {wildcards.task}, seed {wildcards.seed}"
     shell:
         "OMP_NUM_THREADS={threads} python {input.script:q} --data {params.data:q} --arch {params.architecture} --base-model {params.base:q}"
-        " --seed {wildcards.seed} --output {output.checkpoint:q} --run-json {output.record:q} --log {log:q}"
+        " --seed {wildcards.seed} {params.shared:q} --output {output.checkpoint:q} --run-json {output.record:q} --log {log:q}"
         " -- {params.flags:q}"
 
 
@@ -52,8 +60,8 @@ rule leave_untuned:
     wildcard_constraints:
         method=methods_named(study.methods_where(trained=False)),
     resources:
-        mem_mb=mb_of_decoding,
-        runtime=30,
+        mem_mb=growing(mb_of_decoding),
+        runtime=growing(30),
     params:
         base=lambda wildcards, input: folder_of(input.base),
         architecture=architecture,

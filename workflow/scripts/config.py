@@ -20,6 +20,7 @@ from __future__ import annotations
 import difflib
 import functools
 import itertools
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -40,9 +41,10 @@ SCHEMAS = Path(__file__).resolve().parents[1] / "schemas"
 # Given by the rules or by how they call files: a preset that set them would take files from elsewhere than where the
 # rules put and expect them.
 RESERVED = frozenset(
-    "arch base-model continue-once finetune-from-model gen-subset log-file log-format model-overrides path "
-    "restore-file results-path save-dir seed source-lang target-lang test-subset train-subset user-dir "
-    "valid-subset".split()
+    "arch base-model continue-once device-id distributed-init-method distributed-no-spawn distributed-num-procs "
+    "distributed-port distributed-rank distributed-world-size finetune-from-model gen-subset log-file log-format "
+    "model-overrides nprocs-per-node path restore-file results-path save-dir seed source-lang target-lang test-subset "
+    "train-subset user-dir valid-subset".split()
 )
 # The families of the plugin's architectures, and the task that feeds each. A method may choose another one.
 TASKS = {"bart": "conditional_generation", "gpt2": "conditional_lm"}
@@ -257,16 +259,22 @@ class Configuration:
         """Arguments for fairseq-train or fairseq-generate (`command`: train, generate), without what the rules add."""
         if not self.fits(method, model):
             raise UserError(f"{self.file}: {method} is not for {model}, but for {self.method(method)['families']} only")
-        merged = self._layers(command, task, model, method)
+        merged = self._flags(command, task, model, method)
         if command == "train" and self.method(method)["trained"]:
             merged = _with_decay(merged, f"{task}, {model}, {method}")
             if merged.get("prefix-init") == "words":
                 merged |= self._words(model, merged)
+            shared = self.resources(task, model, method)
+            merged = _shared_by(shared["gpus"] * shared["nodes"], merged, f"{task}, {model}, {method}")
         return arguments(merged)
+
+    def resources(self, task: str, model: str, method: str) -> dict[str, int]:
+        """What a training takes: `gpus` of each of its `nodes`; one process of fairseq-train runs on each GPU."""
+        return {"gpus": 1, "nodes": 1} | self._layers(("resources",), task, model, method)
 
     def files_of_words(self, task: str, model: str, method: str) -> list[str]:
         """What encodes the words that a training begins with; nothing where it begins with random numbers."""
-        if self._layers("train", task, model, method).get("prefix-init") != "words":
+        if self._flags("train", task, model, method).get("prefix-init") != "words":
             return []
         return list(self.vocabulary_files(self.vocabulary(model)).values())
 
@@ -282,22 +290,27 @@ class Configuration:
 
     def truncation(self, task: str, model: str) -> dict[str, int]:
         """How many tokens of a source and of a training target the first configured method reads."""
-        given = self._layers("train", task, model, self.methods[0])
+        given = self._flags("train", task, model, self.methods[0])
         return {flag: default if given.get(flag) is None else given[flag] for flag, default in TRUNCATION.items()}
 
-    def _layers(self, command: str, task: str, model: str, method: str) -> dict:
+    def _flags(self, command: str, task: str, model: str, method: str) -> dict:
+        merged = {"task": TASKS[self.family(model)]} | self._layers(("data", command), task, model, method)
+        own = variant(method).flags
+        return merged | {flag: value for flag, value in own.items() if flag in known_flags()[command]}
+
+    def _layers(self, keys: tuple[str, ...], task: str, model: str, method: str) -> dict:
+        """What stands under these keys in all layers."""
         found = subset(task)
         tasks = (found.task, "@", f"@{found.size}", f"{found.task}@{found.size}", task) if found else (task,)
-        preset, own = variant(method)
-        names = {"tasks": tasks, "models": self._model_groups(model), "methods": self._lineage("methods", preset)}
-        first, *derived = names["methods"]
-        merged = {"task": TASKS[self.family(model)]}
+        methods = self._lineage("methods", variant(method).method)
+        names = {"tasks": tasks, "models": self._model_groups(model), "methods": methods}
+        first, *derived = methods
+        merged = {}
         for kind, name in (("methods", first), ("models", model), ("tasks", tasks[0])):
-            merged |= _merged(self._preset(kind, name).values, command, names)
+            merged |= _merged(self._preset(kind, name).values, keys, names)
         for name in derived:  # what a method changes of another one is meant for all models and tasks
-            merged |= _merged(self._preset("methods", name).own, command, names)
-        merged |= _merged(self._overrides, command, names)
-        return merged | {flag: value for flag, value in own.items() if flag in known_flags()[command]}
+            merged |= _merged(self._preset("methods", name).own, keys, names)
+        return merged | _merged(self._overrides, keys, names)
 
     def _model_groups(self, model: str) -> tuple[str, ...]:
         """What sections for a model may be called, in the order in which they win."""
@@ -474,7 +487,7 @@ class Configuration:
                 self._check_sections(section, file, *keys, kind, name)
 
 
-_LAYER_KEYS = frozenset(("data", "train", "generate", *KINDS))
+_LAYER_KEYS = frozenset(("data", "train", "generate", "resources", *KINDS))
 _DATA_KEYS = frozenset(("dataset", "reader", "options", "inputs", "demo", "expected"))
 
 
@@ -485,13 +498,33 @@ def _laid_over(base, change):
     return base | {key: _laid_over(base[key], value) if key in base else value for key, value in change.items()}
 
 
-def _merged(layer: dict, command: str, names: dict[str, tuple[str, ...]]) -> dict:
-    flags = {**layer.get("data", {}), **layer.get(command, {})}
+def _merged(layer: dict, keys: tuple[str, ...], names: dict[str, tuple[str, ...]]) -> dict:
+    values = {name: value for key in keys for name, value in layer.get(key, {}).items()}
     for kind in ("methods", "models", "tasks"):
         for name in names[kind]:
             if section := layer.get(kind, {}).get(name):
-                flags |= _merged(section, command, names)
-    return flags
+                values |= _merged(section, keys, names)
+    return values
+
+
+def _shared_by(processes: int, flags: dict, run: str) -> dict:
+    """The flags of each of several processes that together make the batches that the flags say.
+
+    They first take over the batches that one process would have made one after another (update-freq).
+    """
+    if processes == 1:
+        return flags
+    freq = flags.get("update-freq") or 1
+    one_after_another = math.gcd(processes, freq) if isinstance(freq, int) else 1
+    side_by_side = processes // one_after_another
+    size = flags.get("batch-size")
+    if side_by_side > 1 and (flags.get("max-tokens") is not None or not size or size % side_by_side):
+        raise UserError(
+            f"{run}: {processes} GPUs cannot make equal shares of a batch (batch-size {size}, update-freq {freq}, "
+            f"max-tokens {flags.get('max-tokens')}); batch-size times update-freq must be a multiple of their number"
+        )
+    shared = {"batch-size": size // side_by_side} if side_by_side > 1 else {}
+    return flags | shared | ({"update-freq": freq // one_after_another} if one_after_another > 1 else {})
 
 
 def _with_decay(flags: dict, run: str) -> dict:

@@ -22,7 +22,7 @@ from typing import IO
 
 import psutil
 from common import UserError
-from warm import Fork, start
+from warm import Fork, start, start_anew
 
 HALF_PRECISION = ("--fp16", "--memory-efficient-fp16", "--amp")
 GRACE_SECONDS = 20
@@ -54,6 +54,7 @@ def run(
     log: Path,
     on_line: Callable[[str], bool] = lambda line: True,
     lock: IO[str] | None = None,
+    launcher: list[str] | None = None,
 ) -> float:
     """Run `python -m {module}` to its end; every line that it prints goes to `on_line`, and to the log if that says so.
 
@@ -61,6 +62,7 @@ def run(
 
     Args:
         lock: from `exclusive`; the child holds it as well, should this process be killed alone.
+        launcher: a command that starts the module in several processes, with the arguments after its own.
 
     Raises:
         UserError: the command failed; with the reason it gave, and where its log is.
@@ -70,7 +72,11 @@ def run(
         log_file.write(f"{module} {' '.join(arguments)}\n")
         log_file.flush()
         # Errors go to the file: a pipe, of its own or shared, would let a warning fall into the middle of a line.
-        process = start(module, arguments, log_file, [lock.fileno()] if lock else [])
+        held = [lock.fileno()] if lock else []
+        if launcher:
+            process = start_anew([*launcher, *arguments], log_file, held)
+        else:
+            process = start(module, arguments, log_file, held)
         if lock:
             note_holder(lock, os.getpid(), process.pid)
         with _ended_with_us(process):

@@ -15,16 +15,18 @@ import os
 import platform
 import re
 import shutil
+import socket
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from common import UserError, atomic_path, progress, run_main, sha256_file, write_json
+from common import UserError, atomic_path, positive, progress, run_main, sha256_file, write_json
 from fairseq_command import exclusive, fit_machine, run, split_arguments
 from plugin import plugin
 from warm import PLUGIN
 
+RANK = Path(__file__).with_name("rank.py")
 PACKAGES = ("fairseq-fixed", "fairseq-prefix", "numpy", "torch")
 LOGGED = re.compile(r"\| INFO \| (train_inner|train|valid) \| (\{.*\})$")
 GPU = re.compile(r"\| rank +\d+: .* total memory = ([\d.]+) GB ; name = (.*\S)")
@@ -75,6 +77,12 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--arch", required=True, help="the plugin's architecture, such as prefix_bart_large")
     parser.add_argument("--base-model", type=Path, metavar="DIR", help="the pretrained base; without one, from scratch")
     parser.add_argument("--seed", type=int, default=0, help="of initialisation, order and dropout [%(default)s]")
+    parser.add_argument(
+        "--gpus", type=positive, default=1, metavar="N", help="a process on each of N GPUs [%(default)s]"
+    )
+    parser.add_argument(
+        "--nodes", type=positive, default=1, metavar="N", help="... of each of a Slurm job's N nodes [1]"
+    )
     parser.add_argument("--untuned", action="store_true", help="no training: the base itself, as a checkpoint")
     parser.add_argument("--output", type=Path, required=True, metavar="CHECKPOINT", help="gets the best checkpoint")
     parser.add_argument("--run-json", type=Path, required=True, metavar="FILE", help="gets what was run, and on what")
@@ -97,10 +105,14 @@ def train(args: argparse.Namespace, flags: list[str], inputs: dict[str, str]) ->
     arguments = [str(args.data), "--arch", args.arch, "--seed", str(args.seed), *flags]
     if args.base_model:
         arguments += ["--base-model", str(args.base_model)]
-    digest = hashlib.sha256(json.dumps([arguments, sorted(inputs.items()), versions()]).encode()).hexdigest()[:16]
+    processes = args.gpus * args.nodes
+    what = [arguments, processes, sorted(inputs.items()), versions()]
+    digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
     folder = args.output.parent
     work = folder / f"work-{digest}"
     arguments += ["--user-dir", str(PLUGIN), "--save-dir", str(work), "--log-format", "json"]
+    if processes == 1:
+        arguments += ["--distributed-world-size", "1"]  # or fairseq takes every GPU that it sees, each a whole batch
     with exclusive(folder / "training.lock") as lock:
         last = work / "checkpoint_last.pt"
         if resumed := last.exists():
@@ -108,7 +120,8 @@ def train(args: argparse.Namespace, flags: list[str], inputs: dict[str, str]) ->
         # fairseq makes one more update before it sees that it was at the end.
         if not resumed or inspect(last)["updates"] != max_update(flags):
             with contextlib.closing(Progress(f"training {folder}", flags, resumed)) as bar:
-                memory["peak_mb"] = round(run("fairseq_cli.train", arguments, args.log, bar.follow, lock))
+                launch = launcher(args.gpus, args.nodes)
+                memory["peak_mb"] = round(run("fairseq_cli.train", arguments, args.log, bar.follow, lock, launch))
                 memory |= bar.gpu
         checkpoints = [work / "checkpoint_best.pt", last]  # no best where nothing was validated
         best = next(filter(Path.exists, checkpoints), None)
@@ -117,6 +130,26 @@ def train(args: argparse.Namespace, flags: list[str], inputs: dict[str, str]) ->
         with atomic_path(args.output) as temporary:
             shutil.copyfile(best, temporary)
     return memory
+
+
+def launcher(gpus: int, nodes: int) -> list[str] | None:
+    """The command that starts one process on each GPU; None for one process.
+
+    On one machine it is torchrun. Across the nodes of a Slurm job it is srun, whose processes meet here, on its first
+    node: the job is to have one task for each process.
+    """
+    if gpus * nodes == 1:
+        return None
+    threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or 1) // (gpus if nodes == 1 else 1))
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if nodes == 1:
+        return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}", str(RANK)]
+    if "SLURM_JOB_ID" not in os.environ or not shutil.which("srun"):
+        raise UserError(f"--nodes {nodes}: this is no Slurm job, and only its nodes can be used together")
+    with socket.create_server(("", 0)) as free:
+        os.environ |= {"MASTER_ADDR": socket.gethostname(), "MASTER_PORT": str(free.getsockname()[1])}
+    tasks = [f"--nodes={nodes}", f"--ntasks={gpus * nodes}", f"--ntasks-per-node={gpus}", f"--cpus-per-task={threads}"]
+    return ["srun", *tasks, "--kill-on-bad-exit=1", "--export=ALL", sys.executable, str(RANK)]
 
 
 def max_update(flags: list[str]) -> int | None:

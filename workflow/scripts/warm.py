@@ -49,8 +49,13 @@ def start(module: str, arguments: list[str], stderr: IO, held: list[int] | None 
     if address := os.environ.get(ADDRESS):
         with contextlib.suppress(ConnectionError, FileNotFoundError):
             return Fork(address, module, arguments, stderr, held or [])
+    return start_anew([sys.executable, "-m", module.removesuffix(".__main__"), *arguments], stderr, held)
+
+
+def start_anew(command: list[str], stderr: IO, held: list[int] | None = None) -> subprocess.Popen:
+    """Any command in the way of `start`, which is not asked of a warm process."""
     return subprocess.Popen(
-        [sys.executable, "-m", module.removesuffix(".__main__"), *arguments],
+        command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=stderr,
