@@ -7,7 +7,7 @@ VENV := .venv/bin/python
 SOURCES := fairseq_prefix workflow tests setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test setup-scores setup-bench demo demo-paper test test-scores bench bench-scores bench-prompt bench-data lint clean
+.PHONY: help setup setup-test setup-scores setup-bench setup-cluster demo demo-paper test test-scores test-cluster bench bench-scores bench-prompt bench-data lint clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1#/p' Makefile | while IFS='#' read -r name text; do printf '  make %-14s%s\n' "$$name" "$$text"; done
@@ -23,6 +23,9 @@ setup-scores: setup  ## Add what METEOR, CIDEr and E2E's ROUGE-L need (100 MB, a
 
 setup-bench: setup  ## Add PEFT, adapters and the transformers they need (150 MB), in a folder that only the benchmark sees
 	@PYTHON="$(PYTHON)" workflow/setup.sh bench
+
+setup-cluster: setup  ## Add Snakemake's plugins for Slurm and other batch systems
+	@PYTHON="$(PYTHON)" workflow/setup.sh cluster
 
 demo: setup  ## Train a prefix over a small frozen BART, from nothing to a table of scores, offline
 	@$(VENV) workflow/scripts/unlock.py
@@ -40,6 +43,9 @@ test: lint  ## Linters, then all tests
 
 test-scores: setup-test setup-scores  ## Every published score against ours, those of Java programs too (10 minutes)
 	@$(VENV) -m pytest -m "slow or not slow" tests/test_score.py tests/test_metrics.py tests/test_metrics_java.py tests/test_published.py
+
+test-cluster: setup-cluster  ## The workflow as jobs of a real Slurm that is brought up for it, with jobs, a node and itself killed
+	@$(VENV) tests/cluster $(CLUSTER)
 
 bench: setup-bench  ## Speed, memory and files beside stock fairseq, PEFT and adapters (an hour); BENCH="--help": its options
 	@$(VENV) tests/bench $(BENCH)

@@ -485,6 +485,46 @@ def test_truncation_is_what_training_gets():
     assert study.truncation("dart@5-1", "bart_large") == TRUNCATION
 
 
+def value_of(flags: list[str], flag: str) -> str | None:
+    return flags[flags.index(f"--{flag}") + 1] if f"--{flag}" in flags else None
+
+
+@pytest.mark.parametrize(
+    ("resources", "batch", "flags", "shared"),
+    [
+        ({}, {"batch-size": 12, "update-freq": 3}, ("12", "3"), {"gpus": 1, "nodes": 1}),
+        ({"gpus": 4}, {"batch-size": 12}, ("3", None), {"gpus": 4, "nodes": 1}),
+        ({"gpus": 2, "nodes": 3}, {"batch-size": 12}, ("2", None), {"gpus": 2, "nodes": 3}),
+        ({"gpus": 3}, {"batch-size": 5, "update-freq": 6}, ("5", "2"), {"gpus": 3, "nodes": 1}),
+        ({"gpus": 4}, {"batch-size": 6, "update-freq": 2}, ("3", "1"), {"gpus": 4, "nodes": 1}),
+        ({"nodes": 2}, {"batch-size": None, "max-tokens": 100, "update-freq": 2}, (None, "1"), {"gpus": 1, "nodes": 2}),
+    ],
+)
+def test_a_batch_stays_the_same_on_any_number_of_gpus(resources, batch, flags, shared):
+    """batch-size times update-freq times processes is what the flags say for one."""
+    study = configuration(overrides={"resources": resources, "train": batch})
+    run = ("xsum", "bart_large", "prefix")
+    assert study.resources(*run) == shared
+    found = study.flags("train", *run)
+    assert (value_of(found, "batch-size"), value_of(found, "update-freq")) == flags
+    alone = configuration(overrides={"train": batch})
+    assert study.flags("generate", *run) == alone.flags("generate", *run)
+
+
+@pytest.mark.parametrize("batch", [{"batch-size": 14}, {"batch-size": None, "max-tokens": 4096}])
+def test_a_batch_that_cannot_be_shared_is_one_sentence(batch):
+    with pytest.raises(UserError, match="xsum, bart_large, prefix: 4 GPUs cannot make equal shares of a batch"):
+        configuration(overrides={"resources": {"gpus": 4}, "train": batch})
+
+
+def test_resources_come_in_the_layers_of_flags():
+    overrides = {"resources": {"gpus": 2}, "models": {"large": {"resources": {"gpus": 7}}, "bart_base": {}}}
+    overrides["methods"] = {"finetune": {"resources": {"nodes": 2}}}
+    study = configuration(overrides=overrides)
+    assert study.resources("xsum", "bart_large", "finetune") == {"gpus": 7, "nodes": 2}
+    assert study.resources("xsum", "bart_base", "prefix") == {"gpus": 2, "nodes": 1}
+
+
 def test_an_untrained_method_runs_once_whatever_the_seeds():
     study = configuration(methods=["base", "prefix"], seeds=[5, 6])
     assert list(study.runs()) == [("bart_large", "base", 0), ("bart_large", "prefix", 5), ("bart_large", "prefix", 6)]

@@ -1,8 +1,9 @@
 """The workflow as batch jobs of a real Slurm, disturbed, beside a local run: `make test-cluster`.
 
-A small version of the demo runs locally, undisturbed, and then through profiles/slurm on two nodes (slurm.py), where jobs
-are cancelled, preempted, run out of memory and time, a node dies, and the workflow itself is killed. Both have to end
-with the same bytes. Also shown: what Slurm was asked for by each rule, and a training across both nodes.
+A small version of the demo runs locally, undisturbed, and then through profiles/slurm on two nodes (slurm.py), where
+jobs are cancelled, preempted, run out of memory and time, a node dies, and the workflow itself is killed. Both have to
+end with the same bytes. Also shown: what Slurm was asked for by each rule, a training across both nodes, and
+profiles/pbs, with commands of PBS that hand the jobs to Slurm.
 
 Every run takes place in a temporary folder; --keep DIR keeps it, --full takes the demo in its real size.
 """
@@ -78,6 +79,7 @@ def run_all(folder: Path, cluster: Cluster, checks: Checks, full: bool) -> None:
     compare(local, batch, checks)
     show_requests(cluster.seen)
     train_across_nodes(folder / "nodes", local, checks)
+    run_through_pbs(folder / "pbs", local, checks)
     request_gpus(folder / "gpus", cluster, checks)
 
 
@@ -305,16 +307,32 @@ def train_across_nodes(local: Path, root: Path, checks: Checks) -> None:
     prefixes = []
     for name, resources in (("one", {"gpus": 2}), ("two", {"nodes": 2})):
         folder = root / name
-        shutil.copytree(local, folder, ignore=shutil.ignore_patterns("runs", "results"))
-        study = yaml.safe_load((folder / "mine.yaml").read_text())
-        study |= {"methods": ["prefix"], "seeds": [1], "overrides": {"resources": resources}}
-        (folder / "mine.yaml").write_text(yaml.safe_dump(study))
+        begin_with_data(folder, local, methods=["prefix"], seeds=[1], overrides={"resources": resources})
         result = subprocess.run(through_slurm(), cwd=folder, env=environment())
         checks.add(f"a training with {resources} ends well", result.returncode == 0, f"exit status {result.returncode}")
         prefixes.append(folder / "runs" / "demo_table" / "demo_bart" / "prefix" / "1" / "prefix.safetensors")
     if all(map(Path.exists, prefixes)):
         same = prefixes[0].read_bytes() == prefixes[1].read_bytes()
         checks.add("two processes on one node and on two train the same prefix", same, "byte for byte")
+
+
+def run_through_pbs(root: Path, local: Path, checks: Checks) -> None:
+    """One run of those that the local workflow has made, as jobs of another batch system."""
+    begin_with_data(root, local, methods=["prefix"], seeds=[1])
+    path = os.pathsep.join([str(Path(__file__).parent / "pbs"), os.environ["PATH"]])
+    command = snakemake("--profile", str(REPOSITORY / "profiles" / "pbs"), "--latency-wait", "10")
+    result = subprocess.run(command, cwd=root, env=environment(PATH=path))
+    checks.add("profiles/pbs ends well", result.returncode == 0, f"exit status {result.returncode}")
+    files = [f"runs/demo_table/demo_bart/prefix/1/{name}" for name in ("prefix.safetensors", "generate.txt")]
+    same = all((root / file).exists() and (root / file).read_bytes() == (local / file).read_bytes() for file in files)
+    checks.add("and with the local run's prefix and hypotheses", same, "byte for byte")
+
+
+def begin_with_data(folder: Path, local: Path, **study: object) -> None:
+    """A folder with the configuration, data and base of the local run, but for changes to what is studied."""
+    shutil.copytree(local, folder, ignore=shutil.ignore_patterns("runs", "results"))
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | study))
 
 
 def request_gpus(root: Path, cluster: Cluster, checks: Checks) -> None:

@@ -1,8 +1,8 @@
 """A real Slurm with two nodes on this machine, for the time of one command, and nothing of it anywhere else.
 
-The command runs in namespaces of its own: processes, mounts, network (loopback alone) and host name. Slurm's and munge's
-files lie in a temporary folder; /etc/slurm and munge's socket are mounted over and look as before from outside. When the
-command ends, the daemons and all jobs end with its process namespace, however it ended.
+The command runs in namespaces of its own: processes, mounts, network (loopback alone) and host name. Slurm's and
+munge's files lie in a temporary folder; /etc/slurm and munge's socket are mounted over and look as before from outside.
+When the command ends, the daemons and all jobs end with its process namespace, however it ended.
 
 Each node is a daemon in namespaces of its own, too, and may be given more cores and memory than this machine has; the
 GPUs are made up.

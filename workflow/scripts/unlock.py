@@ -1,12 +1,16 @@
-"""Take away the lock that a Snakemake which was killed has left in this directory; that of a living one stays.
+"""Clear up after a Snakemake that was killed in this directory: its lock, and the Slurm jobs that it left behind.
 
-Snakemake cannot tell the two apart and asks the user to. Here they are: the lock is stale unless some other Snakemake
-runs in this very directory. Run by `make demo`; jobs that the killed one left behind are ended by whoever needs their
-files (see fairseq_command.exclusive).
+Snakemake cannot tell a lock that was left behind from that of a living one, and asks the user to. Here they are told
+apart: the lock is stale unless some other Snakemake of this machine runs in this very directory, so on a cluster this is
+to be run on the login node where the workflow ran. Nothing takes jobs up again that an earlier Snakemake has sent; they
+are cancelled, and their trainings go on from their last checkpoints when the workflow is started again. Other jobs that
+were left behind are ended by whoever needs their files (fairseq_command.exclusive). Run by `make demo`.
 """
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -18,15 +22,27 @@ def main(argv: list[str]) -> None:
     if argv:
         raise UserError(f"no arguments are taken; given: {' '.join(argv)}")
     locks = list(Path(".snakemake/locks").glob("*.lock"))
-    if not locks:
+    jobs = slurm_jobs() if shutil.which("squeue") else []
+    if not locks and not jobs:
         return
     if living := [str(process.pid) for process in psutil.process_iter() if runs_here(process)]:
         raise UserError(
             f"Snakemake is running in this directory already (process {', '.join(living)}); wait for it to end"
         )
-    print("notice: taking away the lock of a Snakemake that was killed", file=sys.stderr)
+    if jobs:
+        print(f"notice: cancelling Slurm jobs of a Snakemake that was killed: {', '.join(jobs)}", file=sys.stderr)
+        subprocess.run(["scancel", *jobs], check=True)
+    if locks:
+        print("notice: taking away the lock of a Snakemake that was killed", file=sys.stderr)
     for path in locks:
         path.unlink(missing_ok=True)
+
+
+def slurm_jobs() -> list[str]:
+    """The user's jobs that a Snakemake has sent from this directory, by their working directory and their comment."""
+    result = subprocess.run(["squeue", "--me", "--noheader", "--format=%i|%Z|%k"], capture_output=True, text=True)
+    rows = [line.split("|", 2) for line in result.stdout.splitlines()]
+    return [job for job, folder, comment in rows if comment.startswith("rule_") and Path(folder) == Path.cwd()]
 
 
 def runs_here(process: psutil.Process) -> bool:
