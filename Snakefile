@@ -21,3 +21,6 @@ rule all:
     default_target: True
     input:
         tables(),
+
+
+check_files(workflow.rules)

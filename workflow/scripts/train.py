@@ -17,16 +17,19 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import IO
 
 from common import UserError, atomic_path, progress, run_main, sha256_file, write_json
-from fairseq_command import exclusive, fit_machine, run, split_arguments
+from fairseq_command import Interrupted, exclusive, fit_machine, run, split_arguments
 from plugin import plugin
 from warm import PLUGIN
 
 PACKAGES = ("fairseq-fixed", "fairseq-prefix", "numpy", "torch")
 LOGGED = re.compile(r"\| INFO \| (train_inner|train|valid) \| (\{.*\})$")
+SAVED = re.compile(r"interrupted by \w+ after (\d+) updates; they are saved")  # the plugin's preemption.py
 GPU = re.compile(r"\| rank +\d+: .* total memory = ([\d.]+) GB ; name = (.*\S)")
 
 
@@ -108,7 +111,7 @@ def train(args: argparse.Namespace, flags: list[str], inputs: dict[str, str]) ->
         # fairseq makes one more update before it sees that it was at the end.
         if not resumed or inspect(last)["updates"] != max_update(flags):
             with contextlib.closing(Progress(f"training {folder}", flags, resumed)) as bar:
-                memory["peak_mb"] = round(run("fairseq_cli.train", arguments, args.log, bar.follow, lock))
+                memory["peak_mb"] = round(run_or_save(arguments, args.log, bar.follow, lock, flags))
                 memory |= bar.gpu
         checkpoints = [work / "checkpoint_best.pt", last]  # no best where nothing was validated
         best = next(filter(Path.exists, checkpoints), None)
@@ -117,6 +120,30 @@ def train(args: argparse.Namespace, flags: list[str], inputs: dict[str, str]) ->
         with atomic_path(args.output) as temporary:
             shutil.copyfile(best, temporary)
     return memory
+
+
+def run_or_save(
+    arguments: list[str], log: Path, follow: Callable[[str], bool], lock: IO[str], flags: list[str]
+) -> float:
+    """Run fairseq-train; where it was told to end, say what becomes of it, and end as well."""
+    saved: list[str] = []
+
+    def watch(line: str) -> bool:
+        saved.extend(SAVED.findall(line))
+        return follow(line)
+
+    try:
+        return run("fairseq_cli.train", arguments, log, watch, lock)
+    except Interrupted as interrupted:
+        total = f" of {max_update(flags)}" if max_update(flags) else ""
+        if saved:
+            done = (
+                f" after {saved[-1]}{total} updates; what was trained is saved, and the same command goes on from there"
+            )
+        else:
+            done = "; the same command goes on from the last checkpoint, if there is one"
+        print(f"{interrupted.signal.name}: interrupted{done}", file=sys.stderr)
+        raise
 
 
 def max_update(flags: list[str]) -> int | None:
