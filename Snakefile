@@ -25,3 +25,6 @@ rule all:
     default_target: True
     input:
         tables(),
+
+
+check_files(workflow.rules)

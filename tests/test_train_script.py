@@ -122,7 +122,7 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_what_ends_the_script_ends_fairseq(run, tmp_path, number):
     process, child = hang(run, tmp_path)
     process.send_signal(number)

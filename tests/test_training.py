@@ -118,7 +118,7 @@ def test_training_logs_counts_and_learns(undisturbed):
 
 
 def test_killed_and_restarted_training_ends_with_the_same_parameters(world, undisturbed):
-    for update in (5, 12):
+    for update in (5, 16):  # the second time after two more updates of the second epoch
         kill_at(update, *training(world, world / "killed"))
     command(*training(world, world / "killed"))
     for name in ("checkpoint_last.pt", "checkpoint_best.pt"):

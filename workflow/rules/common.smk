@@ -10,6 +10,7 @@ from pathlib import Path
 PROJECT = Path(workflow.basedir)
 sys.path.append(str(PROJECT / "workflow" / "scripts"))
 
+from checksums import check_files
 from common import UserError
 from config import GPT2_VOCABULARIES, VARIANT, Configuration, arguments
 from metrics import METRICS, unavailable

@@ -13,6 +13,7 @@ import itertools
 import json
 import lzma
 import os
+import signal
 import sys
 import tarfile
 import tempfile
@@ -37,7 +38,11 @@ class UserError(Exception):
 
 
 def run_main(main: Callable[[list[str]], None]) -> None:
-    """Run a script's `main(argv)`; a `UserError` becomes one line on stderr and exit status 1."""
+    """Run a script's `main(argv)`; a `UserError` becomes one line on stderr and exit status 1.
+
+    SIGTERM ends it as Ctrl-C does, so that files half written are removed.
+    """
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         main(sys.argv[1:])
     except UserError as error:

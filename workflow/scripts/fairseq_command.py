@@ -6,6 +6,7 @@ What ends this process ends the child; what the child says on failure becomes on
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -22,10 +23,19 @@ from typing import IO
 
 import psutil
 from common import UserError
-from warm import Fork, start, start_anew
+from warm import ENDING, Fork, start, start_anew
 
 HALF_PRECISION = ("--fp16", "--memory-efficient-fp16", "--amp")
-GRACE_SECONDS = 20
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # what flock says on a file system that has none
+GRACE_SECONDS = 60  # for what is told to end; a training saves what it has
+
+
+class Interrupted(SystemExit):
+    """This process was told to end, and its child has ended; the exit status is the shell's for the signal."""
+
+    def __init__(self, number: int):
+        super().__init__(128 + number)
+        self.signal = signal.Signals(number)
 
 
 def split_arguments(argv: list[str]) -> tuple[list[str], list[str]]:
@@ -66,6 +76,7 @@ def run(
 
     Raises:
         UserError: the command failed; with the reason it gave, and where its log is.
+        Interrupted: this process was told to end.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w", encoding="utf-8") as log_file:
@@ -93,20 +104,34 @@ def run(
 
 @contextlib.contextmanager
 def _ended_with_us(process: subprocess.Popen | Fork) -> Iterator[None]:
-    """While the block runs, signals that would end this process end the child's whole group first."""
+    """While the block runs, signals that would end this process are the child's: a training saves what it has first.
 
-    def end(number, _frame):
-        signal.signal(number, signal.SIG_IGN)
-        _end_group(process)
-        sys.exit(128 + number)
+    The block goes on until the child has ended, and is followed by `Interrupted`. After a minute the child is killed.
+    """
+    told: list[int] = []
 
-    previous = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    def tell(number: int, _frame) -> None:
+        if not told:
+            signal.alarm(GRACE_SECONDS)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGTERM)
+        told.append(number)
+
+    def kill(_number: int, _frame) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+    handlers = {**dict.fromkeys(ENDING, tell), signal.SIGALRM: kill}
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
         _end_group(process)
+        signal.alarm(0)
         for number, handler in previous.items():
             signal.signal(number, handler)
+        if told:
+            raise Interrupted(told[0])
 
 
 def _end_group(process: subprocess.Popen | Fork) -> None:
@@ -138,6 +163,7 @@ def exclusive(path: Path) -> Iterator[IO[str]]:
 
     Snakemake itself sees to it that two workflows do not write the same file; but when it is killed outright, its jobs
     live on, and would write into the files of the next attempt. A child that inherits the file holds the lock as well.
+    On a file system without locks nothing is held, and a notice says so.
 
     Raises:
         UserError: the lock is held on another machine.
@@ -151,6 +177,14 @@ def exclusive(path: Path) -> Iterator[IO[str]]:
             _end_holder(file, path)
             file.close()
             continue
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise UserError(f"{path}: cannot be locked ({error.strerror})") from None
+            print(
+                f"notice: {path}: this file system has no locks ({error.strerror}); see to it yourself that nothing "
+                "else trains here at the same time",
+                file=sys.stderr,
+            )
         if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
             break
         file.close()  # the holder before us has removed it: this is no longer the file others look at
@@ -166,7 +200,7 @@ def note_holder(file: IO[str], *pids: int) -> None:
     """Write down who holds the lock, for whoever finds it held."""
     file.seek(0)
     file.truncate()
-    json.dump({"host": socket.gethostname(), "pids": pids}, file)
+    json.dump({"host": socket.gethostname(), "pids": pids, "slurm_job": os.environ.get("SLURM_JOB_ID")}, file)
     file.flush()
 
 
@@ -178,7 +212,9 @@ def _end_holder(file: IO[str], path: Path) -> None:
         time.sleep(0.1)  # about to be written
         return
     if holder["host"] != socket.gethostname():
-        raise UserError(f"{path}: the same training is under way on {holder['host']}; wait for it or end it there")
+        job = holder.get("slurm_job")
+        end = f"scancel {job}" if job else "end it there"
+        raise UserError(f"{path}: the same training is under way on {holder['host']}; wait for it, or {end}")
     print(f"notice: ending a process that an earlier attempt left behind ({holder['pids']})", file=sys.stderr)
     for number in (signal.SIGTERM, signal.SIGKILL):
         for pid in holder["pids"]:

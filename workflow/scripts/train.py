@@ -18,17 +18,20 @@ import shutil
 import socket
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import IO
 
 from common import UserError, atomic_path, positive, progress, run_main, sha256_file, write_json
-from fairseq_command import exclusive, fit_machine, run, split_arguments
+from fairseq_command import Interrupted, exclusive, fit_machine, run, split_arguments
 from plugin import plugin
 from warm import PLUGIN
 
 RANK = Path(__file__).with_name("rank.py")
 PACKAGES = ("fairseq-fixed", "fairseq-prefix", "numpy", "torch")
 LOGGED = re.compile(r"\| INFO \| (train_inner|train|valid) \| (\{.*\})$")
+SAVED = re.compile(r"interrupted by \w+ after (\d+) updates; they are saved")  # the plugin's preemption.py
 GPU = re.compile(r"\| rank +\d+: .* total memory = ([\d.]+) GB ; name = (.*\S)")
 
 
@@ -120,8 +123,7 @@ def train(args: argparse.Namespace, flags: list[str], inputs: dict[str, str]) ->
         # fairseq makes one more update before it sees that it was at the end.
         if not resumed or inspect(last)["updates"] != max_update(flags):
             with contextlib.closing(Progress(f"training {folder}", flags, resumed)) as bar:
-                launch = launcher(args.gpus, args.nodes)
-                memory["peak_mb"] = round(run("fairseq_cli.train", arguments, args.log, bar.follow, lock, launch))
+                memory["peak_mb"] = round(run_or_save(args, arguments, bar.follow, lock, max_update(flags)))
                 memory |= bar.gpu
         checkpoints = [work / "checkpoint_best.pt", last]  # no best where nothing was validated
         best = next(filter(Path.exists, checkpoints), None)
@@ -150,6 +152,28 @@ def launcher(gpus: int, nodes: int) -> list[str] | None:
         os.environ |= {"MASTER_ADDR": socket.gethostname(), "MASTER_PORT": str(free.getsockname()[1])}
     tasks = [f"--nodes={nodes}", f"--ntasks={gpus * nodes}", f"--ntasks-per-node={gpus}", f"--cpus-per-task={threads}"]
     return ["srun", *tasks, "--kill-on-bad-exit=1", "--export=ALL", sys.executable, str(RANK)]
+
+
+def run_or_save(
+    args: argparse.Namespace, arguments: list[str], follow: Callable[[str], bool], lock: IO[str], total: int | None
+) -> float:
+    """Run fairseq-train; where it was told to end, say what becomes of it, and end as well."""
+    saved: list[str] = []
+
+    def watch(line: str) -> bool:
+        saved.extend(SAVED.findall(line))
+        return follow(line)
+
+    try:
+        return run("fairseq_cli.train", arguments, args.log, watch, lock, launcher(args.gpus, args.nodes))
+    except Interrupted as interrupted:
+        if saved:
+            updates = f"{saved[-1]} of {total}" if total else saved[-1]
+            done = f" after {updates} updates; what was trained is saved, and the same command goes on from there"
+        else:
+            done = "; the same command goes on from the last checkpoint, if there is one"
+        print(f"{interrupted.signal.name}: interrupted{done}", file=sys.stderr)
+        raise
 
 
 def max_update(flags: list[str]) -> int | None:

@@ -1,8 +1,8 @@
 """Clear up after a Snakemake that was killed in this directory: its lock, and the Slurm jobs that it left behind.
 
 Snakemake cannot tell a lock that was left behind from that of a living one, and asks the user to. Here they are told
-apart: the lock is stale unless some other Snakemake of this machine runs in this very directory, so on a cluster this is
-to be run on the login node where the workflow ran. Nothing takes jobs up again that an earlier Snakemake has sent; they
+apart: the lock is stale unless some other Snakemake of this machine runs in this very directory, so on a cluster this
+is to be run on the login node where the workflow ran. Nothing takes up jobs that an earlier Snakemake has sent; they
 are cancelled, and their trainings go on from their last checkpoints when the workflow is started again. Other jobs that
 were left behind are ended by whoever needs their files (fairseq_command.exclusive). Run by `make demo`.
 """

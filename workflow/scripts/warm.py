@@ -33,6 +33,7 @@ ADDRESS = "PREFIX_WARM"
 ENTRY_POINTS = {"fairseq_cli.train": "cli_main", "fairseq_cli.generate": "cli_main", "fairseq_prefix.__main__": "main"}
 STREAMS = 2  # file descriptors of a request: stdout, stderr, and any number that the process is to hold
 LARGEST_REQUEST = 1 << 20
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 # For who starts processes ---------------------------------------------------------------------------------------------
@@ -134,7 +135,7 @@ def serve_while_running(argv: list[str], address: str) -> int:
         server.listen()
         server.settimeout(0.2)
         command = subprocess.Popen(argv, env={**os.environ, ADDRESS: address})
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the command's to decide what it does
+        for number in ENDING:  # the command's to decide what it does
             signal.signal(number, lambda number, _: command.send_signal(number))
         handlers: set[int] = set()
         while command.poll() is None:
@@ -167,7 +168,7 @@ def load() -> None:
 
 def handle(connection: socket.socket) -> int:
     """In a process of its own: fork as asked, tell the fork's number, wait for it, tell its status and peak memory."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
     connection.settimeout(None)
     message, descriptors, _, _ = socket.recv_fds(connection, LARGEST_REQUEST, 16)
@@ -193,7 +194,7 @@ def handle(connection: socket.socket) -> int:
 def serve(request: dict, descriptors: list[int]) -> int:
     """Become what was asked for; returns the exit status."""
     os.setsid()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in ENDING:
         signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for target, descriptor in enumerate([nothing, *descriptors[:STREAMS]]):

@@ -1,0 +1,76 @@
+"""What a stage wrote is what the next one reads: every output's SHA-256 is noted, and compared where it is an input.
+
+A disk, a copy or a hand may change a file after it was made, and most formats do not show it: a flipped bit in a text
+is another text. The notes are Snakemake's (in .snakemake/sha256), taken around its jobs, so that one place covers every
+stage and every kind of file. A file without a note, such as one laid in place by hand, is taken as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from common import sha256_file
+from snakemake.exceptions import WorkflowError
+
+NOTES = Path(".snakemake/sha256")
+
+
+def check_files(rules: Iterable) -> None:
+    """Have the jobs of these rules of Snakemake's verify their inputs, and note their outputs."""
+    for rule in rules:
+        if rule.run_func is not None:
+            rule.run_func = _checked(rule.run_func)
+
+
+def _checked(run: Callable) -> Callable:
+    def checked(input, output, *others):
+        for file in input:
+            verify(file)
+        for note in filter(None, map(_note, output)):
+            note.unlink(missing_ok=True)
+        run(input, output, *others)
+        for file in output:
+            with contextlib.suppress(OSError):  # a full disk: the file is good, and better kept without a note
+                write_note(file)
+
+    return checked
+
+
+def verify(file: str) -> None:
+    """Compare a file with its note, where there is one.
+
+    Raises:
+        WorkflowError: it is not what was written.
+    """
+    note = _note(file)
+    try:
+        expected = note.read_text() if note else ""
+        found = sha256_file(file) if re.fullmatch("[0-9a-f]{64}", expected) else expected
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise WorkflowError(f"error: {file}: cannot be read ({error.strerror})") from None
+    if found != expected:
+        raise WorkflowError(
+            f"error: {file} is damaged or was changed: its SHA-256 is not what was noted when it was made. "
+            f"Delete it and run again; if the change is meant, delete {note} instead"
+        )
+
+
+def write_note(file: str) -> None:
+    """Note the SHA-256 of a file."""
+    if note := _note(file):
+        note.parent.mkdir(parents=True, exist_ok=True)
+        temporary = note.with_name(f".{note.name}.part")
+        temporary.write_text(sha256_file(file))
+        os.replace(temporary, note)
+
+
+def _note(file: str) -> Path | None:
+    """Where a file's note is; files outside the working directory have none."""
+    path = Path(file)
+    return None if path.is_absolute() or ".." in path.parts else NOTES / path
