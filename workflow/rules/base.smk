@@ -243,6 +243,7 @@ rule pretrain:
     output:
         model="bases/{model}/model.pt",
         record="bases/{model}/pretrain/run.json",
+        curve="bases/{model}/pretrain/curve.tsv",
     log:
         "logs/bases/{model}/pretrain.log",
     benchmark:

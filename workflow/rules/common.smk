@@ -11,13 +11,15 @@ PROJECT = Path(workflow.basedir)
 sys.path.append(str(PROJECT / "workflow" / "scripts"))
 
 from checksums import check_files
-from common import UserError
+from common import PROGRESS, UserError
 from config import GPT2_VOCABULARIES, VARIANT, Configuration, arguments
 from metrics import METRICS, unavailable
 from scheduler import look_once_at_a_time
 from snakemake.exceptions import WorkflowError
+from watch import attach
 
 look_once_at_a_time()
+attach(workflow)
 
 
 def load_configuration():
@@ -33,13 +35,13 @@ def load_configuration():
 study = load_configuration()
 
 # Before every command: `python` is the one that runs Snakemake, also where its environment is not activated; the plugin
-# is found from any working directory; and mirrors come by environment, because another mirror does not make files that
+# is found from any working directory; bars are left to watch.py; and mirrors come by environment, because another mirror does not make files that
 # are there out of date, as another parameter would.
 shell.prefix(
     (
         f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
         f" PYTHONPATH=${{PYTHONPATH:+$PYTHONPATH:}}{shlex.quote(str(PROJECT))}"
-        f" PREFIX_MIRROR={shlex.quote(os.pathsep.join(study.mirror))}${{PREFIX_MIRROR:+{os.pathsep}$PREFIX_MIRROR}}; "
+        f" {PROGRESS}=lines PREFIX_MIRROR={shlex.quote(os.pathsep.join(study.mirror))}${{PREFIX_MIRROR:+{os.pathsep}$PREFIX_MIRROR}}; "
     )
     .replace("{", "{{")
     .replace("}", "}}")
@@ -250,6 +252,18 @@ def benchmarks(task):
         f"logs/runs/{task}/{model}/{method}/{seed}/{command}.benchmark.tsv"
         for model, method, seed in study.runs()
         for command in (["train", "generate"] if study.method(method)["trained"] else ["generate"])
+    ]
+
+
+def curves(task):
+    """The training curves of a task's runs and of their bases; none that would have to be trained again for that."""
+    runs = [(f"{run}/checkpoint.pt", run) for run in run_folders(task) if study.method(Path(run).parts[-2])["trained"]]
+    pretrained = [model for model in study.models if model in study.models_with("pretrained")]
+    bases = [(f"bases/{model}/model.pt", f"bases/{model}/pretrain") for model in pretrained]
+    return [
+        f"{folder}/curve.svg"
+        for checkpoint, folder in [*runs, *bases]
+        if os.path.exists(f"{folder}/curve.tsv") or not os.path.exists(checkpoint)
     ]
 
 

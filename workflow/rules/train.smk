@@ -3,6 +3,7 @@
 
 
 localrules:
+    curve,
     export_prefix,
     import_prefix,
 
@@ -16,6 +17,7 @@ rule train:
     output:
         checkpoint="runs/{task}/{model}/{method}/{seed}/checkpoint.pt",
         record="runs/{task}/{model}/{method}/{seed}/run.json",
+        curve="runs/{task}/{model}/{method}/{seed}/curve.tsv",
     log:
         "logs/runs/{task}/{model}/{method}/{seed}/train.log",
     benchmark:
@@ -46,6 +48,22 @@ rule train:
         "OMP_NUM_THREADS={threads} python {input.script:q} --data {params.data:q} --arch {params.architecture} --base-model {params.base:q}"
         " --seed {wildcards.seed} {params.shared:q} --output {output.checkpoint:q} --run-json {output.record:q} --log {log:q}"
         " -- {params.flags:q}"
+
+
+rule curve:
+    input:
+        script=script("curve.py"),
+        table="{folder}/curve.tsv",
+    output:
+        "{folder}/curve.svg",
+    log:
+        "logs/{folder}/curve.log",
+    wildcard_constraints:
+        folder="runs/.+|bases/[^/]+/pretrain",
+    message:
+        "Drawing the training curve of {wildcards.folder}"
+    shell:
+        "python {input.script:q} --input {input.table:q} --title {wildcards.folder:q} --output {output:q} 2> >(tee {log:q} >&2)"
 
 
 rule leave_untuned:

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import gzip
 import hashlib
+import io
 import itertools
 import json
 import lzma
@@ -17,14 +18,17 @@ import signal
 import sys
 import tarfile
 import tempfile
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path, PurePosixPath
 
+from state import PROGRESS_LINE, State, describe
 from tqdm import tqdm
 
+PROGRESS = "PREFIX_PROGRESS"  # the environment variable that is `lines` for the jobs of the workflow
 SPLITS = ("train", "valid", "test")
 # The official evaluations of WebNLG 2017 and of DART score against the first three texts of an entry.
 OFFICIAL_REFERENCES = 3
@@ -223,8 +227,15 @@ def sha256_file(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def progress(items: Iterable | None, description: str, total: int | None = None, **options) -> tqdm:
-    """A progress bar on stderr, also where stderr is a log file (there it is redrawn twice a minute only)."""
+def progress(
+    items: Iterable | None, description: str, total: int | None = None, state: State | None = None, **options
+) -> tqdm:
+    """A progress bar on stderr, also where stderr is a log file (there it is redrawn twice a minute only).
+
+    Of a job of the workflow, which has a display of its own, it is plain lines, and figures in the job's `state`.
+    """
+    if os.environ.get(PROGRESS) == "lines":
+        return _Lines(items, description, total, state, **options)
     interactive = sys.stderr.isatty()
     return tqdm(
         items,
@@ -234,6 +245,38 @@ def progress(items: Iterable | None, description: str, total: int | None = None,
         dynamic_ncols=interactive,
         **options,
     )
+
+
+class _Lines(tqdm):
+    """tqdm's counting without its drawing: a line now and then, more seldom the longer it takes."""
+
+    def __init__(self, items: Iterable | None, description: str, total: int | None, state: State | None, **options):
+        self._state = state
+        self._counting = False
+        self._last_line = time.monotonic()
+        super().__init__(items, desc=description, total=total, mininterval=2.0, file=io.StringIO(), **options)
+
+    def update(self, n: float = 1) -> bool | None:
+        """As tqdm's; the clock starts with the first, as loading says nothing about the speed."""
+        if self._counting:
+            return super().update(n)
+        self._counting = True
+        self.n += n
+        self.initial = self.last_print_n = self.n
+        self.start_t = self.last_print_t = time.time()
+        return self.refresh()
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """What tqdm calls to draw."""
+        counted = self.format_dict
+        figures = {name: counted[name] for name in ("n", "initial", "total", "elapsed")}
+        figures |= {"unit": counted["unit"].strip(), "scores": getattr(self, "scores", {})}
+        if self._state:
+            self._state.update(**figures)
+        if time.monotonic() - self._last_line >= min(600, max(30, counted["elapsed"] / 20)):
+            self._last_line = time.monotonic()
+            print(f"{PROGRESS_LINE}{self.desc}: {describe(figures)}", file=sys.stderr, flush=True)
+        return True
 
 
 @contextlib.contextmanager

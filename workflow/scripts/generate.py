@@ -13,6 +13,7 @@ from pathlib import Path
 
 from common import UserError, atomic_open, progress, run_main
 from fairseq_command import fit_machine, run, split_arguments
+from state import State
 from warm import PLUGIN
 
 RESULT = re.compile(r"[STHDP]-\d+\t")
@@ -21,6 +22,12 @@ RESULT = re.compile(r"[STHDP]-\d+\t")
 def main(argv: list[str]) -> None:
     own, flags = split_arguments(argv)
     args = parse_args(own)
+    with State(args.log) as state:
+        generate(args, flags, state)
+
+
+def generate(args: argparse.Namespace, flags: list[str], state: State) -> None:
+    """Write generate.txt from what fairseq-generate prints."""
     arguments = [str(args.data), "--path", str(args.checkpoint), "--gen-subset", "test"]
     arguments += fit_machine(flags)
     if args.base_model:
@@ -29,7 +36,7 @@ def main(argv: list[str]) -> None:
 
     with open(args.examples, "rb") as examples:
         expected = sum(1 for _ in examples)
-    bar = progress(None, f"generating {args.output.parent}", total=expected)
+    bar = progress(None, f"generating {args.output.parent}", total=expected, state=state, unit=" texts")
     with atomic_open(args.output) as output, contextlib.closing(bar):
 
         def keep(line: str) -> bool:

@@ -1,5 +1,8 @@
 """Run fairseq-train: one progress bar, resumable after a kill, clean after a change; `run.json` says what was done.
 
+What fairseq logs becomes `curve.tsv` beside run.json, whole however often it was interrupted, and with TensorBoard
+installed a `tensorboard` folder beside the log.
+
 Checkpoints go to a folder beside the output whose name carries a digest of flags, data, base and versions. A training
 that was killed finds its own last checkpoint there and goes on; one where any of these changed finds nothing, instead
 of resuming from weights that were trained otherwise. The best checkpoint becomes the output, and the folder is removed.
@@ -10,22 +13,28 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO
 
 from common import UserError, atomic_path, positive, progress, run_main, sha256_file, write_json
+from curve import Metrics
 from fairseq_command import Interrupted, exclusive, fit_machine, run, split_arguments
 from plugin import plugin
+from state import State
 from warm import PLUGIN
 
 RANK = Path(__file__).with_name("rank.py")
@@ -38,19 +47,71 @@ GPU = re.compile(r"\| rank +\d+: .* total memory = ([\d.]+) GB ; name = (.*\S)")
 def main(argv: list[str]) -> None:
     own, flags = split_arguments(argv)
     args = parse_args(own)
+    with State(args.log) if args.log else contextlib.nullcontext() as state:
+        make(args, flags, state, begin_record(argv))
+    for stale in args.output.parent.glob("work-*"):  # last: a kill before this can go on from it
+        shutil.rmtree(stale, ignore_errors=True)
+
+
+def make(args: argparse.Namespace, flags: list[str], state: State | None, record: dict[str, object]) -> None:
+    """The checkpoint and its record."""
     begin = time.monotonic()
     base = args.base_model
     inputs = digests([*([args.data] if args.data else []), *([base] if base else [])])
-    memory = {"peak_mb": 0}
+    measured: dict[str, object] = {"peak_mb": 0}
     if args.untuned:
         description = write_untuned(args.arch, base, args.output)
     else:
         flags = fit_machine(flags)
-        memory = train(args, flags, inputs)
+        measured = train(args, flags, inputs, state)
         description = inspect(args.output)
-    write_record(args, description, flags, inputs, {"seconds": round(time.monotonic() - begin, 1), **memory})
-    for stale in args.output.parent.glob("work-*"):  # last: a kill before this can go on from it
-        shutil.rmtree(stale, ignore_errors=True)
+    record |= {"seconds": round(time.monotonic() - begin, 1), "end": now(), **measured}
+    write_record(args, description, flags, inputs, record)
+
+
+def begin_record(argv: list[str]) -> dict[str, object]:
+    """Where, when, how and by which version of the project this is run."""
+    threads = os.environ.get("OMP_NUM_THREADS")
+    command = ["python", sys.argv[0], *argv]
+    return {
+        "command": (f"OMP_NUM_THREADS={shlex.quote(threads)} " if threads else "") + shlex.join(command),
+        "begin": now(),
+        "host": socket.gethostname(),
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        "cpu": cpu_name(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "threads": int(threads) if threads and threads.isdecimal() else None,
+        "commit": commit(),
+    }
+
+
+def now() -> str:
+    """The time, UTC, as ISO 8601 has it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def cpu_name() -> str:
+    """The processor, as Linux calls it."""
+    with contextlib.suppress(OSError):
+        if match := re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            return match[1].strip()
+    return platform.machine()
+
+
+def commit() -> str | None:
+    """The commit of the project, with `+changes` where files differ from it; None if it is not a clone."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(PLUGIN.parent), *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != PLUGIN.parent:  # unpacked inside of another repository
+            return None
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def write_record(
@@ -98,13 +159,13 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def train(args: argparse.Namespace, flags: list[str], inputs: dict[str, str]) -> dict[str, object]:
+def train(args: argparse.Namespace, flags: list[str], inputs: dict[str, str], state: State) -> dict[str, object]:
     """Train in the folder of exactly these flags and inputs, and move the best checkpoint to the output.
 
-    Returns the memory that it took: peak_mb of the process (0 if there was nothing left to train), and where there is
-    a GPU, its name and gpu_peak_gb, of the tensors on it.
+    Returns what it took: peak_mb of the process (0 if there was nothing left to train), the updates after which it was
+    resumed, and where there are GPUs, their name and number and gpu_peak_gb, of the tensors on one.
     """
-    memory: dict[str, object] = {"peak_mb": 0}
+    measured: dict[str, object] = {"peak_mb": 0}
     arguments = [str(args.data), "--arch", args.arch, "--seed", str(args.seed), *flags]
     if args.base_model:
         arguments += ["--base-model", str(args.base_model)]
@@ -116,22 +177,36 @@ def train(args: argparse.Namespace, flags: list[str], inputs: dict[str, str]) ->
     arguments += ["--user-dir", str(PLUGIN), "--save-dir", str(work), "--log-format", "json"]
     if processes == 1:
         arguments += ["--distributed-world-size", "1"]  # or fairseq takes every GPU that it sees, each a whole batch
+    metrics = Metrics(work)
     with exclusive(folder / "training.lock") as lock:
         last = work / "checkpoint_last.pt"
-        if resumed := last.exists():
+        updates = inspect(last)["updates"] if last.exists() else None
+        if updates is not None:
             print(f"notice: going on from {last}", file=sys.stderr)
         # fairseq makes one more update before it sees that it was at the end.
-        if not resumed or inspect(last)["updates"] != max_update(flags):
-            with contextlib.closing(Progress(f"training {folder}", flags, resumed)) as bar:
-                memory["peak_mb"] = round(run_or_save(args, arguments, bar.follow, lock, max_update(flags)))
-                memory |= bar.gpu
+        if updates is None or updates != max_update(flags):
+            metrics.resumed(updates or 0)
+            arguments += tensorboard(args.log.parent / "tensorboard", updates)
+            with contextlib.closing(Progress(f"training {folder}", flags, updates is not None, state, metrics)) as bar:
+                measured["peak_mb"] = round(run_or_save(args, arguments, bar.follow, lock, max_update(flags)))
+                measured |= bar.gpu
         checkpoints = [work / "checkpoint_best.pt", last]  # no best where nothing was validated
         best = next(filter(Path.exists, checkpoints), None)
         if best is None:
             raise UserError(f"fairseq-train ended without a checkpoint in {work}; its log: {args.log}")
+        metrics.write(args.run_json.parent / "curve.tsv")
         with atomic_path(args.output) as temporary:
             shutil.copyfile(best, temporary)
-    return memory
+    return measured | {"resumed_from": metrics.resumptions()}
+
+
+def tensorboard(folder: Path, updates: int | None) -> list[str]:
+    """Arguments to write to TensorBoard what is logged, if that is installed; a training that starts anew clears it."""
+    if importlib.util.find_spec("tensorboard") is None:
+        return []
+    if updates is None:
+        shutil.rmtree(folder, ignore_errors=True)
+    return ["--tensorboard-logdir", str(folder)]
 
 
 def launcher(gpus: int, nodes: int) -> list[str] | None:
@@ -178,14 +253,21 @@ def run_or_save(
 
 def max_update(flags: list[str]) -> int | None:
     """The number of updates to make, if the flags say it."""
-    return int(flags[flags.index("--max-update") + 1]) if "--max-update" in flags else None
+    return int(_value(flags, "--max-update")) if "--max-update" in flags else None
+
+
+def _value(flags: list[str], name: str) -> str:
+    return flags[flags.index(name) + 1]
 
 
 class Progress:
-    """One bar over all updates, from the JSON that fairseq logs; `gpu` has what it says of the GPU and its memory."""
+    """One bar over all updates, from the JSON that fairseq logs; `gpu` has what it says of GPUs and their memory."""
 
-    def __init__(self, description: str, flags: list[str], resumed: bool) -> None:
-        self._bar = progress(None, description, total=max_update(flags), unit="update")
+    def __init__(self, description: str, flags: list[str], resumed: bool, state: State, metrics: Metrics) -> None:
+        self._bar = progress(None, description, total=max_update(flags), state=state, unit="update")
+        self._epochs = int(_value(flags, "--max-epoch")) if "--max-epoch" in flags else None
+        self._max_update = max_update(flags)
+        self._metrics = metrics
         self._resumed = resumed
         self._losses: dict[str, str] = {}
         self.gpu: dict[str, object] = {}
@@ -198,21 +280,31 @@ class Progress:
         """Take what a line of the log says; every line is worth keeping."""
         if match := GPU.search(line):
             self._gpu_gb, self.gpu["gpu"] = float(match[1]), match[2]
+            self.gpu["gpus"] = self.gpu.get("gpus", 0) + 1
         if match := LOGGED.search(line):
             kind, values = match[1], json.loads(match[2])
+            self._metrics.take(kind, values)
             loss = values.get("loss" if kind == "train_inner" else f"{kind}_loss")
             if loss is not None:
                 self._losses["valid" if kind == "valid" else "loss"] = loss
+                self._bar.scores = self._losses
                 self._bar.set_postfix(self._losses, refresh=False)
             if self._gpu_gb and "gb_free" in values:  # the least that was free in an update
                 used = round(self._gpu_gb - float(values["gb_free"]), 1)
                 self.gpu["gpu_peak_gb"] = max(used, self.gpu.get("gpu_peak_gb", 0.0))
             updates = int(float(values.get("num_updates" if kind == "train_inner" else f"{kind}_num_updates", 0)))
+            self._expect(updates, values.get("update"))
             if self._resumed and updates:
                 self._bar.initial = self._bar.n = updates  # what was done before says nothing about the speed now
                 self._resumed = False
             self._bar.update(max(0, updates - self._bar.n))
         return True
+
+    def _expect(self, updates: int, epochs: float | None) -> None:
+        """How many updates it will be, where only the number of epochs is known; `epochs`: how many these are."""
+        if self._epochs and epochs:
+            total = round(self._epochs * updates / epochs)
+            self._bar.total = min(total, self._max_update or total)
 
 
 def write_untuned(arch: str, base: Path, output: Path) -> dict:
