@@ -35,8 +35,8 @@ def load_configuration():
 study = load_configuration()
 
 # Before every command: `python` is the one that runs Snakemake, also where its environment is not activated; the plugin
-# is found from any working directory; bars are left to watch.py; and mirrors come by environment, because another mirror does not make files that
-# are there out of date, as another parameter would.
+# is found from any working directory; bars are left to watch.py; and mirrors come by environment, because another mirror
+# does not make files that are there out of date, as another parameter would.
 shell.prefix(
     (
         f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"

@@ -54,7 +54,7 @@ def plan_of(workflow) -> dict:
     """What the journal begins with; jobs come after those that they need."""
     order = [job for level in workflow.dag.toposorted() for job in sorted(level, key=workflow.dag.jobid)]
     previous = read_run()
-    gpus = workflow.global_resources.get("gpu")
+    gpus = workflow.global_resources.get("gpu_jobs")
     nodes = workflow.nodes if workflow.nodes and workflow.nodes < sys.maxsize else None
     return event(
         "plan",
@@ -83,7 +83,7 @@ def _planned(workflow, job) -> dict:
         "outputs": [str(path) for path in job.output],
         "needs": [dag.jobid(needed) for needed in dag.dependencies[job]],
         "cores": min(job.threads, workflow._cores or job.threads) if workflow.local_exec else 1,
-        "gpus": int(job.resources.get("gpu", 0) or 0),
+        "gpus": int(job.resources.get("gpu_jobs", 0) or 0),
         "needed": bool(dag.needrun(job)) and job.rule.name != "all",
     }
 
