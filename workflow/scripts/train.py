@@ -34,6 +34,7 @@ from common import UserError, atomic_path, positive, progress, run_main, sha256_
 from curve import Metrics
 from fairseq_command import Interrupted, exclusive, fit_machine, run, split_arguments
 from plugin import plugin
+from scratch import scratch
 from state import State
 from warm import PLUGIN
 
@@ -174,11 +175,12 @@ def train(args: argparse.Namespace, flags: list[str], inputs: dict[str, str], st
     digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
     folder = args.output.parent
     work = folder / f"work-{digest}"
-    arguments += ["--user-dir", str(PLUGIN), "--save-dir", str(work), "--log-format", "json"]
+    arguments += ["--user-dir", str(PLUGIN), "--log-format", "json"]
     if processes == 1:
         arguments += ["--distributed-world-size", "1"]  # or fairseq takes every GPU that it sees, each a whole batch
     metrics = Metrics(work)
-    with exclusive(folder / "training.lock") as lock:
+    with exclusive(folder / "training.lock") as lock, scratch(work) as place:
+        arguments += ["--save-dir", str(place.folder)]
         last = work / "checkpoint_last.pt"
         updates = inspect(last)["updates"] if last.exists() else None
         if updates is not None:
@@ -188,8 +190,11 @@ def train(args: argparse.Namespace, flags: list[str], inputs: dict[str, str], st
             metrics.resumed(updates or 0)
             arguments += tensorboard(args.log.parent / "tensorboard", updates)
             with contextlib.closing(Progress(f"training {folder}", flags, updates is not None, state, metrics)) as bar:
-                measured["peak_mb"] = round(run_or_save(args, arguments, bar.follow, lock, max_update(flags)))
+                measured["peak_mb"] = round(
+                    run_or_save(args, arguments, [place.follow, bar.follow], lock, max_update(flags))
+                )
                 measured |= bar.gpu
+        place.copy()
         checkpoints = [work / "checkpoint_best.pt", last]  # no best where nothing was validated
         best = next(filter(Path.exists, checkpoints), None)
         if best is None:
@@ -230,14 +235,22 @@ def launcher(gpus: int, nodes: int) -> list[str] | None:
 
 
 def run_or_save(
-    args: argparse.Namespace, arguments: list[str], follow: Callable[[str], bool], lock: IO[str], total: int | None
+    args: argparse.Namespace,
+    arguments: list[str],
+    followers: list[Callable[[str], None]],
+    lock: IO[str],
+    total: int | None,
 ) -> float:
-    """Run fairseq-train; where it was told to end, say what becomes of it, and end as well."""
+    """Run fairseq-train, each line of its log shown to the followers; where it was told to end, say what becomes of it,
+    and end as well.
+    """
     saved: list[str] = []
 
     def watch(line: str) -> bool:
         saved.extend(SAVED.findall(line))
-        return follow(line)
+        for follow in followers:
+            follow(line)
+        return True
 
     try:
         return run("fairseq_cli.train", arguments, args.log, watch, lock, launcher(args.gpus, args.nodes))
@@ -276,8 +289,8 @@ class Progress:
     def close(self) -> None:
         self._bar.close()
 
-    def follow(self, line: str) -> bool:
-        """Take what a line of the log says; every line is worth keeping."""
+    def follow(self, line: str) -> None:
+        """Take what a line of the log says."""
         if match := GPU.search(line):
             self._gpu_gb, self.gpu["gpu"] = float(match[1]), match[2]
             self.gpu["gpus"] = self.gpu.get("gpus", 0) + 1
@@ -298,7 +311,6 @@ class Progress:
                 self._bar.initial = self._bar.n = updates  # what was done before says nothing about the speed now
                 self._resumed = False
             self._bar.update(max(0, updates - self._bar.n))
-        return True
 
     def _expect(self, updates: int, epochs: float | None) -> None:
         """How many updates it will be, where only the number of epochs is known; `epochs`: how many these are."""
