@@ -48,9 +48,13 @@ def test_two_processes_are_started_counted_and_ended(world, tmp_path):  # noqa: 
 
 
 def test_a_process_that_fails_ends_the_others_with_its_sentence(world, tmp_path):  # noqa: F811
-    result = train(world, tmp_path / "two", "--gpus", "2", "--base-model", "nowhere")
+    (tmp_path / "empty").mkdir()
+    result = train(world, tmp_path / "two", "--gpus", "2", "--base-model", tmp_path / "empty")
     assert result.returncode == 1
-    assert "Traceback" not in result.stderr and "nowhere" in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1].startswith(
+        f"error: fairseq_cli.train failed: --base-model {tmp_path}/empty: "
+    )
 
 
 def test_nodes_are_those_of_a_slurm_job(world, tmp_path):  # noqa: F811

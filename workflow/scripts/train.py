@@ -337,7 +337,14 @@ def inspect(checkpoint: Path) -> dict:
 
 
 def digests(folders: list[Path]) -> dict[str, str]:
-    """SHA-256 of every file directly in the folders that a training reads: binarised data, dictionaries, weights."""
+    """SHA-256 of every file directly in the folders that a training reads: binarised data, dictionaries, weights.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder")
     files = [
         path
         for folder in folders

@@ -12,10 +12,11 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
-from common import UserError, run_main
+from common import UserError, progress, run_main
 
 
 def main(argv: list[str]) -> None:
@@ -30,8 +31,7 @@ def main(argv: list[str]) -> None:
             f"Snakemake is running in this directory already (process {', '.join(living)}); wait for it to end"
         )
     if jobs:
-        print(f"notice: cancelling Slurm jobs of a Snakemake that was killed: {', '.join(jobs)}", file=sys.stderr)
-        subprocess.run(["scancel", *jobs], check=True)
+        cancel(jobs)
     if locks:
         print("notice: taking away the lock of a Snakemake that was killed", file=sys.stderr)
     for path in locks:
@@ -45,11 +45,29 @@ def slurm_jobs() -> list[str]:
     return [job for job, folder, comment in rows if comment.startswith("rule_") and Path(folder) == Path.cwd()]
 
 
+def cancel(jobs: list[str]) -> None:
+    """Cancel these jobs and wait until they have ended: their trainings save what they have.
+
+    Raises:
+        UserError: they have not ended after two minutes.
+    """
+    print(f"notice: cancelling Slurm jobs of a Snakemake that was killed: {', '.join(jobs)}", file=sys.stderr)
+    subprocess.run(["scancel", *jobs], check=True)
+    deadline = time.monotonic() + 120
+    for left in progress(iter(slurm_jobs, []), "waiting for them to end", unit="look"):
+        if time.monotonic() > deadline:
+            raise UserError(f"jobs {', '.join(left)} were cancelled and do not end; look at them with squeue")
+        time.sleep(1)
+
+
 def runs_here(process: psutil.Process) -> bool:
-    """Whether the process is a Snakemake with this working directory."""
+    """Whether the process is a Snakemake with this working directory, other than one inside of a batch job."""
     try:
-        return Path(process.cwd()) == Path.cwd() and any(
-            Path(part).name == "snakemake" or part.endswith("/snakemake/__main__.py") for part in process.cmdline()[:4]
+        command = process.cmdline()
+        return (
+            Path(process.cwd()) == Path.cwd()
+            and any(Path(part).name == "snakemake" or part.endswith("/snakemake/__main__.py") for part in command[:4])
+            and ["--mode", "remote"] not in [command[at : at + 2] for at in range(len(command))]
         )
     except (psutil.Error, OSError):  # ended meanwhile, or another user's, who could not write here
         return False
