@@ -359,6 +359,32 @@ def test_a_lock_that_a_killed_snakemake_left_is_taken_away(workflow):
     assert snakemake(workflow).returncode == 0
 
 
+def test_slurm_jobs_that_a_killed_snakemake_left_are_cancelled_and_no_others(tmp_path):
+    """Those sent from this very folder; the Snakemake inside of one of them is no living workflow."""
+    jobs = f"7|{tmp_path}|rule_train_wildcards_x\n8|/elsewhere|rule_train_wildcards_x\n9|{tmp_path}|mine\n"
+    programs = {"squeue": f"test -e cancelled || printf '{jobs}'", "scancel": 'echo "$@" > cancelled'}
+    for name, program in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{program}\n")
+        (tmp_path / name).chmod(0o755)
+    program = tmp_path / "snakemake"
+    program.write_text("import sys; print(flush=True); sys.stdin.read()")
+    of_a_job = subprocess.Popen(
+        [sys.executable, str(program), "--mode", "remote"],
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    of_a_job.stdout.readline()
+    unlock = [sys.executable, str(REPOSITORY / "workflow" / "scripts" / "unlock.py")]
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    result = subprocess.run(unlock, cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    of_a_job.communicate("")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "cancelled").read_text() == "7\n"
+    assert "cancelling Slurm jobs of a Snakemake that was killed: 7" in result.stderr
+
+
 def test_the_lock_of_a_living_snakemake_stays(tmp_path):
     locks = tmp_path / ".snakemake" / "locks"
     locks.mkdir(parents=True)
