@@ -57,13 +57,17 @@ create_venv() {
 }
 
 pip_install() {
-    "$venv/bin/python" -m pip install --quiet --progress-bar off --disable-pip-version-check "$@" ||
-        fail "pip could not install the locked versions (its own message is above). Run make again once that is mended."
+    "$venv/bin/python" -m pip install --quiet --progress-bar off --disable-pip-version-check --no-deps --no-build-isolation "$@"
 }
 
-# Only files whose hash stands in a lock file, and nothing that does not stand there.
+# Only files whose hash stands in the lock file $1, and nothing that does not stand there.
+try_locked() {
+    pip_install --require-hashes --requirement "$@"
+}
+
 install_locked() {
-    pip_install --require-hashes --no-deps --no-build-isolation "$@"
+    try_locked "$@" ||
+        fail "pip could not install the locked versions (its own message is above). Run make again once that is mended."
 }
 
 # Those entries of requirements.lock that are (1) or are not (0) of these packages, hashes included, in a file of its own.
@@ -88,27 +92,30 @@ END
 install_run() {
     # Without build isolation: isolated, fairseq's build would fetch a second torch. What its build imports comes first.
     echo "Installing the build tools and the locked versions (1/3)"
-    install_locked --requirement "$(entries 1 'setuptools wheel')"
-    install_locked --requirement "$(entries 0 fairseq-fixed)"
+    install_locked "$(entries 1 'setuptools wheel')"
+    # A folder of wheels on this machine (PIP_FIND_LINKS) comes first, with the build of torch for CPUs alone perhaps: of
+    # two files pip prefers the one whose hash an index told before it was fetched, which is the larger one for GPUs.
+    try_locked "$(entries 1 torch)" --no-index >/dev/null 2>&1 || true
+    install_locked "$(entries 0 fairseq-fixed)"
     if needs_cuda; then
-        install_locked --requirement requirements-cuda.lock
+        install_locked requirements-cuda.lock
     fi
     echo "Compiling fairseq once: this takes some minutes (2/3)"
-    install_locked --requirement "$(entries 1 fairseq-fixed)"
+    install_locked "$(entries 1 fairseq-fixed)"
     rm -f "$venv/entries.lock"
     echo "Installing the project itself (3/3)"
-    pip_install --no-build-isolation --no-deps --no-index --editable .
+    pip_install --no-index --editable . || fail "The project itself could not be installed (pip's message is above)."
     "$venv/bin/python" -m pip check >&2 || fail "The lock files are not complete (what is missing stands above)."
 }
 
 install_test() {
     echo "Installing the test tools"
-    install_locked --force-reinstall --requirement requirements-test.lock
+    install_locked requirements-test.lock --force-reinstall
 }
 
 install_scores() {
     echo "Installing METEOR, CIDEr and the Treebank tokeniser (100 MB)"
-    install_locked --requirement requirements-scores.lock
+    install_locked requirements-scores.lock
     command -v java >/dev/null 2>&1 || echo "They also need Java, and there is no java on the PATH yet."
 }
 
@@ -116,7 +123,7 @@ install_scores() {
 install_bench() {
     echo "Installing PEFT, adapters and their transformers (150 MB)"
     rm -rf "$venv/bench"
-    install_locked --target "$venv/bench" --requirement requirements-bench.lock
+    install_locked requirements-bench.lock --target "$venv/bench"
 }
 
 # One install step, skipped when this folder and the files the step depends on ($2 ...) are those it last finished with.
