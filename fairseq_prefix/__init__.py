@@ -9,3 +9,4 @@ __version__ = "0.1.0"
 
 checkpoint.trust_plain_types()
 checkpoint.make_copies_atomic()
+checkpoint.guard_loading()
