@@ -13,7 +13,7 @@ setup(
         "fairseq-fixed>=0.12.3.1,<0.13",  # fairseq's main branch, mended for Python 3.11; provides the module `fairseq`
         "numpy>=1.26,<3",
         "safetensors>=0.4,<1",
-        "torch>=2.6",  # the first to load checkpoints without unpickling arbitrary objects
+        "torch>=2.10",  # in older ones torch.load with weights_only can be made to run code (docs/safety.md)
     ],
     extras_require={
         "workflow": [
@@ -34,6 +34,7 @@ setup(
         "scores": ["pycocoevalcap>=1.2,<2"],  # METEOR, CIDEr and the Treebank tokeniser; they also need Java
         "bertscore": ["bert-score>=0.3.13,<0.4"],
         "test": [
+            "hypothesis>=6",
             "pyarrow>=14",
             "pytest>=8",
             "pytest-xdist>=3.5",

@@ -9,5 +9,6 @@ __version__ = "0.1.0"
 
 checkpoint.trust_plain_types()
 checkpoint.make_copies_atomic()
+checkpoint.guard_loading()
 preemption.save_when_told_to_end()
 preemption.resume_with_the_same_batches()

@@ -15,7 +15,7 @@ from fairseq.tasks import TASK_REGISTRY
 
 from . import api
 from . import checkpoint as files
-from .errors import UsageError
+from .errors import UsageError, printable
 
 DECODING = {  # option of fairseq's -> what it is
     "beam": "beam size",
@@ -115,7 +115,7 @@ def _print(description: dict, as_json: bool) -> None:
     for key, value in description.items():
         if key == "geometry":
             value = files.describe_geometry(value, files.method_of(description))
-        print(f"{key.replace('_', ' '):<24}{f'{value:,}' if isinstance(value, int) else value}")
+        print(printable(f"{key.replace('_', ' '):<24}{f'{value:,}' if isinstance(value, int) else value}"))
 
 
 def main(argv: list[str] | None = None) -> None:

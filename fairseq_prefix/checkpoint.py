@@ -8,21 +8,27 @@ with `weights_only`, safetensors).
 from __future__ import annotations
 
 import argparse
+import ast
+import contextlib
+import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from fairseq import options
+from fairseq import checkpoint_utils, options
 from fairseq.data import Dictionary
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.file_io import PathManager
 from fairseq.models import ARCH_MODEL_REGISTRY
+from fairseq.tasks import TASK_REGISTRY
 from omegaconf import OmegaConf
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -30,7 +36,7 @@ from torch import Tensor, nn
 
 from .adapter import adapter_size
 from .errors import UsageError
-from .prefix import SITES, Prefix, SiteGeometry
+from .prefix import SITES, Evaluated, Prefix, SiteGeometry
 from .prompt import empty_prompt
 
 FORMAT = 1
@@ -65,20 +71,127 @@ def load_tensors(path: Path) -> dict:
     Raises:
         UsageError: missing, truncated, not a checkpoint, or holding objects other than tensors and plain types.
     """
-    try:
+    with _refusing(path):
+        _check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
+        _check_contents(state)
+    if not isinstance(state, dict):
+        raise UsageError(f"{path} cannot be loaded: it holds a {type(state).__name__}, not a checkpoint")
+    return state
+
+
+class _Refused(Exception):
+    """Why a file is not loaded, as the end of a sentence about it."""
+
+
+@contextlib.contextmanager
+def _refusing(path: str | os.PathLike) -> Iterator[None]:
+    """Whatever goes wrong while a file is loaded is one sentence."""
+    try:
+        yield
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
     except Exception as error:  # torch raises a dozen kinds for damaged files
         reason = str(error)
-        if "Unsupported global" in reason or "weights_only" in reason.lower() and "global" in reason.lower():
-            reason = "it holds objects other than tensors, which are never loaded"
-        else:
-            reason = "it is truncated or not a checkpoint"
+        if not isinstance(error, _Refused):
+            if "Unsupported global" in reason or "weights_only" in reason.lower() and "global" in reason.lower():
+                reason = "it holds objects other than tensors, which are never loaded"
+            else:
+                reason = "it is truncated or not a checkpoint"
         raise UsageError(f"{path} cannot be loaded: {reason}") from None
-    if not isinstance(state, dict):
-        raise UsageError(f"{path} cannot be loaded: it holds a {type(state).__name__}, not a checkpoint")
-    return state
+
+
+def _check_archive(path: str | os.PathLike) -> None:
+    """torch unpacks what is packed in an archive, however large it becomes; it never writes packed ones itself."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+        packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+        if packed or sum(member.file_size for member in members) > os.path.getsize(path):
+            raise _Refused("it holds compressed data, which torch never writes")
+
+
+# What fairseq hands to eval() while it builds a model, a task, a criterion or an optimizer, by the ends of the options'
+# names. Of a checkpoint these are a stranger's.
+EVALUATED = tuple(
+    "adafactor_eps betas character_filters conv_aggregator_layers conv_feature_layers decoder_attention decoder_layers "
+    "downsample encoder_attention encoder_layers feature_encoder_spec gated_attention left_pad_source left_pad_target "
+    "pipeline_balance pipeline_decoder_balance pipeline_decoder_devices pipeline_devices pipeline_encoder_balance "
+    "pipeline_encoder_devices pretrained project_input self_attention wer_args xformers_att_config".split()
+)
+RESOLVED = re.compile(r"\$\{[^{}]*:")  # omegaconf: ${oc.env:HOME} and the like
+
+
+def _check_contents(state: object) -> None:
+    """Refuse tensors that claim more elements than they hold, and options that fairseq would run.
+
+    fairseq evaluates some options of a model as Python, be they from a command line or from a file.
+    """
+    waiting, seen = [("", state)], set()
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, Tensor):
+            _check_tensor(name, value)
+        elif isinstance(value, str | bytes | bytearray):
+            _check_option(name, value)
+        elif isinstance(value, dict | list | tuple | set | argparse.Namespace) and id(value) not in seen:
+            seen.add(id(value))
+            value = vars(value) if isinstance(value, argparse.Namespace) else value
+            waiting += value.items() if isinstance(value, dict) else [(name, part) for part in value]
+
+
+def _check_option(name: object, value: str | bytes | bytearray) -> None:
+    text = value if isinstance(value, str) else bytes(value).decode(errors="replace")
+    if RESOLVED.search(text):
+        raise _Refused(f"its option {name} asks for something outside the file ({text[:40]!r})")
+    if str(name).endswith(EVALUATED):
+        try:
+            ast.literal_eval(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            raise _Refused(f"its option {name} is code ({text[:40]!r}), which fairseq would run") from None
+
+
+def _check_tensor(name: object, tensor: Tensor) -> None:
+    plain = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    if not plain or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise _Refused(f"its tensor {name} is not stored element by element")
+
+
+def guard_loading() -> None:
+    """fairseq's own way to load a checkpoint, for a search or to resume, refuses what `load_tensors` refuses.
+
+    fairseq leaves it to the installed torch, and to an environment variable, whether anything is unpickled.
+    """
+    load, upgrade = checkpoint_utils.load_checkpoint_to_cpu, checkpoint_utils._upgrade_state_dict
+
+    @functools.wraps(load)
+    def load_checked(path: str, *args, **options) -> dict:
+        with _refusing(path), _tensors_alone():
+            _check_archive(path)
+            return load(path, *args, **options)
+
+    def upgrade_checked(state: dict) -> dict:
+        config = state.get("cfg")
+        _check_contents({**state, "cfg": OmegaConf.to_container(config) if OmegaConf.is_config(config) else config})
+        return upgrade(state)
+
+    checkpoint_utils.load_checkpoint_to_cpu, checkpoint_utils._upgrade_state_dict = load_checked, upgrade_checked
+
+
+@contextlib.contextmanager
+def _tensors_alone() -> Iterator[None]:
+    """`torch.load` unpickles nothing but tensors and plain types, whatever the environment says."""
+    variables = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "0"}
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def atomically(path: str | os.PathLike, write: Callable[[str], None]) -> None:
@@ -156,7 +269,11 @@ def read_base(path: str, family: Family | None = None) -> Base:
             config, raw = _read_hugging_face(base)
             family = family or _family_of_config(base, config)
             _check_config(base, config, family.expected)
-            return family.convert(base, config, raw)
+            try:
+                return family.convert(base, config, raw)
+            except (IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise UsageError(f"{base}: the weights are not a {family.name}'s ({reason})") from None
         if not (base / "model.pt").exists():
             raise UsageError(f"--base-model {path}: the folder holds neither model.pt nor config.json")
         base = base / "model.pt"
@@ -173,23 +290,25 @@ def read_base(path: str, family: Family | None = None) -> Base:
         raise UsageError(
             f"--base-model {base} is not a fairseq {family.name} checkpoint (it has no {family.embedding})"
         )
-    options = (state.get("cfg") or {}).get("model") or state.get("args")
-    return Base(base, dict(state["model"]), _symbols(base.parent), _plain(options) if options else {})
+    _check_weights(base, state["model"])
+    return Base(base, dict(state["model"]), _symbols(base.parent), _whole_args(state))
 
 
 def _read_hugging_face(folder: Path) -> tuple[dict, dict[str, Tensor]]:
     """config.json and the weights."""
     try:
         config = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError, OSError) as error:
         raise UsageError(f"{folder}/config.json is not a model's configuration ({error})") from None
     if (folder / "model.safetensors").exists():
         try:
             return config, load_file(folder / "model.safetensors")
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise UsageError(f"{folder}/model.safetensors cannot be loaded: {error}") from None
     if (folder / "pytorch_model.bin").exists():
-        return config, load_tensors(folder / "pytorch_model.bin")
+        weights = load_tensors(folder / "pytorch_model.bin")
+        _check_weights(folder / "pytorch_model.bin", weights)
+        return config, weights
     raise UsageError(f"--base-model {folder}: neither model.safetensors nor pytorch_model.bin is there")
 
 
@@ -222,6 +341,8 @@ def sizes(base: Base) -> dict[str, int]:
             found[f"max_{side}_positions"] = base.state[f"{part}.embed_positions.weight"].size(0) - 2
     except KeyError as error:
         raise UsageError(f"{base.path} lacks {error}; this is no whole {family.name}") from None
+    except IndexError:
+        raise UsageError(f"{base.path}: its weights do not have the shapes of a {family.name}") from None
     return found
 
 
@@ -337,8 +458,9 @@ def read_dictionary(path: Path) -> Dictionary:
         raise UsageError(f"{path}: no such file; the base's dictionary has to lie beside it")
     try:
         return Dictionary.load(str(path))
-    except (ValueError, RuntimeError) as error:
-        raise UsageError(f"{path} is not a fairseq dictionary ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # fairseq raises that very class for what is not UTF-8
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"{path} is not a fairseq dictionary ({reason})") from None
 
 
 def _symbols(folder: Path) -> list[str] | None:
@@ -533,11 +655,20 @@ def method_of(metadata: dict) -> Method:
     return METHODS[name]
 
 
+def _folded(build: Callable[[], Evaluated], part: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What the virtual tokens of a file are without their MLP. Memory is taken for what the file holds, and not for
+    what its metadata may claim.
+    """
+    with torch.device("meta"):
+        _compare_shapes(tensor_shapes(build().state_dict(prefix=part)), tensor_shapes(state))
+    tokens = build()
+    tokens.load_state_dict({name.removeprefix(part): tensor for name, tensor in state.items()})
+    return {site: table.float() for site, table in tokens.folded().items()}
+
+
 def _fold_prefix(metadata: dict, state: dict[str, Tensor]) -> dict[str, Tensor]:
     geometry = {site: SiteGeometry(**shape) for site, shape in metadata["geometry"].items()}
-    prefix = Prefix(geometry, metadata["reparam"], metadata["mid_dim"] or 1)
-    prefix.load_state_dict({name.removeprefix("prefix."): tensor for name, tensor in state.items()})
-    return {site: table.float() for site, table in prefix.folded().items()}
+    return _folded(lambda: Prefix(geometry, metadata["reparam"], metadata["mid_dim"] or 1), "prefix.", state)
 
 
 def _prefix_model_args(metadata: dict) -> dict:
@@ -557,9 +688,8 @@ def _prefix_shape(shape: dict) -> str:
 
 
 def _fold_prompt(metadata: dict, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    prompt = empty_prompt(metadata["geometry"], metadata["reparam"], metadata["mid_dim"])
-    prompt.load_state_dict({name.removeprefix("prompt."): tensor for name, tensor in state.items()})
-    return {site: table.float() for site, table in prompt.folded().items()}
+    build = functools.partial(empty_prompt, metadata["geometry"], metadata["reparam"], metadata["mid_dim"])
+    return _folded(build, "prompt.", state)
 
 
 def _prompt_model_args(metadata: dict) -> dict:
@@ -577,7 +707,10 @@ def tensor_shapes(tensors: dict[str, Tensor]) -> dict[str, list[int]]:
 def _verify_tensors(metadata: dict, state: dict[str, Tensor]) -> None:
     """Against what the metadata says that the file holds. (The first files did not say it.)"""
     found = tensor_shapes(state)
-    recorded = metadata.get("tensors", found)
+    _compare_shapes(metadata.get("tensors", found), found)
+
+
+def _compare_shapes(recorded: dict[str, list[int]], found: dict[str, list[int]]) -> None:
     for name in sorted(found.keys() ^ recorded.keys()):
         raise ValueError(f"it {'lacks' if name in recorded else 'holds'} {name}")
     for name, shape in recorded.items():
@@ -668,7 +801,7 @@ def unpack_metadata(state: dict[str, Tensor]) -> dict:
         )
     try:
         return _checked(json.loads(bytes((255 - state[METADATA_KEY]).tolist()).decode("ascii")))
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError):
         raise UsageError(
             "the checkpoint's metadata is damaged (checkpoints of a prefix and the like cannot be averaged)"
         ) from None
@@ -684,6 +817,18 @@ def _checked(metadata: dict) -> dict:
     if metadata["format"] != FORMAT:
         raise UsageError(f"the file is of format {metadata['format']}, this version reads {FORMAT}; update the plugin")
     method_of(metadata)
+    shapes, conventions = metadata["geometry"].items(), metadata["conventions"]
+    numbers = [metadata.get("base_parameters", 0), *(number for _, shape in shapes for number in shape.values())]
+    texts = [metadata[key] for key in ("arch", "base_fingerprint", "dictionary_fingerprint")]
+    sound = (
+        all(site in SITES for site, _ in shapes)
+        and all(type(number) is int and number >= 0 for number in numbers)
+        and all(isinstance(text, str) and text.isprintable() for text in texts)
+        and isinstance(conventions["bos"], bool)
+        and type(conventions.get("max_source_tokens", 0)) is int
+    )
+    if not sound:
+        raise ValueError("its metadata is none of this plugin's")
     return metadata
 
 
@@ -754,13 +899,31 @@ def read_tuned(path: str) -> TunedFile:
             raise UsageError(f"{path} is not a fairseq checkpoint")
         metadata = unpack_metadata(loaded["model"])
         state = {name: tensor for name, tensor in loaded["model"].items() if name != METADATA_KEY}
-        model_args, task = _plain(loaded["cfg"]["model"]), _plain(loaded["cfg"]["task"])
+        model_args, task = (_plain(loaded["cfg"].get(part) or {}) for part in ("model", "task"))
     method = method_of(metadata)
+    _check_options(path, method, model_args, task)
     try:
         return TunedFile(metadata, model_args, task, state, method.fold(metadata, state))
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # metadata and names may be anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(f"{path}: the {method.noun} does not fit its metadata ({reason})") from None
+
+
+def _check_options(path: str, method: Method, model_args: object, task: object) -> None:
+    """The options in a file are those of a model of this method, and of a task; what a file says is not run.
+
+    Raises:
+        UsageError: they are not.
+    """
+    with _refusing(path):
+        _check_contents([model_args, task])
+    sound = isinstance(model_args, dict) and isinstance(task, dict)
+    arch, name = (model_args.get("arch"), task.get("_name")) if sound else (None, None)
+    known = getattr(ARCH_MODEL_REGISTRY.get(arch), "method", None) if isinstance(arch, str) else None
+    if known is None or known.name != method.name:
+        raise UsageError(f"{path}: its options name no architecture of a {method.noun}, but {arch!r}")
+    if name is not None and not (isinstance(name, str) and name in TASK_REGISTRY):
+        raise UsageError(f"{path}: its options name no task that is known here, but {name!r}")
 
 
 def _read_export(path: str) -> tuple[dict, dict, dict, dict[str, Tensor]]:
@@ -773,15 +936,16 @@ def _read_export(path: str) -> tuple[dict, dict, dict, dict[str, Tensor]]:
         model_args, task = header.pop("model_args"), header.pop("task")
         (metadata,) = header.values()  # under the name of the method
         return _checked(metadata), model_args, task, method_of(metadata).unfold(tensors)
-    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    except Exception as error:  # its header may be anything
         raise UsageError(
             f"{path} is no export of a prefix, prompt, adapters or top layers, or is damaged ({error})"
         ) from None
 
 
 def _plain(namespace) -> dict:
-    """The options of a checkpoint that are plain values."""
-    items = vars(namespace) if isinstance(namespace, argparse.Namespace) else dict(namespace)
+    """The options of a checkpoint that are plain values; none, where there are no options at all."""
+    items = vars(namespace) if isinstance(namespace, argparse.Namespace) else namespace
+    items = items if isinstance(items, dict) else {}
     return {k: v for k, v in items.items() if isinstance(v, str | int | float | bool | list | dict | None.__class__)}
 
 
@@ -795,10 +959,12 @@ def describe(path: str) -> dict:
     size = Path(path).stat().st_size if Path(path).is_file() else 0
     if not str(path).endswith(".safetensors") and size:
         loaded = load_tensors(Path(path))
-        updates = {"updates": history[-1].get("num_updates")} if (history := loaded.get("optimizer_history")) else {}
+        history = loaded.get("optimizer_history")
+        last = history[-1] if isinstance(history, list) and history else None
+        updates = {"updates": last.get("num_updates")} if isinstance(last, dict) else {}
         state = loaded.get("model")
         if family_of(state) and METADATA_KEY not in state:
-            return {**_describe_whole(loaded), **updates, "bytes": size}
+            return {**_describe_whole(path, loaded), **updates, "bytes": size}
     else:
         updates = {}
     file = read_tuned(path)
@@ -814,12 +980,12 @@ def describe(path: str) -> dict:
     }
 
 
-def _describe_whole(loaded: dict) -> dict:
+def _describe_whole(path: str, loaded: dict) -> dict:
+    _check_weights(path, loaded["model"])
     left_out = (*family_of(loaded["model"]).tied, ABSENT_SYMBOLS)
     state = {name: tensor for name, tensor in loaded["model"].items() if not name.endswith(BOOKKEEPING)}
     count = sum(tensor.numel() for name, tensor in state.items() if name not in left_out)
-    cfg = loaded.get("cfg") or {}
-    model_args = _plain(cfg["model"]) if "model" in cfg else _plain(loaded.get("args") or argparse.Namespace())
+    model_args = _whole_args(loaded)
     return {
         "kind": "whole model",
         "arch": model_args.get("arch"),
@@ -829,6 +995,23 @@ def _describe_whole(loaded: dict) -> dict:
         "base_fingerprint": model_args.get("base_fingerprint"),
         "finetuned_from": model_args.get("finetuned_from"),
     }
+
+
+def _whole_args(loaded: dict) -> dict:
+    """The options of the model in a whole model's checkpoint."""
+    cfg = loaded.get("cfg")
+    return _plain(cfg["model"] if isinstance(cfg, dict) and "model" in cfg else loaded.get("args"))
+
+
+def _check_weights(path: str | os.PathLike, state: dict) -> None:
+    """A model's part of a checkpoint is tensors by name.
+
+    Raises:
+        UsageError: it is not.
+    """
+    for name, tensor in state.items():
+        if not (isinstance(name, str) and isinstance(tensor, Tensor)):
+            raise UsageError(f"{path} cannot be loaded: {name!r} in it is no tensor")
 
 
 MODEL_ARGS_KEPT = ("arch", "activation_fn", "max_source_positions", "max_target_positions", "prefix_position")

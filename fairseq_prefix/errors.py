@@ -10,4 +10,9 @@ class UsageError(SystemExit):
     """
 
     def __init__(self, message: str):
-        super().__init__(f"error: {message}")
+        super().__init__(f"error: {printable(message)}")
+
+
+def printable(text: str) -> str:
+    """The text with what would steer a terminal spelt out: what a file says may stand in a message."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)

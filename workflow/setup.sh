@@ -1,6 +1,7 @@
 #!/bin/sh
 # Create or update the virtual environment .venv: `workflow/setup.sh run`; `test`, `scores` and `bench` add the test
 # tools, what METEOR and CIDEr need, and what the benchmark compares with.
+# Every file that pip fetches is checked against the hashes in the lock files (workflow/lock.py writes them).
 # Does nothing when the lock files have not changed since it last finished. PYTHON chooses the interpreter.
 set -eu
 cd "$(dirname "$0")/.."
@@ -56,29 +57,65 @@ create_venv() {
 }
 
 pip_install() {
-    "$venv/bin/python" -m pip install --quiet --progress-bar off --disable-pip-version-check "$@" ||
+    "$venv/bin/python" -m pip install --quiet --progress-bar off --disable-pip-version-check --no-deps --no-build-isolation "$@"
+}
+
+# Only files whose hash stands in the lock file $1, and nothing that does not stand there.
+try_locked() {
+    pip_install --require-hashes --requirement "$@"
+}
+
+install_locked() {
+    try_locked "$@" ||
         fail "pip could not install the locked versions (its own message is above). Run make again once that is mended."
 }
 
+# Those entries of requirements.lock that are (1) or are not (0) of these packages, hashes included, in a file of its own.
+entries() {
+    awk -v wanted="$1" -v names=" $2 " '/^#/ { next } /^[^ ]/ { split($0, entry, "=="); found = index(names, " " entry[1] " ") > 0 }
+        found == wanted' requirements.lock >"$venv/entries.lock"
+    echo "$venv/entries.lock"
+}
+
+# Whether the torch that is installed is a build for GPUs and lacks what that needs.
+needs_cuda() {
+    "$venv/bin/python" - <<'END'
+import sys
+from importlib.metadata import requires
+from packaging.requirements import Requirement
+needed = [Requirement(text) for text in requires("torch")]
+needed = {requirement.name for requirement in needed if not requirement.marker or requirement.marker.evaluate({"extra": ""})}
+sys.exit("triton" not in needed)
+END
+}
+
 install_run() {
-    # What fairseq's build imports comes first, and without build isolation: isolated, it would fetch a second torch.
-    echo "Installing torch and build tools (1/3)"
-    pip_install --constraint requirements.lock torch numpy cython setuptools wheel
-    echo "Installing the locked versions, compiling fairseq once: this takes some minutes (2/3)"
-    pip_install --constraint requirements.lock --no-deps torchaudio
-    pip_install --no-build-isolation --requirement requirements.lock
+    # Without build isolation: isolated, fairseq's build would fetch a second torch. What its build imports comes first.
+    echo "Installing the build tools and the locked versions (1/3)"
+    install_locked "$(entries 1 'setuptools wheel')"
+    # A folder of wheels on this machine (PIP_FIND_LINKS) comes first, with the build of torch for CPUs alone perhaps: of
+    # two files pip prefers the one whose hash an index told before it was fetched, which is the larger one for GPUs.
+    try_locked "$(entries 1 torch)" --no-index >/dev/null 2>&1 || true
+    install_locked "$(entries 0 fairseq-fixed)"
+    if needs_cuda; then
+        install_locked requirements-cuda.lock
+    fi
+    echo "Compiling fairseq once: this takes some minutes (2/3)"
+    install_locked "$(entries 1 fairseq-fixed)"
+    rm -f "$venv/entries.lock"
     echo "Installing the project itself (3/3)"
-    pip_install --no-build-isolation --no-deps --editable .
+    pip_install --no-index --editable . || fail "The project itself could not be installed (pip's message is above)."
+    "$venv/bin/python" -m pip check >&2 || fail "The lock files are not complete (what is missing stands above)."
 }
 
 install_test() {
     echo "Installing the test tools"
-    pip_install --no-deps --force-reinstall --requirement requirements-test.lock
+    install_locked requirements-test.lock --force-reinstall
 }
 
 install_scores() {
     echo "Installing METEOR, CIDEr and the Treebank tokeniser (100 MB)"
-    pip_install --no-deps --requirement requirements-scores.lock
+    install_locked requirements-scores.lock
     command -v java >/dev/null 2>&1 || echo "They also need Java, and there is no java on the PATH yet."
 }
 
@@ -86,7 +123,7 @@ install_scores() {
 install_bench() {
     echo "Installing PEFT, adapters and their transformers (150 MB)"
     rm -rf "$venv/bench"
-    pip_install --no-deps --target "$venv/bench" --requirement requirements-bench.lock
+    install_locked requirements-bench.lock --target "$venv/bench"
 }
 
 # One install step, skipped when this folder and the files the step depends on ($2 ...) are those it last finished with.
@@ -105,7 +142,7 @@ target=$([ "$kind" = run ] && echo setup || echo "setup-$kind")
 if [ -f "$unfinished" ] || ! "$venv/bin/python" -c 'import pip' 2>/dev/null; then
     create_venv
 fi
-ensure run requirements.lock setup.py
+ensure run requirements.lock requirements-cuda.lock setup.py
 rm -f "$unfinished"
 if [ "$kind" != run ]; then
     ensure "$kind" requirements.lock "requirements-$kind.lock"

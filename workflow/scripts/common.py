@@ -41,6 +41,11 @@ class UserError(Exception):
     """Bad input: one or two sentences that name the file, line or key and say what to do. Shown without a traceback."""
 
 
+def printable(text: str) -> str:
+    """The text with what would steer a terminal spelt out; line breaks and tabs stay."""
+    return "".join(sign if sign.isprintable() or sign in "\n\t" else repr(sign)[1:-1] for sign in text)
+
+
 def run_main(main: Callable[[list[str]], None]) -> None:
     """Run a script's `main(argv)`; a `UserError` becomes one line on stderr and exit status 1.
 
@@ -50,7 +55,7 @@ def run_main(main: Callable[[list[str]], None]) -> None:
     try:
         main(sys.argv[1:])
     except UserError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {printable(str(error))}")
     except BrokenPipeError:
         sys.exit(1)
 

@@ -17,6 +17,7 @@ whatever is wrong is a `UserError` that names file and key.
 
 from __future__ import annotations
 
+import ast
 import difflib
 import functools
 import itertools
@@ -46,6 +47,8 @@ RESERVED = frozenset(
     "model-overrides nprocs-per-node path restore-file results-path save-dir seed source-lang target-lang test-subset "
     "train-subset user-dir valid-subset".split()
 )
+# Ends of the flags whose value fairseq hands to Python's eval().
+EVALUATED = ("adafactor-eps", "betas", "xformers-att-config")
 # The families of the plugin's architectures, and the task that feeds each. A method may choose another one.
 TASKS = {"bart": "conditional_generation", "gpt2": "conditional_lm"}
 # The architectures, without prefix_ and full_, and their millions of parameters.
@@ -59,6 +62,7 @@ ARCHITECTURES = {
     "gpt2_xl": 1558,
     "gpt2_tiny": 1,
 }
+DEEPEST, LARGEST = 50, 100_000  # of the values in a file, which are a few hundred
 # What a section under `models` may be called besides a model.
 MODEL_GROUPS = {name for architecture in ARCHITECTURES for name in (architecture, *architecture.split("_"))}
 GPT2_VOCABULARIES = {"bart": "gpt2", "gpt2": "gpt2_spaced"}  # folders of text in GPT-2's BPE; of GPT-2's with a space
@@ -563,12 +567,25 @@ def _paths(files: dict[str, dict], folder: str) -> dict[str, str]:
 def check_flag(command: str, flag: str, value, where: str) -> None:
     """Refuse a flag that the rules give, that no command of fairseq knows, or whose value cannot be meant."""
     _check_known(command, flag, value, where)
+    if flag.endswith(EVALUATED) and not _is_literal(value):
+        raise UserError(
+            f"{where}: {flag}: fairseq would run {value!r} as Python; write a literal, such as (0.9, 0.999)"
+        )
     if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+", value):
         number = f"{float(value):.10e}".split("e")
         mantissa = number[0].rstrip("0") + ("0" if number[0].rstrip("0").endswith(".") else "")
         raise UserError(
             f"{where}: {flag}: YAML reads {value} as text, not as a number; write {mantissa}e{int(number[1]):+d}"
         )
+
+
+def _is_literal(value) -> bool:
+    """Whether Python evaluates the text to what stands there, and calls nothing for it."""
+    try:
+        ast.literal_eval(str(value))
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return value is None
+    return True
 
 
 def _check_known(command: str, flag: str, value, where: str) -> None:
@@ -675,9 +692,28 @@ def _check_method(values: dict, file: str) -> None:
 
 def check(values, definition: str, file: str) -> None:
     """Check values against one definition of the schema; the first thing that is wrong is a `UserError`."""
+    _check_size(values, file)
     validator = Draft202012Validator({**_schema(), "$ref": f"#/$defs/{definition}"})
     if error := best_match(validator.iter_errors(values)):
         raise UserError(": ".join((file, *map(str, error.absolute_path), _sentence(error))))
+
+
+def _check_size(values, file: str) -> None:
+    """YAML's aliases let a few lines stand for more values than fit into memory, or for a value within itself."""
+
+    def size(value, above: tuple = ()) -> int:
+        if not isinstance(value, dict | list):
+            return 1
+        if id(value) in above or len(above) > DEEPEST:
+            raise UserError(f"{file}: values within values, deeper than {DEEPEST}; no configuration needs that")
+        if id(value) not in sizes:
+            parts = value.values() if isinstance(value, dict) else value
+            sizes[id(value)] = 1 + sum(size(part, (*above, id(value))) for part in parts)
+        return sizes[id(value)]
+
+    sizes: dict[int, int] = {}
+    if (found := size(values)) > LARGEST:
+        raise UserError(f"{file}: stands for {found:,} values, aliases (*) resolved; {LARGEST:,} are allowed")
 
 
 @functools.cache
@@ -750,7 +786,15 @@ def load_yaml(path: Path, file: str | None = None):
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise UserError(f"{file}, line {line}: not valid YAML ({error.problem})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise UserError(f"{file}: nested deeper than {DEEPEST}; no configuration needs that") from None
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        OverflowError,
+        AttributeError,
+    ) as error:  # keys and values of any kind
         raise UserError(f"{file}: not valid YAML ({error})") from None
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from None

@@ -13,7 +13,7 @@ from pathlib import Path
 import bpe
 from common import UserError, atomic_open, progress, read_jsonl, read_lines, run_main, single_line
 
-HYPOTHESIS = re.compile(r"H-([0-9]+)\t([^\t]+)\t(.*)")
+HYPOTHESIS = re.compile(r"H-([0-9]{1,18})\t([^\t]+)\t(.*)")
 
 
 def main(argv: list[str]) -> None:

@@ -25,11 +25,14 @@ def main(argv: list[str]) -> None:
     args = parse_args(argv)
     parts = []
     for name, study in args.studies.items():
-        parts.append(f"<h2 id='{name}'>{html.escape(study['title'])}</h2>\n<p>{html.escape(study['question'])}</p>")
+        parts.append(
+            f"<h2 id='{html.escape(name)}'>{html.escape(study['title'])}</h2>\n<p>{html.escape(study['question'])}</p>"
+        )
         parts.append(f"<p>In the paper: {html.escape(study['paper'])}</p>")
         parts += [section(table) for table in args.table if table.parent.name == name]
     contents = "".join(
-        f"<li><a href='#{name}'>{html.escape(study['title'])}</a></li>" for name, study in args.studies.items()
+        f"<li><a href='#{html.escape(name)}'>{html.escape(study['title'])}</a></li>"
+        for name, study in args.studies.items()
     )
     with atomic_open(args.output) as file:
         file.write(

@@ -13,7 +13,7 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import UserError, atomic_open, atomic_path, read_json, read_jsonl, read_lines, run_main
+from common import UserError, atomic_open, atomic_path, printable, read_json, read_jsonl, read_lines, run_main
 from score import digits_of, with_interval
 
 WIDTH = 118
@@ -215,10 +215,10 @@ def sample(example: dict, hypotheses: list[tuple[str, str]]) -> list[str]:
     """One example: source, first reference, and what every method made of it."""
     texts = [("source", example["source"]), ("reference", example["references"][0]), *hypotheses]
     width = max(len(name) for name, _ in texts)
-    lines = [f"example {example['id']}"]
+    lines = [printable(f"example {example['id']}")]
     for name, text in texts:
         indent = " " * (width + 4)
-        shown = textwrap.shorten(text, 600, placeholder=" ...") or "(empty)"
+        shown = printable(textwrap.shorten(text, 600, placeholder=" ...")) or "(empty)"
         lines += textwrap.wrap(f"  {name.ljust(width)}  {shown}", WIDTH, subsequent_indent=indent)
     return [*lines, ""]
 
