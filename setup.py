@@ -30,6 +30,7 @@ setup(
             "tqdm>=4.66,<5",
             "unidecode>=1.3,<2",
         ],
+        "cluster": ["snakemake-executor-plugin-cluster-generic>=1.0.9,<2", "snakemake-executor-plugin-slurm>=2.8,<3"],
         "parquet": ["pyarrow>=14"],
         "scores": ["pycocoevalcap>=1.2,<2"],  # METEOR, CIDEr and the Treebank tokeniser; they also need Java
         "bertscore": ["bert-score>=0.3.13,<0.4"],

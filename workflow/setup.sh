@@ -1,6 +1,6 @@
 #!/bin/sh
-# Create or update the virtual environment .venv: `workflow/setup.sh run`; `test`, `scores` and `bench` add the test
-# tools, what METEOR and CIDEr need, and what the benchmark compares with.
+# Create or update the virtual environment .venv: `workflow/setup.sh run`; `test`, `cluster`, `scores` and `bench` add the
+# test tools, plugins for batch systems, what METEOR and CIDEr need, and what the benchmark compares with.
 # Every file that pip fetches is checked against the hashes in the lock files (workflow/lock.py writes them).
 # Does nothing when the lock files have not changed since it last finished. PYTHON chooses the interpreter.
 set -eu
@@ -111,6 +111,11 @@ install_run() {
 install_test() {
     echo "Installing the test tools"
     install_locked requirements-test.lock --force-reinstall
+}
+
+install_cluster() {
+    echo "Installing Snakemake's plugins for batch systems (15 MB)"
+    install_locked requirements-cluster.lock
 }
 
 install_scores() {
