@@ -41,12 +41,20 @@ CONFIG |= {"mirror": ["mirror"]}
 OF_A_RUN = ["train", "export_prefix", "import_prefix", "generate", "hypotheses"]
 
 
-def snakemake(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+def start_snakemake(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile"), "--cores", "2"]
     command += ["--profile", str(REPOSITORY / "profiles" / "default"), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(STUBS), **environment}
     environment.pop("PREFIX_MIRROR", None)
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def snakemake(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    process = start_snakemake(folder, *arguments, **environment)
+    stdout, stderr = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
 def planned(result: subprocess.CompletedProcess) -> dict[str, int]:
@@ -357,6 +365,47 @@ def test_a_lock_that_a_killed_snakemake_left_is_taken_away(workflow):
     result = subprocess.run(unlock, cwd=workflow, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert snakemake(workflow).returncode == 0
+
+
+def share(cache: Path, workflow: Path, folder: Path) -> Path:
+    """A folder of another user, with the configuration of a workflow and links to a cache."""
+    folder.mkdir()
+    for name in ("configs", "mirror"):
+        shutil.copytree(workflow / name, folder / name)
+    for name in ("bases", "data", "resources"):
+        (cache / name).mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(cache / name)
+    return folder
+
+
+def test_a_filled_cache_is_only_read_by_other_workflows(workflow, tmp_path):
+    """Bases and data of one workflow, through links; with a mirror that cannot be written."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    for name in ("bases", "data", "resources"):
+        (workflow / name).rename(cache / name)
+    other = share(cache, workflow, tmp_path / "other")
+    shutil.rmtree(other / "mirror")
+    before = {path: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()}
+    result = snakemake(other)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert tables(other) == tables(workflow)
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()} == before
+
+
+def test_two_workflows_that_fill_one_cache_at_once_end_with_the_same_files(workflow, tmp_path):
+    """If one finds a file of its own replaced by the other's it may fail; run again, it ends well."""
+    folders = [share(tmp_path / "cache", workflow, tmp_path / name) for name in ("one", "two")]
+    processes = [start_snakemake(folder, "--retries", "2") for folder in folders]
+    for process in processes:
+        process.communicate()
+    for folder in folders:
+        result = snakemake(folder)
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert tables(folder) == tables(workflow)
+    for name in ("data/toy/train.jsonl", "bases/toy/spm.model", "data/toy/toy/bin/train.source-target.source.bin"):
+        assert (tmp_path / "cache" / name).read_bytes() == (workflow / name).read_bytes()
+    assert not list((tmp_path / "cache").rglob("*.part")) and not list((tmp_path / "cache").rglob("work-*"))
 
 
 def test_slurm_jobs_that_a_killed_snakemake_left_are_cancelled_and_no_others(tmp_path):
