@@ -127,6 +127,7 @@ def test_fairseq_gets_data_base_seed_and_flags(finished):
     for seed in ("1", "2"):
         assert argument(finished, f"prefix/{seed}", "--seed") == seed
     expected = {"--arch": "prefix_bart_tiny", "--base-model": "bases/toy", "--lr": "5e-05", "--max-update": "2"}
+    expected["--distributed-world-size"] = "1"  # whatever the number of GPUs
     assert {flag: argument(finished, "prefix/1", flag) for flag in expected} == expected
     assert argument(finished, "finetune/1", "--arch") == "full_bart_tiny"
     assert argument(finished, "prefix/1", "--adam-betas") == "(0.9, 0.999)"
@@ -183,6 +184,7 @@ def test_a_study_ends_in_tables_plots_and_a_page_and_names_what_failed(workflow)
 def test_what_is_scored_is_what_is_published(finished):
     log = (finished / "logs" / "runs" / "toy" / "toy" / "prefix" / "1" / "generate.log").read_text()
     assert "--path runs/toy/toy/prefix/1/imported.pt" in log and "{'base_model': 'bases/toy'}" in log
+    assert "--distributed-world-size 1" in log  # or several GPUs would get a part of the texts each
     assert (finished / "runs" / "toy" / "toy" / "prefix" / "1" / "prefix.safetensors").exists()
     log = (finished / "logs" / "runs" / "toy" / "toy" / "finetune" / "1" / "generate.log").read_text()
     assert "--path runs/toy/toy/finetune/1/checkpoint.pt" in log and "base_model" not in log

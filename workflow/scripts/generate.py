@@ -33,6 +33,7 @@ def generate(args: argparse.Namespace, flags: list[str], state: State) -> None:
     if args.base_model:
         arguments += ["--model-overrides", repr({"base_model": str(args.base_model)})]
     arguments += ["--user-dir", str(PLUGIN), "--log-format", "none"]
+    arguments += ["--distributed-world-size", "1"]  # or fairseq takes the share of one of all GPUs that it sees
 
     with open(args.examples, "rb") as examples:
         expected = sum(1 for _ in examples)
