@@ -7,7 +7,7 @@ VENV := .venv/bin/python
 SOURCES := fairseq_prefix workflow tests setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test setup-scores setup-bench demo demo-paper test test-scores bench bench-scores bench-prompt bench-data lint clean
+.PHONY: help setup setup-test setup-scores setup-bench demo demo-paper test test-scores test-failures bench bench-scores bench-prompt bench-data lint clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1#/p' Makefile | while IFS='#' read -r name text; do printf '  make %-14s%s\n' "$$name" "$$text"; done
@@ -40,6 +40,9 @@ test: lint  ## Linters, then all tests
 
 test-scores: setup-test setup-scores  ## Every published score against ours, those of Java programs too (10 minutes)
 	@$(VENV) -m pytest -m "slow or not slow" tests/test_score.py tests/test_metrics.py tests/test_metrics_java.py tests/test_published.py
+
+test-failures: setup-test  ## Every stage under kills, full disks, damaged files and more (docs/failure.md); FAILURES="--help": its options
+	@OMP_NUM_THREADS=1 $(VENV) tests/failures $(FAILURES)
 
 bench: setup-bench  ## Speed, memory and files beside stock fairseq, PEFT and adapters (an hour); BENCH="--help": its options
 	@$(VENV) tests/bench $(BENCH)

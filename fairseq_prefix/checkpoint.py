@@ -12,7 +12,9 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -66,6 +68,8 @@ def load_tensors(path: Path) -> dict:
         UsageError: missing, truncated, not a checkpoint, or holding objects other than tensors and plain types.
     """
     try:
+        if _has_flipped_bits(path):
+            raise UsageError(f"{path} cannot be loaded: it is damaged, its checksums do not fit")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
@@ -79,6 +83,17 @@ def load_tensors(path: Path) -> dict:
     if not isinstance(state, dict):
         raise UsageError(f"{path} cannot be loaded: it holds a {type(state).__name__}, not a checkpoint")
     return state
+
+
+def _has_flipped_bits(path: Path) -> bool:
+    """Whether a checksum that torch wrote is wrong: it does not look at them when it reads, and takes any weights."""
+    if not zipfile.is_zipfile(path):  # cut off, which torch sees itself, or of an older format, without checksums
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is not None
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError, struct.error):
+        return True
 
 
 def atomically(path: str | os.PathLike, write: Callable[[str], None]) -> None:

@@ -17,7 +17,6 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO
@@ -109,9 +108,9 @@ def train(args: argparse.Namespace, flags: list[str], inputs: dict[str, str]) ->
         if resumed := last.exists():
             print(f"notice: going on from {last}", file=sys.stderr)
         # fairseq makes one more update before it sees that it was at the end.
-        if not resumed or inspect(last)["updates"] != max_update(flags):
+        if not resumed or updates_of(last) != max_update(flags):
             with contextlib.closing(Progress(f"training {folder}", flags, resumed)) as bar:
-                memory["peak_mb"] = round(run_or_save(arguments, args.log, bar.follow, lock, flags))
+                memory["peak_mb"] = round(run_or_save(arguments, args.log, bar, lock, max_update(flags)))
                 memory |= bar.gpu
         checkpoints = [work / "checkpoint_best.pt", last]  # no best where nothing was validated
         best = next(filter(Path.exists, checkpoints), None)
@@ -122,27 +121,30 @@ def train(args: argparse.Namespace, flags: list[str], inputs: dict[str, str]) ->
     return memory
 
 
-def run_or_save(
-    arguments: list[str], log: Path, follow: Callable[[str], bool], lock: IO[str], flags: list[str]
-) -> float:
+def updates_of(last: Path) -> int | None:
+    """How many updates an interrupted training had made, in one piece: fairseq would go on from flipped bits."""
+    try:
+        return inspect(last)["updates"]
+    except UserError as error:
+        raise UserError(f"{error}. Delete {last.parent}: the training begins anew") from None
+
+
+def run_or_save(arguments: list[str], log: Path, bar: Progress, lock: IO[str], total: int | None) -> float:
     """Run fairseq-train; where it was told to end, say what becomes of it, and end as well."""
     saved: list[str] = []
 
     def watch(line: str) -> bool:
         saved.extend(SAVED.findall(line))
-        return follow(line)
+        return bar.follow(line)
 
     try:
         return run("fairseq_cli.train", arguments, log, watch, lock)
     except Interrupted as interrupted:
-        total = f" of {max_update(flags)}" if max_update(flags) else ""
-        if saved:
-            done = (
-                f" after {saved[-1]}{total} updates; what was trained is saved, and the same command goes on from there"
-            )
-        else:
-            done = "; the same command goes on from the last checkpoint, if there is one"
-        print(f"{interrupted.signal.name}: interrupted{done}", file=sys.stderr)
+        bar.close()
+        name, of_total = interrupted.signal.name, f" of {total}" if total else ""
+        done = f" after {saved[-1]}{of_total} updates; what was trained is saved, and" if saved else ";"
+        place = "there" if saved else "the last checkpoint, if there is one"
+        print(f"{name}: interrupted{done} the same command goes on from {place}", file=sys.stderr)
         raise
 
 
