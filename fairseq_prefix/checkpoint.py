@@ -97,19 +97,28 @@ def _has_flipped_bits(path: Path) -> bool:
 
 
 def atomically(path: str | os.PathLike, write: Callable[[str], None]) -> None:
-    """Call `write(temporary)` and give the file its final name only if that succeeds."""
+    """Call `write(temporary)` and give the file its final name only if that succeeds.
+
+    Raises:
+        UsageError: the disk is full, or nothing may be written there.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
         write(temporary)
         os.chmod(temporary, 0o666 & ~_umask())
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+    except BaseException as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError | SafetensorError | RuntimeError):  # the last one is torch's
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise UsageError(f"{path} cannot be written ({reason}); is there room on the disk?") from None
         raise
 
 
