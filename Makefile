@@ -7,7 +7,7 @@ VENV := .venv/bin/python
 SOURCES := fairseq_prefix workflow tests setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test setup-scores setup-bench setup-cluster demo demo-paper test test-scores test-cluster bench bench-scores bench-prompt bench-data lint clean
+.PHONY: help setup setup-test setup-scores setup-bench setup-cluster demo demo-paper test test-scores test-cluster test-failures bench bench-scores bench-prompt bench-data lint clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1#/p' Makefile | while IFS='#' read -r name text; do printf '  make %-14s%s\n' "$$name" "$$text"; done
@@ -46,6 +46,9 @@ test-scores: setup-test setup-scores  ## Every published score against ours, tho
 
 test-cluster: setup-cluster  ## The workflow as jobs of a real Slurm that is brought up for it, with jobs, a node and itself killed
 	@$(VENV) tests/cluster $(CLUSTER)
+
+test-failures: setup-test  ## Every stage under kills, full disks, damaged files and more (docs/failure.md); FAILURES="--help": its options
+	@OMP_NUM_THREADS=1 $(VENV) tests/failures $(FAILURES)
 
 bench: setup-bench  ## Speed, memory and files beside stock fairseq, PEFT and adapters (an hour); BENCH="--help": its options
 	@$(VENV) tests/bench $(BENCH)

@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -102,13 +103,20 @@ def _refusing(path: str | os.PathLike) -> Iterator[None]:
 
 
 def _check_archive(path: str | os.PathLike) -> None:
-    """torch unpacks what is packed in an archive, however large it becomes; it never writes packed ones itself."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
+    """Refuse what torch would read all the same: archives that unpack to anything larger, and wrong checksums."""
+    if not zipfile.is_zipfile(path):  # cut off, which torch sees itself, or of an older format, without checksums
+        return
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
         packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
         if packed or sum(member.file_size for member in members) > os.path.getsize(path):
             raise _Refused("it holds compressed data, which torch never writes")
+        try:
+            damaged = archive.testzip() is not None
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError, struct.error):
+            damaged = True
+        if damaged:
+            raise _Refused("it is damaged, its checksums do not fit")
 
 
 # What fairseq hands to eval() while it builds a model, a task, a criterion or an optimizer, by the ends of the options'
@@ -195,19 +203,28 @@ def _tensors_alone() -> Iterator[None]:
 
 
 def atomically(path: str | os.PathLike, write: Callable[[str], None]) -> None:
-    """Call `write(temporary)` and give the file its final name only if that succeeds."""
+    """Call `write(temporary)` and give the file its final name only if that succeeds.
+
+    Raises:
+        UsageError: the disk is full, or nothing may be written there.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
         write(temporary)
         os.chmod(temporary, 0o666 & ~_umask())
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+    except BaseException as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError | SafetensorError | RuntimeError):  # the last one is torch's
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise UsageError(f"{path} cannot be written ({reason}); is there room on the disk?") from None
         raise
 
 

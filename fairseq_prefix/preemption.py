@@ -32,6 +32,8 @@ def save_when_told_to_end() -> None:
         saves = not (cfg.no_save or cfg.no_last_checkpoints)
         if saves and threading.current_thread() is threading.main_thread():
             Preemption(trainer)
+        # What fairseq sends from the first process to the others is more than torch.load takes today.
+        cfg.load_checkpoint_on_all_dp_ranks = True
         return load(cfg, trainer, **arguments)
 
     def call_main(cfg, main, **arguments):
@@ -50,8 +52,8 @@ def save_when_told_to_end() -> None:
 
 
 def resume_with_the_same_batches() -> None:
-    """fairseq draws the order of equally long examples, and so the batches, once in a process, by the seed and the epoch
-    that it begins with: a training that was resumed after its first epoch had other batches than one left in peace.
+    """fairseq draws the order of equally long examples, and so the batches, once in a process, by the seed and the
+    epoch that it begins with: one resumed after its first epoch had other batches than one left in peace.
     """
     get = FairseqTask.get_batch_iterator
 

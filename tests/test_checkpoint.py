@@ -400,3 +400,33 @@ def test_copies_of_checkpoints_are_atomic(tmp_path, monkeypatch):
         PathManager.copy(str(source), str(target), overwrite=True)
     assert target.read_bytes() == b"old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt", "b.pt"]
+
+
+# Disks ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_found(tmp_path):
+    """torch alone loads other weights without a word."""
+    path = tmp_path / "model.pt"
+    torch.save({"model": {"weight": torch.zeros(10_000)}}, path)
+    assert files.load_tensors(path)["model"]["weight"].sum() == 0
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 64
+    path.write_bytes(content)
+    assert torch.load(path, weights_only=True)["model"]["weight"].sum() != 0
+    with pytest.raises(UsageError, match=r"model\.pt cannot be loaded: it is damaged"):
+        files.load_tensors(path)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file")]
+)
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, error):
+    def write(temporary):
+        with open(temporary, "w") as file:
+            file.write("half")
+        raise error
+
+    with pytest.raises(UsageError, match=r"x\.pt cannot be written \((No space|PytorchStreamWriter).*is there room"):
+        files.atomically(tmp_path / "x.pt", write)
+    assert not list(tmp_path.iterdir())

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fairseq_command
 import pytest
+from common import UserError
 from conftest import SCRIPTS, example
 
 STUBS = Path(__file__).parent / "stubs"
@@ -177,3 +179,29 @@ def test_a_dropped_example_is_an_error(tmp_path, write_jsonl):
     assert result.returncode == 1
     assert "error: fairseq-generate wrote 2 hypotheses for 3 examples" in result.stderr
     assert not (tmp_path / "generate.txt").exists()
+
+
+# One at a time --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", fairseq_command.NO_LOCKS)
+def test_on_a_file_system_without_locks_a_notice_is_all(tmp_path, monkeypatch, capsys, number):
+    def flock(_file, _operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fairseq_command.fcntl, "flock", flock)
+    with fairseq_command.exclusive(tmp_path / "training.lock"):
+        assert "this file system has no locks" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_training_on_another_machine_is_named_with_its_slurm_job(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    with fairseq_command.exclusive(tmp_path / "training.lock"):
+        monkeypatch.setattr(fairseq_command.socket, "gethostname", lambda: "elsewhere")
+        here = json.loads((tmp_path / "training.lock").read_text())["host"]
+        with (
+            pytest.raises(UserError, match=f"is under way on {here}; wait for it, or scancel 4711$"),
+            fairseq_command.exclusive(tmp_path / "training.lock"),
+        ):
+            pass

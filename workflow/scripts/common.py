@@ -6,6 +6,7 @@ import argparse
 import bz2
 import collections
 import contextlib
+import errno
 import functools
 import gzip
 import hashlib
@@ -35,6 +36,8 @@ OFFICIAL_REFERENCES = 3
 SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 # What a truncated or damaged compressed file raises while it is read, whatever its format.
 DAMAGED = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, tarfile.TarError)
+# Of the disk, not of the program: full, over quota, read-only, no permission, broken.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 class UserError(Exception):
@@ -58,6 +61,11 @@ def run_main(main: Callable[[list[str]], None]) -> None:
         sys.exit(f"error: {printable(str(error))}")
     except BrokenPipeError:
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        what = error.filename or "a file could not be written"
+        sys.exit(f"error: {what}: {error.strerror}; nothing half-written is left: mend that and run the same again")
 
 
 @contextlib.contextmanager

@@ -24,7 +24,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -34,7 +33,7 @@ from common import UserError, atomic_path, positive, progress, run_main, sha256_
 from curve import Metrics
 from fairseq_command import Interrupted, exclusive, fit_machine, run, split_arguments
 from plugin import plugin
-from scratch import scratch
+from scratch import Scratch, scratch
 from state import State
 from warm import PLUGIN
 
@@ -182,7 +181,7 @@ def train(args: argparse.Namespace, flags: list[str], inputs: dict[str, str], st
     with exclusive(folder / "training.lock") as lock, scratch(work) as place:
         arguments += ["--save-dir", str(place.folder)]
         last = work / "checkpoint_last.pt"
-        updates = inspect(last)["updates"] if last.exists() else None
+        updates = updates_of(last) if last.exists() else None
         if updates is not None:
             print(f"notice: going on from {last}", file=sys.stderr)
         # fairseq makes one more update before it sees that it was at the end.
@@ -190,9 +189,7 @@ def train(args: argparse.Namespace, flags: list[str], inputs: dict[str, str], st
             metrics.resumed(updates or 0)
             arguments += tensorboard(args.log.parent / "tensorboard", updates)
             with contextlib.closing(Progress(f"training {folder}", flags, updates is not None, state, metrics)) as bar:
-                measured["peak_mb"] = round(
-                    run_or_save(args, arguments, [place.follow, bar.follow], lock, max_update(flags))
-                )
+                measured["peak_mb"] = round(run_or_save(args, arguments, bar, place, lock, max_update(flags)))
                 measured |= bar.gpu
         place.copy()
         checkpoints = [work / "checkpoint_best.pt", last]  # no best where nothing was validated
@@ -234,33 +231,34 @@ def launcher(gpus: int, nodes: int) -> list[str] | None:
     return ["srun", *tasks, "--kill-on-bad-exit=1", "--export=ALL", sys.executable, str(RANK)]
 
 
+def updates_of(last: Path) -> int | None:
+    """How many updates an interrupted training had made, in one piece: fairseq would go on from flipped bits."""
+    try:
+        return inspect(last)["updates"]
+    except UserError as error:
+        raise UserError(f"{error}. Delete {last.parent}: the training begins anew") from None
+
+
 def run_or_save(
-    args: argparse.Namespace,
-    arguments: list[str],
-    followers: list[Callable[[str], None]],
-    lock: IO[str],
-    total: int | None,
+    args: argparse.Namespace, arguments: list[str], bar: Progress, place: Scratch, lock: IO[str], total: int | None
 ) -> float:
-    """Run fairseq-train, each line of its log shown to the followers; where it was told to end, say what becomes of it,
-    and end as well.
-    """
+    """Run fairseq-train; where it was told to end, say what becomes of it, and end as well."""
     saved: list[str] = []
 
     def watch(line: str) -> bool:
         saved.extend(SAVED.findall(line))
-        for follow in followers:
-            follow(line)
+        place.follow(line)
+        bar.follow(line)
         return True
 
     try:
         return run("fairseq_cli.train", arguments, args.log, watch, lock, launcher(args.gpus, args.nodes))
     except Interrupted as interrupted:
-        if saved:
-            updates = f"{saved[-1]} of {total}" if total else saved[-1]
-            done = f" after {updates} updates; what was trained is saved, and the same command goes on from there"
-        else:
-            done = "; the same command goes on from the last checkpoint, if there is one"
-        print(f"{interrupted.signal.name}: interrupted{done}", file=sys.stderr)
+        bar.close()
+        name, of_total = interrupted.signal.name, f" of {total}" if total else ""
+        done = f" after {saved[-1]}{of_total} updates; what was trained is saved, and" if saved else ";"
+        place = "there" if saved else "the last checkpoint, if there is one"
+        print(f"{name}: interrupted{done} the same command goes on from {place}", file=sys.stderr)
         raise
 
 
