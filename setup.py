@@ -31,6 +31,7 @@ setup(
             "unidecode>=1.3,<2",
         ],
         "parquet": ["pyarrow>=14"],
+        "tensorboard": ["tensorboard>=2.14"],  # trainings of the workflow then write to it
         "scores": ["pycocoevalcap>=1.2,<2"],  # METEOR, CIDEr and the Treebank tokeniser; they also need Java
         "bertscore": ["bert-score>=0.3.13,<0.4"],
         "test": [

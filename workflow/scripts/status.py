@@ -76,9 +76,11 @@ def look(plan: dict | None) -> Run | None:
     alive = run.is_alive() if run else False
     for job in run.of_state("running") if run else []:
         report = job.report()
-        if alive is False and not (report and process_is_alive(report["host"], report["pid"])):
-            done = "end" in report and not report["error"]  # Snakemake did not live to see it
-            job.state, job.end = ("done", report["end"]) if done else ("interrupted", 0.0)
+        if alive is False and "end" in report:  # Snakemake did not live to see it
+            job.state, job.end = "failed" if report["error"] else "done", report["end"]
+            job.reason = report["error"] or ""
+        elif alive is False and not (report and process_is_alive(report["host"], report["pid"])):
+            job.state = "interrupted"
     if plan is None:
         return run
     wanted = Run.planned({**plan, "time": run.plan["time"] if run else plan["time"]})
