@@ -84,6 +84,7 @@ def test_a_failure_has_its_reason_and_is_the_exit_status(alive, capsys):
     assert ended.value.code == 1
     text = capsys.readouterr().out
     assert "Doing 1\n        --lr is not a number; log: logs/1.log" in text and "ended" in text and "left" not in text
+    assert "to do           1   score 1; 1 of them need what failed" in text
 
 
 def test_after_a_crash_what_ran_is_interrupted_unless_it_says_that_it_ended(crashed, capsys):
