@@ -7,7 +7,7 @@ VENV := .venv/bin/python
 SOURCES := fairseq_prefix workflow tests setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test setup-scores setup-bench setup-cluster demo demo-paper test test-scores test-cluster test-failures bench bench-scores bench-prompt bench-data lint clean
+.PHONY: help setup setup-test setup-scores setup-bench setup-cluster demo demo-paper test test-scores test-cluster test-failures bench bench-scores bench-prompt bench-data lint status clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1#/p' Makefile | while IFS='#' read -r name text; do printf '  make %-14s%s\n' "$$name" "$$text"; done
@@ -67,6 +67,9 @@ bench-prompt: setup-test  ## How long GPT-2 takes to read its source, beside sto
 
 bench-data: setup-test  ## How long preparing data takes; DATA=a mirror with e2e/ and webnlg2017/ for these two as well
 	@$(VENV) tests/bench_data.py $(if $(DATA),--data $(DATA))
+
+status:  ## What is done, running, failed and to do; STATUS="--watch": again and again, or targets as for snakemake
+	@$(VENV) workflow/scripts/status.py $(STATUS)
 
 clean:  ## Remove what the workflow made (data, bases, runs, results, logs); fetched files and .venv stay
 	@rm -rf data bases runs results logs .snakemake

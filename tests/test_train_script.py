@@ -1,14 +1,19 @@
 """Training and generation as the workflow runs them: stubs stand in for fairseq's commands (tests/stubs)."""
 
+import importlib.util
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import fairseq_command
 import pytest
+import train
 from common import UserError
 from conftest import SCRIPTS, example
 
@@ -61,13 +66,99 @@ def test_a_training_leaves_its_checkpoint_and_its_record(run, tmp_path):
             "bin/train.source-target.source.bin",
         }
     )
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint.pt", "run.json"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint.pt", "curve.tsv", "run.json"]
 
 
 def test_the_record_of_a_training_on_a_gpu_says_which_and_how_much_of_it(run, tmp_path):
     assert run(STUB_TRAIN="gpu").returncode == 0
     record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert (record["gpu"], record["gpu_peak_gb"]) == ("NVIDIA H200", 19.5)
+    assert (record["gpu"], record["gpus"], record["gpu_peak_gb"]) == ("NVIDIA H200", 1, 19.5)
+
+
+def test_the_record_says_how_where_and_when_it_was_made(run, tmp_path):
+    assert run("--lr", "0.1", "--adam-betas", "(0.9, 0.999)", OMP_NUM_THREADS="1").returncode == 0
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["host"] == socket.gethostname() and record["threads"] == 1 and record["cpu"] and record["cpus"] >= 1
+    begin, end = (datetime.fromisoformat(record[name]) for name in ("begin", "end"))
+    assert begin.utcoffset() == timedelta(0) and timedelta(0) <= end - begin < timedelta(minutes=10)
+    shutil.rmtree(tmp_path / "run")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(STUBS),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    subprocess.run(record["command"], shell=True, check=True, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["command"] == record["command"]
+
+
+def test_the_record_names_the_commit_and_whether_files_differ_from_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "PLUGIN", tmp_path / "fairseq_prefix")
+
+    def git(*arguments):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
+        return subprocess.run(["git", *identity, *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+    assert train.commit() is None
+    git("init")
+    (tmp_path / "file").write_text("as committed")
+    git("add", ".")
+    git("commit", "-m", "one")
+    assert train.commit() == git("rev-parse", "HEAD")
+    (tmp_path / "file").write_text("changed")
+    assert train.commit() == git("rev-parse", "HEAD") + "+changes"
+    monkeypatch.setattr(train, "PLUGIN", tmp_path / "unpacked" / "fairseq_prefix")
+    (tmp_path / "unpacked").mkdir()
+    assert train.commit() is None  # the commit of a repository that it was unpacked in says nothing
+
+
+def curve(folder: Path) -> list[list[str]]:
+    """The rows of curve.tsv without the speed, which is never the same twice."""
+    return [line.split("\t")[:-1] for line in (folder / "run" / "curve.tsv").read_text().splitlines()]
+
+
+def test_the_curve_of_an_interrupted_training_is_that_of_an_undisturbed_one(run, tmp_path):
+    assert run("--lr", "0.1", STUB_TRAIN="long").returncode == 0
+    undisturbed = curve(tmp_path)
+    assert undisturbed[0] == ["update", "epoch", "loss", "valid_loss", "lr", "gradient_norm"]
+    assert undisturbed[3] == ["3", "1", "2.0", str(7 / 3), "0.1", ""] and len(undisturbed) == 1 + 6
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["resumed_from"] == []
+    assert run("--lr", "0.1", STUB_TRAIN="cut").returncode == 1
+    (metrics,) = (tmp_path / "run").glob("work-*/metrics.jsonl")
+    with open(metrics, "a") as file:
+        file.write('\n{"update": 9, "lo')  # killed while it wrote a line
+    assert run("--lr", "0.1", STUB_TRAIN="long").returncode == 0
+    assert curve(tmp_path) == undisturbed
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["resumed_from"] == [3]
+
+
+def test_a_job_of_the_workflow_writes_no_bars_but_how_far_it_is_into_a_file(run, tmp_path):
+    result = run("--lr", "0.1", "--max-update", "6", STUB_TRAIN="long", PREFIX_PROGRESS="lines", SLURM_JOB_ID="77")
+    assert result.returncode == 0 and result.stderr == ""
+    state = json.loads((tmp_path / "train.state.json").read_text())
+    assert (state["n"], state["total"], state["unit"]) == (6, 6, "update")
+    assert state["scores"] == {"loss": "1.0", "valid": str(7 / 6)}
+    assert (state["host"], state["slurm_job"], state["error"]) == (socket.gethostname(), "77", None)
+    assert run("--lr", "0.2", STUB_TRAIN="fail", PREFIX_PROGRESS="lines").returncode == 1
+    state = json.loads((tmp_path / "train.state.json").read_text())
+    assert "--base-model x: no such folder" in state["error"] and state["end"] >= state["begin"]
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_tensorboard_is_written_where_it_is_installed(run, tmp_path, installed):
+    """A training goes on from a checkpoint that was made with it, or without."""
+    if installed:
+        (tmp_path / "packages" / "tensorboard").mkdir(parents=True)
+        (tmp_path / "packages" / "tensorboard" / "__init__.py").touch()
+    elif importlib.util.find_spec("tensorboard"):
+        pytest.skip("tensorboard is installed")
+    assert run("--lr", "0.1", STUB_TRAIN="cut").returncode == 1
+    result = run("--lr", "0.1", STUB_TRAIN="long", PYTHONPATH=f"{STUBS}:{tmp_path / 'packages'}")
+    assert result.returncode == 0 and "tensorboard" not in result.stderr
+    state = checkpoint(tmp_path)
+    assert state["resumed"] and ("--tensorboard-logdir" in state["arguments"]) is installed
+    if installed:
+        arguments = state["arguments"]
+        assert arguments[arguments.index("--tensorboard-logdir") + 1] == "tensorboard"  # beside train.log
 
 
 def test_a_killed_training_goes_on_and_a_changed_one_starts_clean(run, tmp_path):

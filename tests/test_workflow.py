@@ -171,7 +171,9 @@ def test_a_study_ends_in_tables_plots_and_a_page_and_names_what_failed(workflow)
     table = [line.split() for line in (folder / "mine" / "toy.txt").read_text().splitlines()]
     assert [row[2:4] for row in table if row[:2] == ["toy", "prefix"]] == [["2", "1"], ["3", "1"]]
     assert argument(workflow, "prefix~prefix-length=3/1", "--prefix-length") == "3"
-    assert "runs/toy/toy/prefix~prefix-length=2/1" in (folder / "report.html").read_text()
+    page = (folder / "report.html").read_text()
+    (curve,) = re.findall(r"href='([^']+prefix-length=2/1/curve.svg)'", page)
+    assert (folder / curve).read_text().lstrip().startswith("<?xml")
 
     shutil.rmtree(workflow / "runs" / "toy" / "toy" / "prefix~prefix-length=3")
     result = snakemake(workflow, "results/studies/report.html", "--config", "partial=True")
@@ -195,6 +197,8 @@ def test_nothing_is_left_in_the_runs_but_what_is_kept(finished):
     assert names == {
         *(
             "checkpoint.pt",
+            "curve.svg",
+            "curve.tsv",
             "prefix.safetensors",
             "run.json",
             "generate.txt",
@@ -211,7 +215,7 @@ def test_a_second_run_does_nothing(finished):
 
 def test_a_changed_flag_reruns_its_runs_and_what_follows(workflow):
     write_configuration(workflow, overrides={"methods": {"prefix": {"train": {"lr": 0.5}}}})
-    expected = dict.fromkeys(OF_A_RUN, 2) | {"score": 4, "table": 3, "costs": 1}
+    expected = dict.fromkeys(OF_A_RUN, 2) | {"curve": 2, "score": 4, "table": 3, "costs": 1}
     assert planned(snakemake(workflow, "--dry-run")) == expected
     result = snakemake(workflow)
     assert result.returncode == 0, result.stderr
@@ -226,10 +230,41 @@ def test_a_changed_beam_trains_nothing(workflow):
     }
 
 
+def test_a_curve_is_no_reason_to_train_again(workflow):
+    """Neither one that is not there, as of a training by an earlier version, nor how it is drawn."""
+    for path in [*workflow.glob("runs/toy/toy/*/*/curve.*"), *workflow.glob("bases/toy/pretrain/curve.*")]:
+        path.unlink()
+    assert "train" not in (plan := planned(snakemake(workflow, "--dry-run"))) and "pretrain" not in plan
+    run = workflow / "runs" / "toy" / "toy" / "finetune" / "1"
+    for name in ("checkpoint.pt", "run.json"):
+        (run / name).unlink()
+    assert planned(snakemake(workflow, "--dry-run", "results/toy/bleu.txt"))["curve"] == 1
+
+
+def status(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(REPOSITORY / "workflow" / "scripts" / "status.py"), *arguments]
+    return subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": ""}, capture_output=True, text=True)
+
+
+def test_the_status_tells_of_the_last_run_and_of_targets(workflow):
+    result = status(workflow)
+    assert result.returncode == 0 and ": ended" in result.stdout, result.stderr
+    counts = json.loads(status(workflow, "--json").stdout)["counts"]
+    assert counts["done"] > 50 and not any(counts[state] for state in ("running", "interrupted", "failed", "to do"))
+    (workflow / "results" / "toy" / "bleu.txt").unlink()
+    targets = ["results/toy/bleu.txt", "--profile", str(REPOSITORY / "profiles" / "default")]
+    result = status(workflow, "--json", *targets)
+    jobs = json.loads(result.stdout)["jobs"]
+    assert [job["rule"] for job in jobs if job["state"] == "to do"] == ["table"]
+    assert {job["state"] for job in jobs} == {"to do", "done"}
+    result = status(workflow, "results/nothing.txt")
+    assert result.returncode == 1 and "snakemake --dry-run failed" in result.stderr and "nothing.txt" in result.stderr
+
+
 def test_another_seed_adds_its_runs_only(workflow):
     write_configuration(workflow, seeds=[1, 2, 3])
     assert planned(snakemake(workflow, "--dry-run")) == {
-        **{"train": 2, "export_prefix": 1, "import_prefix": 1},
+        **{"train": 2, "curve": 2, "export_prefix": 1, "import_prefix": 1},
         **{"generate": 2, "hypotheses": 2, "score": 4, "table": 3, "costs": 1},
     }
 
@@ -240,7 +275,8 @@ def test_a_subset_goes_through_like_a_task(workflow):
     write_configuration(workflow, tasks=["toy@4-7"], methods=["prefix"], seeds=[1], overrides=overrides)
     target = "results/toy@4-7/bleu.txt"
     plan = planned(snakemake(workflow, "--dry-run", target))
-    assert plan == {"draw_subset": 1, "encode": 3, "binarise": 1, "score": 1, "table": 1} | dict.fromkeys(OF_A_RUN, 1)
+    once = ["draw_subset", "binarise", *OF_A_RUN, "curve", "score", "table"]
+    assert plan == {"encode": 3} | dict.fromkeys(once, 1)
     result = snakemake(workflow, target)
     assert result.returncode == 0, result.stderr
     lines = (workflow / "data" / "toy@4-7" / "train.jsonl").read_text().splitlines()
@@ -286,10 +322,14 @@ def test_an_interrupted_workflow_ends_with_the_same_tables(workflow):
     result = snakemake(workflow, STUB_TRAIN="fail")
     assert result.returncode != 0
     assert "error: fairseq_cli.train failed: --base-model x: no such folder" in result.stderr
+    seen = status(workflow)
+    assert seen.returncode == 1 and re.search(r"^failed +\d+ +train \d+$", seen.stdout, re.MULTILINE)
+    assert "fairseq_cli.train failed: --base-model x: no such folder" in seen.stdout
     result = snakemake(workflow)
     assert result.returncode == 0, result.stderr
     assert json.loads((workflow / "runs" / "toy" / "toy" / "prefix" / "1" / "checkpoint.pt").read_text())["resumed"]
     assert tables(workflow) == before
+    assert status(workflow).returncode == 0
 
 
 @pytest.mark.parametrize("target, trained", [("results/xsum/rouge.txt", "xsum"), ("results/e2e/bleu.txt", "e2e")])
@@ -297,7 +337,7 @@ def test_the_shipped_configuration_plans_the_papers_runs(tmp_path, target, train
     shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
     result = snakemake(tmp_path, "--dry-run", "--printshellcmds", target)
     plan = planned(result)
-    of_one_run = [*OF_A_RUN, "score", "table", "prepare", "binarise", "unpack_base"]
+    of_one_run = [*OF_A_RUN, "curve", "score", "table", "prepare", "binarise", "unpack_base"]
     assert plan == dict.fromkeys(of_one_run, 1) | {"encode": 3, "fetch": 6 if trained == "xsum" else 7}
     assert "--arch prefix_bart_large" in result.stdout + result.stderr
 

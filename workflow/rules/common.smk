@@ -255,15 +255,16 @@ def benchmarks(task):
     ]
 
 
-def curves(task):
-    """The training curves of a task's runs and of their bases; none that would have to be trained again for that."""
-    runs = [(f"{run}/checkpoint.pt", run) for run in run_folders(task) if study.method(Path(run).parts[-2])["trained"]]
-    pretrained = [model for model in study.models if model in study.models_with("pretrained")]
-    bases = [(f"bases/{model}/model.pt", f"bases/{model}/pretrain") for model in pretrained]
+def curves(runs):
+    """The training curves of runs and of their bases; none for which something would have to be trained again."""
+    trained = [run for run in runs if study.method(Path(run).parts[-2])["trained"]]
+    bases = sorted({Path(run).parts[2] for run in runs}.intersection(study.models_with("pretrained")))
+    results = [(f"{run}/checkpoint.pt", run) for run in trained]
+    results += [(f"bases/{model}/model.pt", f"bases/{model}/pretrain") for model in bases]
     return [
         f"{folder}/curve.svg"
-        for checkpoint, folder in [*runs, *bases]
-        if os.path.exists(f"{folder}/curve.tsv") or not os.path.exists(checkpoint)
+        for result, folder in results
+        if os.path.exists(f"{folder}/curve.tsv") or not (study.partial or os.path.exists(result))
     ]
 
 
@@ -276,10 +277,13 @@ def scored(task, metrics):
     return [f"{run}/{metric}.json" for run in run_folders(task) for metric in metrics]
 
 
+def runs_of_study(name, task):
+    return [run for row in study.study_rows(name, task) for run in row["runs"]]
+
+
 def scores_of_study(name, task):
     """The scores that a study's runs end in; with `partial: true` those that are there, the others count as failed."""
-    runs = [run for row in study.study_rows(name, task) for run in row["runs"]]
-    files = [f"{run}/{metric}.json" for run in runs for metric in scored_metrics(task)[0]]
+    files = [f"{run}/{metric}.json" for run in runs_of_study(name, task) for metric in scored_metrics(task)[0]]
     return [file for file in files if os.path.exists(file)] if study.partial else files
 
 

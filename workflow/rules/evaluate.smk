@@ -91,7 +91,7 @@ rule table:
         scores=lambda wildcards: scored(wildcards.task, tabulated(wildcards)[0]),
         records=lambda wildcards: [f"{run}/run.json" for run in run_folders(wildcards.task)],
         hypotheses=lambda wildcards: [f"{run}/hypotheses.txt" for run in run_folders(wildcards.task)],
-        curves=lambda wildcards: curves(wildcards.task),
+        curves=lambda wildcards: curves(run_folders(wildcards.task)),
     output:
         text=report("results/{task}/{table}.txt", category="Scores", labels={"task": "{task}", "score": "{table}"}),
         tsv="results/{task}/{table}.tsv",

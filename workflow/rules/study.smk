@@ -10,6 +10,7 @@ rule study:
     input:
         script=script("study.py"),
         scores=lambda wildcards: scores_of_study(wildcards.study, wildcards.task),
+        curves=lambda wildcards: curves(runs_of_study(wildcards.study, wildcards.task)),
     output:
         text=report(
             "results/studies/{study}/{task}.txt",

@@ -109,14 +109,19 @@ class Run:
     def seconds_left(self, now: float) -> tuple[float, bool]:
         """(seconds until all is done, whether every job's duration is known; else it is the least that it can take)."""
         expected = self._expected(now)
-        blocked = {job.id for job in self.jobs.values() if job.state == "failed"}
-        for job in self.jobs.values():  # the plan has what is needed before who needs it
-            if blocked.intersection(job.needs):
-                blocked.add(job.id)
+        blocked = self.blocked()
         waiting = [job for job in self.jobs.values() if job.id in expected and job.id not in blocked]
         known = all(expected[job.id] is not None for job in waiting)
         cores, gpus = self.plan["cores"] or math.inf, self.plan["gpus"] or math.inf
         return finish_time(waiting, {job.id: expected[job.id] or 0.0 for job in waiting}, cores, gpus), known
+
+    def blocked(self) -> set[int]:
+        """The jobs that failed, and those that need them."""
+        found = {job.id for job in self.jobs.values() if job.state == "failed"}
+        for job in self.jobs.values():  # the plan has what is needed before who needs it
+            if found.intersection(job.needs):
+                found.add(job.id)
+        return found
 
     def _expected(self, now: float) -> dict[int, float | None]:
         """Job -> seconds that it will still take: by its own account, else as long as others like it took."""

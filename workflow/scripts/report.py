@@ -1,6 +1,6 @@
 """All studies on one page that needs nothing else: what was asked, what came out, the plots, and what was run.
 
-The plots are inside the page; nothing is fetched from anywhere.
+The plots are inside the page; nothing is fetched from anywhere. Training curves are links to the runs' folders.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import argparse
 import csv
 import html
 import json
+import os
 from pathlib import Path
 
 from common import atomic_open, json_object, run_main
@@ -29,7 +30,7 @@ def main(argv: list[str]) -> None:
             f"<h2 id='{html.escape(name)}'>{html.escape(study['title'])}</h2>\n<p>{html.escape(study['question'])}</p>"
         )
         parts.append(f"<p>In the paper: {html.escape(study['paper'])}</p>")
-        parts += [section(table) for table in args.table if table.parent.name == name]
+        parts += [section(table, args.output) for table in args.table if table.parent.name == name]
     contents = "".join(
         f"<li><a href='#{html.escape(name)}'>{html.escape(study['title'])}</a></li>"
         for name, study in args.studies.items()
@@ -60,18 +61,20 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def section(table: Path) -> str:
+def section(table: Path, page: Path) -> str:
     """A study on one task: the plot, the table, and what was run."""
     svg = table.with_suffix(".svg").read_text(encoding="utf-8")
     svg = svg[svg.index("<svg") :].replace('id="', f'id="{table.parent.name}-{table.stem}-')  # unique on the page
     svg = svg.replace('href="#', f'href="#{table.parent.name}-{table.stem}-')
     svg = svg.replace("url(#", f"url(#{table.parent.name}-{table.stem}-")
     text = html.escape(table.read_text(encoding="utf-8"))
-    return f"<h3>{html.escape(table.stem)}</h3>\n{svg}\n<pre>{text}</pre>\n{what_was_run(table.with_suffix('.tsv'))}"
+    return (
+        f"<h3>{html.escape(table.stem)}</h3>\n{svg}\n<pre>{text}</pre>\n{what_was_run(table.with_suffix('.tsv'), page)}"
+    )
 
 
-def what_was_run(tsv: Path) -> str:
-    """Flags, seeds, versions and hashes of every row, folded up."""
+def what_was_run(tsv: Path, page: Path) -> str:
+    """Flags, seeds, versions and hashes of every row, folded up, with links to the training curves."""
     with open(tsv, encoding="utf-8", newline="") as file:
         runs = dict.fromkeys(row["run"] for row in csv.DictReader(file, delimiter="\t"))
     lines = []
@@ -85,7 +88,14 @@ def what_was_run(tsv: Path) -> str:
         lines.append(f"{run}\n  {record['arch']} seed {record['seed']}: {' '.join(record['flags'])}\n  {versions}")
         lines += [f"  {digest}  {name}" for name, digest in record["data_sha256"].items()]
     body = html.escape("\n".join(lines))
-    return f"<details><summary>{len(runs)} runs: flags, seeds, versions, SHA-256</summary><pre>{body}</pre></details>"
+    curves = [Path(run) / "curve.svg" for run in runs if (Path(run) / "curve.svg").exists()]
+    links = [
+        f"<a href='{html.escape(os.path.relpath(c, page.parent))}'>{html.escape(str(c.parent))}</a>" for c in curves
+    ]
+    return (
+        f"<details><summary>{len(runs)} runs: flags, seeds, versions, SHA-256</summary><pre>{body}</pre>"
+        f"{'<p>Training curves: ' + ', '.join(links) + '</p>' if links else ''}</details>"
+    )
 
 
 if __name__ == "__main__":

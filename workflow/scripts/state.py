@@ -87,7 +87,8 @@ def describe(state: dict) -> str:
     parts += [f"{name} {value}" for name, value in state.get("scores", {}).items()]
     done = n - state.get("initial", 0)
     if done > 0 and state.get("elapsed"):
-        parts.append(f"{_count(done / state['elapsed'], unit)} {_plural(unit)}/s")
+        speed = done / state["elapsed"] / (1e6 if unit == "B" else 1)
+        parts.append(f"{speed:,.{1 if speed < 100 else 0}f} {_plural(unit)}/s")
     if (left := seconds_left(state)) is not None and n < total:
         parts.append(f"about {clock(left)} left")
     return ", ".join(parts)
@@ -98,9 +99,7 @@ def _plural(unit: str) -> str:
 
 
 def _count(value: float, unit: str) -> str:
-    if unit == "B":
-        return f"{value / 1e6:,.1f}"
-    return f"{value:,.1f}" if value % 1 and value < 100 else f"{value:,.0f}"
+    return f"{value / 1e6:,.1f}" if unit == "B" else f"{value:,}"
 
 
 def clock(seconds: float) -> str:

@@ -13,6 +13,7 @@ import base64
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -66,7 +67,9 @@ def plan_of(arguments: list[str]) -> dict:
             text=True,
         )
         if result.returncode or not path.exists():
-            raise UserError(f"snakemake --dry-run failed: {(result.stderr or result.stdout).strip()}")
+            said = (result.stdout.strip() or result.stderr.strip()).splitlines()
+            start = next((n for n, line in enumerate(said) if re.search(r"Error|Exception|error", line)), 0)
+            raise UserError("snakemake --dry-run failed: " + " ".join(" ".join(said[start:]).split()))
         return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -76,9 +79,11 @@ def look(plan: dict | None) -> Run | None:
     alive = run.is_alive() if run else False
     for job in run.of_state("running") if run else []:
         report = job.report()
-        if alive is False and not (report and process_is_alive(report["host"], report["pid"])):
-            done = "end" in report and not report["error"]  # Snakemake did not live to see it
-            job.state, job.end = ("done", report["end"]) if done else ("interrupted", 0.0)
+        if alive is False and "end" in report:  # Snakemake did not live to see it
+            job.state, job.end = "failed" if report["error"] else "done", report["end"]
+            job.reason = report["error"] or ""
+        elif alive is False and not (report and process_is_alive(report["host"], report["pid"])):
+            job.state = "interrupted"
     if plan is None:
         return run
     wanted = Run.planned({**plan, "time": run.plan["time"] if run else plan["time"]})
@@ -112,6 +117,8 @@ def report(run: Run | None) -> str:
             continue
         rules = Counter(job.rule for job in jobs)
         counted = ", ".join(f"{rule} {count}" for rule, count in rules.items())
+        blocked = sum(job.id in run.blocked() for job in jobs) if state == "to do" else 0
+        counted += f"; {blocked} of them need what failed" if blocked else ""
         lines.append(f"{state:<12} {len(jobs):>4}   {counted}")
         if state in ("running", "interrupted", "failed"):
             lines += [f"    {line}" for job in jobs for line in detail(job)]
@@ -128,7 +135,8 @@ def detail(job: Job) -> list[str]:
     own = job.report()
     facts += [f"on {own['host']}"] if "host" in own else []
     facts += [f"job {number} of the cluster"] if (number := cluster_job(job, own)) else []
-    facts += [f"log: {job.logs[0]}"] if job.state != "running" and job.logs else []
+    if job.state != "running" and job.logs and job.logs[0] not in job.reason:
+        facts.append(f"log: {job.logs[0]}")
     return [job.what, "    " + "; ".join(filter(None, facts))]
 
 

@@ -140,7 +140,7 @@ class Display(logging.Handler):
         elif kind == LogEvent.JOB_FINISHED:
             return self._noted("done", record.job_id)
         elif kind == LogEvent.JOB_ERROR:
-            return "\n".join(filter(None, [self._failed(record), self._usual.format(record), self._screen.said()]))
+            return self._failed(record)
         elif kind in UNSHOWN_EVENTS or record.msg == UNSHOWN_MESSAGE:
             return self._usual.format(record) if logger.level <= logging.DEBUG else ""
         return self._usual.format(record)
@@ -170,10 +170,13 @@ class Display(logging.Handler):
         return f"{time.strftime('%H:%M:%S')}  {place:>{width}}  {kind:<6} {took:>7}  {job.what}{reason}"
 
     def _failed(self, record: logging.LogRecord) -> str:
+        """A line with the reason, and what Snakemake has to say; of the same failure a second time, only that."""
+        own = self._usual.format(record)
         job = self._run.jobs.get(record.jobid) if self._run else None
         if job is None or job.state == "failed":
-            return ""
-        return self._noted("failed", job.id, reason=reason_of_failure(record.log, job.begin))
+            return own
+        line = self._noted("failed", job.id, reason=reason_of_failure(record.log, job.begin))
+        return "\n".join(filter(None, [line, own, self._screen.said(job.begin)]))
 
     def _refresh(self) -> None:
         while not self._ended.wait(self._screen.seconds()):
@@ -204,7 +207,7 @@ class Lines:
         """None: jobs say on their own stderr how far they are."""
         return []
 
-    def said(self) -> str:
+    def said(self, since: float) -> str:
         """Nothing: all of it was shown."""
         return ""
 
@@ -234,7 +237,7 @@ class Screen:
         self._lock = threading.RLock()
         self._bars: list[str] = []
         self._rest = b""
-        self._unshown: deque[str] = deque(maxlen=20)
+        self._unshown: deque[tuple[float, str]] = deque(maxlen=20)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -276,12 +279,13 @@ class Screen:
                 if self.SHOWN.match(line):
                     self.write(line)
                 elif line.strip() and not line.startswith(PROGRESS_LINE) and "\r" not in line:
-                    self._unshown.append(line)
+                    self._unshown.append((time.time(), line))
 
-    def said(self) -> str:
-        """What was written to stderr last and not shown."""
-        lines = [f"    {self._unshown.popleft()}" for _ in range(len(self._unshown))]
-        return "\n".join(["  What jobs wrote last:", *lines]) if lines else ""
+    def said(self, since: float) -> str:
+        """What was written to stderr from then on and not shown."""
+        lines = [f"    {line}" for moment, line in self._unshown if moment >= since]
+        self._unshown.clear()
+        return "\n".join(["  What jobs wrote meanwhile:", *lines]) if lines else ""
 
     def _drawn(self) -> str:
         width = shutil.get_terminal_size().columns - 1

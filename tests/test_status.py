@@ -1,0 +1,199 @@
+"""What is done, running, failed and to do, from the files that a run leaves; and how long it will take."""
+
+import json
+import os
+import socket
+import sys
+import time
+
+import pytest
+import status
+from common import progress
+from journal import Durations, Job, Journal, Run, event, finish_time, read_run, summary
+from state import State, clock, describe
+
+
+def job(number: int, rule: str, needs=(), **values) -> dict:
+    values = {"wildcards": {}, "cores": 1, "gpus": 0, "needed": True} | values
+    logs, outputs = [f"logs/{number}.log"], [f"results/{number}"]
+    return {
+        "id": number,
+        "rule": rule,
+        "what": f"Doing {number}",
+        "logs": logs,
+        "outputs": outputs,
+        "needs": [*needs],
+    } | values
+
+
+def plan(*jobs: dict, **values) -> dict:
+    values = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "command": ["snakemake"],
+        "cores": 1,
+        "gpus": None,
+    } | values
+    return event("plan", jobs=[*jobs], **{"history": [], **values})
+
+
+@pytest.fixture
+def alive(tmp_path, monkeypatch):
+    """In an empty folder, where this process passes for the Snakemake that runs there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Run, "is_alive", lambda run: not run.end)
+    (tmp_path / "logs").mkdir()
+
+
+@pytest.fixture
+def crashed(alive, monkeypatch):
+    monkeypatch.setattr(Run, "is_alive", lambda run: False)
+
+
+def report(capsys, *arguments: str) -> str:
+    status.main([*arguments])
+    return capsys.readouterr().out
+
+
+def test_done_running_and_to_do(alive, capsys):
+    journal = Journal(plan(job(1, "prepare"), job(2, "train", [1]), job(3, "score", [2]), job(4, "score", [2])))
+    for kind, number in (("start", 1), ("done", 1), ("start", 2)):
+        journal.write(event(kind, id=number))
+    figures = {"n": 150, "initial": 100, "total": 300, "elapsed": 10.0, "unit": "update", "scores": {"loss": "2.31"}}
+    with State("logs/2.log") as state:
+        state.update(**figures, slurm_job="77")
+        text = report(capsys)
+    assert "done            1   prepare 1\n" in text and "to do           2   score 2\n" in text
+    running = text.partition("running         1   train 1\n")[2].splitlines()
+    assert running[0].strip() == "Doing 2"
+    assert running[1].strip().startswith("150 of 300 updates (50 %), loss 2.31, 5.0 updates/s, about 0:30 left; 0:0")
+    assert running[1].endswith(f"on {socket.gethostname()}; job 77 of the cluster")
+    assert text.splitlines()[-1].startswith(
+        "[######..................] 1 of 4 jobs done, 1 running, 0:00 elapsed, at least"
+    )
+    assert "torch" not in sys.modules or "torch" not in vars(status)
+
+
+def test_a_failure_has_its_reason_and_is_the_exit_status(alive, capsys):
+    journal = Journal(plan(job(1, "train"), job(2, "score", [1])))
+    journal.write(event("start", id=1))
+    journal.write(event("failed", id=1, reason="--lr is not a number"))
+    journal.write(event("end"))
+    with pytest.raises(SystemExit) as ended:
+        report(capsys)
+    assert ended.value.code == 1
+    text = capsys.readouterr().out
+    assert "Doing 1\n        --lr is not a number; log: logs/1.log" in text and "ended" in text and "left" not in text
+    assert "to do           1   score 1; 1 of them need what failed" in text
+
+
+def test_after_a_crash_what_ran_is_interrupted_unless_it_says_that_it_ended(crashed, capsys):
+    journal = Journal(plan(job(1, "train"), job(2, "train"), job(3, "train"), job(4, "score")))
+    for number in (1, 2, 3):
+        journal.write(event("start", id=number))
+    with State("logs/1.log"):
+        pass  # ended after Snakemake
+    State("logs/2.log").update(host=socket.gethostname(), pid=os.getpid())  # lives on
+    with open("logs/workflow.jsonl", "a") as file:
+        file.write('{"event": "do')  # killed while it wrote
+    seen = json.loads(report(capsys, "--json"))
+    assert [entry["state"] for entry in seen["jobs"]] == ["done", "running", "interrupted", "to do"]
+    assert seen["state"] == "interrupted" and seen["counts"]["interrupted"] == 1
+    assert "started again it goes on from there" in report(capsys)
+
+
+def test_the_state_of_an_earlier_attempt_is_not_taken_for_this_ones(alive, capsys):
+    with State("logs/1.log") as state:
+        state.update(n=5, total=10)
+    os.utime("logs/1.state.json", (0, 0))
+    Journal(plan(job(1, "train"))).write(event("start", id=1))
+    assert "5 of 10" not in report(capsys)
+
+
+def test_nothing_was_run_yet(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert report(capsys) == "nothing has been run in this folder yet\n"
+
+
+@pytest.mark.parametrize(
+    "cores, gpus, expected",
+    [
+        (1, float("inf"), 10 + 20 + 30 + 5),  # one after the other
+        (2, float("inf"), 10 + 30 + 5),  # 2 and 3 side by side
+        (2, 1, 10 + 20 + 30 + 5),  # both need the GPU
+    ],
+)
+def test_the_time_that_is_left_is_that_of_jobs_that_wait_for_each_other(cores, gpus, expected):
+    jobs = [
+        Job(**job(1, "a")),
+        Job(**job(2, "b", [1], gpus=1)),
+        Job(**job(3, "b", [1], gpus=1)),
+        Job(**job(4, "c", [2, 3])),
+    ]
+    assert finish_time(jobs, {1: 10, 2: 20, 3: 30, 4: 5}, cores, gpus) == expected
+    jobs[0].state = "running"
+    assert finish_time(jobs, {1: 1, 2: 20, 3: 30, 4: 5}, cores, gpus) == expected - 9
+
+
+def test_durations_of_this_run_then_of_earlier_ones_and_of_the_most_alike():
+    known = Durations()
+    known.add_history("train", {"task": "xsum", "model": "large", "method": "prefix"}, 100)
+    known.add("train", {"task": "e2e", "model": "large", "method": "prefix"}, 40)
+    known.add("train", {"task": "e2e", "model": "large", "method": "finetune"}, 80)
+    assert known.of("train", {"task": "xsum", "model": "large", "method": "prefix"}) == 100
+    assert known.of("train", {"task": "dart", "model": "large", "method": "prefix"}) == 40
+    assert known.of("train", {"task": "dart", "model": "large", "method": "adapter"}) == 60
+    assert known.of("score", {}) is None
+    again = Durations()
+    for rule, wildcards, seconds in known.summary():
+        again.add_history(rule, wildcards, seconds)
+    assert again.of("train", {"task": "xsum", "model": "large", "method": "prefix"}) == 100
+
+
+def test_a_running_training_tells_the_time_of_those_that_wait_and_what_is_unknown_is_said(alive):
+    run = Run.planned(plan(job(1, "train"), job(2, "train"), job(3, "score", [2])))
+    begin = time.time() - 100
+    run.apply({"event": "start", "id": 1, "time": begin})
+    with State("logs/1.log") as state:
+        state.update(n=100, initial=0, total=300, elapsed=100.0)
+        assert run.seconds_left(begin + 100) == (pytest.approx(200 + 300, abs=2), False)
+        assert "at least 8:2" in summary(run) or "at least 8:19" in summary(run)
+        run.durations.add_history("score", {}, 7)
+        assert run.seconds_left(begin + 100) == (pytest.approx(200 + 300 + 7, abs=2), True)
+    run.apply({"event": "failed", "id": 2, "time": begin + 50})
+    assert run.seconds_left(begin + 100)[0] == pytest.approx(200, abs=2)  # what needs the failed one will not run
+
+
+def test_the_next_run_knows_the_durations_of_the_last(alive):
+    journal = Journal(plan(job(1, "train")))
+    journal.write({"event": "start", "id": 1, "time": 1000})
+    journal.write({"event": "done", "id": 1, "time": 1060})
+    assert read_run().durations.summary() == [["train", {}, 60]]
+
+
+def test_jobs_of_the_workflow_say_how_far_they_are_in_lines(monkeypatch, capsys):
+    monkeypatch.setenv("PREFIX_PROGRESS", "lines")
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with progress(None, "valid", total=400, unit=" examples") as bar:
+        bar.update(100)
+        bar.start_t -= 10
+        assert capsys.readouterr().err == ""
+        now[0] = 31
+        bar.update(100)
+        bar.refresh()
+    line, *more = capsys.readouterr().err.splitlines()
+    assert line == "progress: valid: 200 of 400 examples (50 %), 10.0 examples/s, about 0:20 left" and not more
+    assert list(progress(range(1000), "count")) == list(range(1000)) and capsys.readouterr().err == ""
+    with progress(None, "count", total=10) as bar:
+        for _ in range(10):
+            bar.update()
+        assert bar.n == 10
+
+
+def test_how_far_a_job_is_in_words():
+    assert describe({}) == "starting"
+    assert describe({"n": 3, "unit": "update", "scores": {"loss": "2.5"}}) == "3 updates, loss 2.5"
+    megabytes = {"n": 2e6, "total": 8e6, "unit": "B", "elapsed": 4.0}
+    assert describe(megabytes) == "2.0 of 8.0 MB (25 %), 0.5 MB/s, about 0:12 left"
+    assert [clock(seconds) for seconds in (7, 754, 3723, 97323)] == ["0:07", "12:34", "1:02:03", "1 d 03:02:03"]
