@@ -138,7 +138,12 @@ class Progress:
         self._bar.close()
 
     def follow(self, line: str) -> bool:
-        """Take what a line of the log says; every line is worth keeping."""
+        """Take what a line of the log says; every line is worth keeping, also one that another has fallen into."""
+        with contextlib.suppress(ValueError, TypeError, AttributeError, OverflowError):
+            self._follow(line)
+        return True
+
+    def _follow(self, line: str) -> None:
         if match := GPU.search(line):
             self._gpu_gb, self.gpu["gpu"] = float(match[1]), match[2]
         if match := LOGGED.search(line):
@@ -155,7 +160,6 @@ class Progress:
                 self._bar.initial = self._bar.n = updates  # what was done before says nothing about the speed now
                 self._resumed = False
             self._bar.update(max(0, updates - self._bar.n))
-        return True
 
 
 def write_untuned(arch: str, base: Path, output: Path) -> dict:
