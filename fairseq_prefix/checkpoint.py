@@ -939,6 +939,9 @@ def _check_options(path: str, method: Method, model_args: object, task: object) 
     known = getattr(ARCH_MODEL_REGISTRY.get(arch), "method", None) if isinstance(arch, str) else None
     if known is None or known.name != method.name:
         raise UsageError(f"{path}: its options name no architecture of a {method.noun}, but {arch!r}")
+    numbers = [task.get(key, 0) for key in TASK_ARGS_KEPT if key.startswith("max_")]
+    if not all(type(number) is int for number in numbers):
+        raise UserError(f"{path}: its options of the task are not all numbers, but {numbers}")
     if name is not None and not (isinstance(name, str) and name in TASK_REGISTRY):
         raise UsageError(f"{path}: its options name no task that is known here, but {name!r}")
 
@@ -1063,7 +1066,13 @@ def import_export(file: TunedFile, path: str, base_model: str) -> None:
     state = method.unfold(file.folded)
     state[METADATA_KEY] = pack_metadata(folded_metadata(file.metadata))
     model_args = {**file.model_args, **method.model_args(file.metadata)}
-    write_checkpoint(path, configuration(model_args, file.task, base_model), state)
+    try:
+        cfg = configuration(model_args, file.task, base_model)
+    except Exception as error:  # options of the right names may have any value
+        raise UsageError(
+            f"the {method.noun}'s options are not those of a model ({str(error).splitlines()[0]})"
+        ) from None
+    write_checkpoint(path, cfg, state)
 
 
 def write_checkpoint(path: str, cfg, model_state: dict[str, Tensor]) -> None:

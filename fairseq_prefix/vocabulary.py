@@ -12,6 +12,7 @@ from .errors import UsageError
 
 SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 BYTE_BPE = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))  # fairseq's names, and Hugging Face's
+NUMBER = re.compile("[0-9]{1,18}")
 # What a model may produce although no text encodes to it: it stands for no text.
 SILENT = re.compile("<s>|<pad>|</s>|<mask>|madeupword[0-9]+")
 
@@ -33,7 +34,7 @@ class ByteBPE:
         """Text of the pieces; `<unk>`, which no text encodes to but a model may produce, stands for itself."""
         texts, numbers = [], []
         for piece in pieces:
-            if piece.isdecimal() and int(piece) in self._encoder.decoder:
+            if NUMBER.fullmatch(piece) and int(piece) in self._encoder.decoder:
                 numbers.append(int(piece))
             elif not SILENT.fullmatch(piece):
                 texts += [self._encoder.decode(numbers), piece]

@@ -135,10 +135,12 @@ def check_binary(prefix: Path, text: Path, lengths: np.ndarray) -> None:
 def read_index(path: Path) -> tuple[np.ndarray, type]:
     """(tokens per example, element type) of a fairseq mmap index."""
     data = path.read_bytes()
-    magic, version, code, count = struct.unpack_from("<9sQBQ", data)
-    if magic != b"MMIDIDX\0\0" or version != 1 or code not in ELEMENT_TYPES:
+    form = struct.Struct("<9sQBQ")
+    magic, version, code, count = form.unpack_from(data.ljust(form.size, b"\0"))
+    complete = len(data) >= form.size + 4 * count
+    if magic != b"MMIDIDX\0\0" or version != 1 or code not in ELEMENT_TYPES or not complete:
         raise UserError(f"{path}: not an index of fairseq's mmap format")
-    return np.frombuffer(data, dtype=np.int32, count=count, offset=struct.calcsize("<9sQBQ")), ELEMENT_TYPES[code]
+    return np.frombuffer(data, dtype=np.int32, count=count, offset=form.size), ELEMENT_TYPES[code]
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from common import SPECIAL_SYMBOLS, UserError
 
+_NUMBER = re.compile("[0-9]{1,18}")
 # What a model may produce although no text encodes to it: it stands for no text.
 _SILENT = re.compile("<s>|<pad>|</s>|<mask>|madeupword[0-9]+")
 
@@ -44,7 +45,7 @@ class GPT2:
         """Text of the pieces; `<unk>`, which no text encodes to but a model may produce, stands for itself."""
         texts, numbers = [], []
         for piece in pieces:
-            if piece.isdecimal() and int(piece) in self._encoder.decoder:
+            if _NUMBER.fullmatch(piece) and int(piece) in self._encoder.decoder:
                 numbers.append(int(piece))
             elif piece == "<unk>":
                 texts += [self._encoder.decode(numbers), piece]

@@ -215,7 +215,9 @@ def open_tar(path: str | os.PathLike) -> Iterator[Iterator[tuple[str, tarfile.Ta
             yield _safe_members(path, archive, stream)
     except DAMAGED as error:
         raise UserError(f"{path}: truncated or damaged archive ({error}); fetch it again") from None
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+    except OSError as error:
+        if error.errno is None:  # bz2's word for damage
+            raise UserError(f"{path}: truncated or damaged archive ({error}); fetch it again") from None
         if error.filename != os.fspath(path):
             raise
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import yaml
-from common import SPLITS, UserError
+from common import SPLITS, UserError, single_line
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 from metrics import METRICS, check_options
@@ -795,6 +795,6 @@ def load_yaml(path: Path, file: str | None = None):
         OverflowError,
         AttributeError,
     ) as error:  # keys and values of any kind
-        raise UserError(f"{file}: not valid YAML ({error})") from None
+        raise UserError(f"{file}: not valid YAML ({single_line(str(error))})") from None
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from None

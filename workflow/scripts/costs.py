@@ -13,8 +13,8 @@ import statistics
 from datetime import timedelta
 from pathlib import Path
 
-from common import UserError, atomic_open, atomic_path, read_json, read_jsonl, run_main
-from table import Row, aligned, peak_memory, read_rows, summary
+from common import UserError, atomic_open, atomic_path, read_jsonl, run_main
+from table import Row, aligned, peak_memory, read_record, read_rows, summary
 
 COMMANDS = ("train", "generate")
 
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
     for row in read_rows(args.run, args.metric):
         measured = COMMANDS if row.trained else ["generate"]
         costs = {c: [read_seconds(args.logs / run / f"{c}.benchmark.tsv") for run in row.runs] for c in measured}
-        rows.append((row, costs, [read_json(run / "run.json") for run in row.runs]))
+        rows.append((row, costs, [read_record(run / "run.json") for run in row.runs]))
     # Entered first, hence renamed last: where the text table stands, the TSV does.
     with atomic_open(args.output) as text, atomic_path(args.output.with_suffix(".tsv")) as tsv:
         tsv.write_text(tab_separated(rows), encoding="utf-8")

@@ -52,7 +52,7 @@ def fetch(output: Path, urls: list[str], sha256: str | None, mirrors: list[Path]
         try:
             download(url, output, sha256)
             return
-        except (Interrupted, OSError, http.client.HTTPException) as error:
+        except (Interrupted, OSError, http.client.HTTPException, ValueError) as error:  # ValueError: no address
             failures.append(f"{url} ({getattr(error, 'reason', None) or error})")
     looked = ", ".join(str(mirror / mirror_path) for mirror in mirrors) or "no mirror directory was given"
     download_failed = f"not to be downloaded from {'; '.join(failures)}" if failures else "no address of it is known"
@@ -147,10 +147,9 @@ def download(url: str, output: Path, sha256: str | None) -> None:
 
 def receive(url: str, part: Path, tag: Path) -> None:
     """Append to `part` what it lacks of `url`; `tag` holds the address and version that `part` is a beginning of."""
-    if urllib.parse.urlsplit(url).scheme not in ("http", "https", "file"):
-        raise UserError(f"{url}: only http, https and file addresses can be fetched")
+    check_scheme(url, ("http", "https", "file"))
     headers = {"User-Agent": "fairseq-prefix", "Accept-Encoding": "identity"}
-    known_url, _, version = tag.read_text().partition("\n") if tag.exists() else ("", "", "")
+    known_url, _, version = tag.read_text(errors="replace").partition("\n") if tag.exists() else ("", "", "")
     have = part.stat().st_size if part.exists() and known_url == url and version else 0
     if have:
         headers |= {"Range": f"bytes={have}-", "If-Range": version}
@@ -162,6 +161,8 @@ def receive(url: str, part: Path, tag: Path) -> None:
             raise Interrupted("the server has nothing to add to what was downloaded before") from None
         raise
     with response:
+        if not url.startswith("file:"):
+            check_scheme(response.url, ("http", "https"))  # where the server sent us
         begin, total = content_range(response)
         if begin != have:
             have = 0  # the server sends the whole file: it knows no ranges, or the file has changed
@@ -180,13 +181,18 @@ def receive(url: str, part: Path, tag: Path) -> None:
         raise Interrupted(f"broke off at {part.stat().st_size} of {total} bytes")
 
 
+def check_scheme(url: str, allowed: tuple[str, ...]) -> None:
+    if urllib.parse.urlsplit(url).scheme not in allowed:
+        raise UserError(f"{url}: only {', '.join(allowed[:-1])} and {allowed[-1]} addresses can be fetched")
+
+
 def content_range(response) -> tuple[int, int | None]:
     """(first byte, size of the whole file or None) that a response announces."""
-    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+    found = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18}|\*)", response.headers.get("Content-Range", ""))
     if response.status == 206 and found:
         return int(found[1]), None if found[2] == "*" else int(found[2])
-    length = response.headers.get("Content-Length")
-    return 0, int(length) if length else None
+    length = response.headers.get("Content-Length") or ""
+    return 0, int(length) if re.fullmatch("[0-9]{1,18}", length) else None
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:

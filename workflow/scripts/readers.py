@@ -20,7 +20,17 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
-from common import OFFICIAL_REFERENCES, SPLITS, UserError, json_row, open_tar, progress, read_json, read_lines
+from common import (
+    OFFICIAL_REFERENCES,
+    SPLITS,
+    UserError,
+    json_row,
+    open_tar,
+    progress,
+    read_json,
+    read_lines,
+    single_line,
+)
 
 
 class Example(NamedTuple):
@@ -631,7 +641,9 @@ def _parquet_examples(parquet, path: Path, split: str, fields: _Fields) -> Itera
                     row = {name: value for name, value in row.items() if value is not None}
                     yield Deferred(_row_example, (f"{path}, row {number}", row, split, fields, number))
     except (damaged, OSError) as error:
-        raise UserError(f"{path}: not a parquet file, or a damaged one ({error}); fetch it again") from None
+        raise UserError(
+            f"{path}: not a parquet file, or a damaged one ({single_line(str(error))}); fetch it again"
+        ) from None
 
 
 def _row_example(where: str, row: dict, split: str, fields: _Fields, number: int) -> Example | LeftOut | None:

@@ -14,9 +14,9 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import UserError, atomic_open, atomic_path, json_object, read_json, run_main
+from common import UserError, atomic_open, atomic_path, json_object, run_main
 from score import digits_of
-from table import WIDTH, aligned, peak_memory
+from table import WIDTH, aligned, peak_memory, read_record, read_scores
 
 PARAMETERS = ("trained_parameters", "stored_parameters", "base_parameters")
 
@@ -93,9 +93,9 @@ def read_row(args: argparse.Namespace, model: str, method: str, x: str | None, r
         scores[run] = {
             name: value
             for metric, path in zip(args.metric, found, strict=True)
-            for name, value in read_json(path)["metrics"][metric]["scores"].items()
+            for name, value in read_scores(path, metric)["scores"].items()
         }
-        records.append(read_json(Path(run) / "run.json"))
+        records.append(read_record(Path(run) / "run.json"))
     axis = tuple(f"{flag}=" for flag in args.study.get("x", []))
     label = "~".join(part for part in method.split("~") if not part.startswith(axis))
     return Row(model, method, label, x, runs, scores, records)

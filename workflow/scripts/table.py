@@ -103,8 +103,8 @@ def peak_memory(records: list[dict]) -> str:
 
 def read_row(model: str, method: str, runs: list[Path], metrics: list[str]) -> Row:
     """What the runs of one model and method recorded."""
-    records = [read_json(run / "run.json") for run in runs]
-    scored = {metric: [_read_scores(run / f"{metric}.json", metric) for run in runs] for metric in metrics}
+    records = [read_record(run / "run.json") for run in runs]
+    scored = {metric: [read_scores(run / f"{metric}.json", metric) for run in runs] for metric in metrics}
     counts = {tuple(record[f"{kind}_parameters"] for kind in ("trained", "stored", "base")) for record in records}
     if len(counts) != 1:
         raise UserError(f"{runs[0].parent}: its seeds differ in their parameters; they were not trained alike")
@@ -127,11 +127,43 @@ def read_row(model: str, method: str, runs: list[Path], metrics: list[str]) -> R
     )
 
 
-def _read_scores(path: Path, metric: str) -> dict:
+def read_record(path: Path) -> dict:
+    """A run.json.
+
+    Raises:
+        UserError: it lacks what tables need.
+    """
+    record = read_json(path)
+    kinds = ("trained", "stored", "base")
+    counts = [record.get(f"{kind}_parameters") for kind in kinds] if isinstance(record, dict) else [None]
+    if not all(type(count) is int and count >= 0 for count in counts) or not counts[-1]:
+        raise UserError(f"{path}: holds no numbers of parameters; remove it, and the run is made again")
+    if not all(_is_number(record.get(key) or 0) for key in ("seconds", "peak_mb", "gpu_peak_gb")):
+        raise UserError(f"{path}: its times or its memory are no numbers; remove it, and the run is made again")
+    return record
+
+
+def read_scores(path: Path, metric: str) -> dict:
+    """Of a {metric}.json the entry of the metric: scores, intervals, signature.
+
+    Raises:
+        UserError: it is not there, or not of this form.
+    """
     try:
-        return read_json(path)["metrics"][metric]
-    except (KeyError, TypeError):
-        raise UserError(f"{path}: holds no scores of {metric}; remove it, and it is made again") from None
+        entry = read_json(path)["metrics"][metric]
+        sound = isinstance(entry["signature"], str) and bool(entry["scores"])
+        for name, score in entry["scores"].items():
+            low, high = entry["intervals"][name]
+            sound &= all(map(_is_number, (score, low, high)))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        sound = False
+    if not sound:
+        raise UserError(f"{path}: holds no scores of {metric}; remove it, and it is made again")
+    return entry
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e300
 
 
 def tab_separated(rows: list[Row]) -> str:

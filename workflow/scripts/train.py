@@ -288,7 +288,11 @@ class Progress:
         self._bar.close()
 
     def follow(self, line: str) -> None:
-        """Take what a line of the log says."""
+        """Take what a line of the log says, also one that another has fallen into."""
+        with contextlib.suppress(ValueError, TypeError, AttributeError, OverflowError):
+            self._follow(line)
+
+    def _follow(self, line: str) -> None:
         if match := GPU.search(line):
             self._gpu_gb, self.gpu["gpu"] = float(match[1]), match[2]
             self.gpu["gpus"] = self.gpu.get("gpus", 0) + 1
