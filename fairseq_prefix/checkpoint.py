@@ -941,7 +941,7 @@ def _check_options(path: str, method: Method, model_args: object, task: object) 
         raise UsageError(f"{path}: its options name no architecture of a {method.noun}, but {arch!r}")
     numbers = [task.get(key, 0) for key in TASK_ARGS_KEPT if key.startswith("max_")]
     if not all(type(number) is int for number in numbers):
-        raise UserError(f"{path}: its options of the task are not all numbers, but {numbers}")
+        raise UsageError(f"{path}: its options of the task are not all numbers, but {numbers}")
     if name is not None and not (isinstance(name, str) and name in TASK_REGISTRY):
         raise UsageError(f"{path}: its options name no task that is known here, but {name!r}")
 

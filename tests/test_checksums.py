@@ -10,6 +10,7 @@ from snakemake.exceptions import WorkflowError
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
     return tmp_path
 
 
@@ -29,39 +30,41 @@ def job(inputs, outputs, text="made\n"):
 
 @pytest.mark.parametrize("content", ["", "mad", "nade\n"])
 def test_a_file_that_changed_after_it_was_made_is_refused(folder, content):
-    job([], ["made.txt"])
-    job(["made.txt"], ["next.txt"])
-    (folder / "made.txt").write_text(content)
-    with pytest.raises(WorkflowError, match=r"^error: made\.txt is damaged or was changed: .* Delete it and run again"):
-        job(["made.txt"], ["after.txt"])
-    assert not (folder / "after.txt").exists()
-    job([], ["made.txt"])
-    job(["made.txt"], ["after.txt"])
+    job([], ["data/made.txt"])
+    job(["data/made.txt"], ["data/next.txt"])
+    (folder / "data/made.txt").write_text(content)
+    with pytest.raises(
+        WorkflowError, match=r"^error: data/made\.txt is damaged or was changed: .* Delete it and run again"
+    ):
+        job(["data/made.txt"], ["data/after.txt"])
+    assert not (folder / "data/after.txt").exists()
+    job([], ["data/made.txt"])
+    job(["data/made.txt"], ["data/after.txt"])
 
 
 def test_a_change_that_is_meant_is_taken_when_the_note_is_gone(folder):
-    job([], ["made.txt"])
-    (folder / "made.txt").write_text("by hand")
-    (folder / checksums.NOTES / "made.txt").unlink()
-    job(["made.txt"], ["next.txt"])
+    job([], ["data/made.txt"])
+    (folder / "data/made.txt").write_text("by hand")
+    (folder / "data" / checksums.NOTES / "made.txt").unlink()
+    job(["data/made.txt"], ["data/next.txt"])
 
 
 def test_files_laid_in_place_and_files_elsewhere_are_taken_as_they_are(folder, tmp_path_factory):
-    (folder / "laid.txt").write_text("laid")
+    (folder / "data/laid.txt").write_text("laid")
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "script.py"
     elsewhere.write_text("x")
-    job(["laid.txt", str(elsewhere), "../outside.txt"], ["made.txt"])
-    assert [path.name for path in (folder / checksums.NOTES).rglob("*")] == ["made.txt"]
+    job(["data/laid.txt", str(elsewhere), "../outside.txt"], ["data/made.txt"])
+    assert [path.name for path in folder.rglob(f"{checksums.NOTES}/**/*")] == ["made.txt"]
 
 
 def test_a_job_that_fails_leaves_no_note_of_an_earlier_one(folder):
-    job([], ["made.txt"])
+    job([], ["data/made.txt"])
     with pytest.raises(FileNotFoundError):
-        job([], ["made.txt", "missing/folder.txt"])
-    assert not (folder / checksums.NOTES / "made.txt").exists()
+        job([], ["data/made.txt", "missing/folder.txt"])
+    assert not (folder / "data" / checksums.NOTES / "made.txt").exists()
 
 
 def test_a_full_disk_does_not_cost_the_file(folder, monkeypatch):
-    monkeypatch.setattr(checksums, "NOTES", folder / "made.txt")  # no folder can be made below a file
-    job([], ["made.txt"])
-    assert (folder / "made.txt").read_text() == "made\n"
+    monkeypatch.setattr(checksums, "NOTES", "made.txt")  # no folder can be made below a file
+    job([], ["data/made.txt"])
+    assert (folder / "data/made.txt").read_text() == "made\n"

@@ -285,7 +285,7 @@ def compare(local: Path, batch: Path, checks: Checks) -> None:
 def outcomes(folder: Path) -> Iterator[Path]:
     for top in ("data", "bases", "runs", "results"):
         for path in (folder / top).rglob("*"):
-            if path.is_file() and path.name not in RECORDED_TIMES:
+            if path.is_file() and path.name not in RECORDED_TIMES and ".sha256" not in path.parts:
                 yield path.relative_to(folder)
 
 

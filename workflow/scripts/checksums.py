@@ -1,8 +1,9 @@
 """What a stage wrote is what the next one reads: every output's SHA-256 is noted, and compared where it is an input.
 
 A disk, a copy or a hand may change a file after it was made, and most formats do not show it: a flipped bit in a text
-is another text. The notes are Snakemake's (in .snakemake/sha256), taken around its jobs, so that one place covers every
-stage and every kind of file. A file without a note, such as one laid in place by hand, is taken as it is.
+is another text. The notes are taken around Snakemake's jobs, so that one place covers every stage and every kind of
+file. They lie beside the files (that of data/a/b.txt is data/.sha256/a/b.txt): workflows that share a folder share its
+notes. A file without a note, such as one laid in place by hand, is taken as it is.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from common import sha256_file
 from snakemake.exceptions import WorkflowError
 
-NOTES = Path(".snakemake/sha256")
+NOTES = ".sha256"
 
 
 def check_files(rules: Iterable) -> None:
@@ -71,6 +72,6 @@ def write_note(file: str) -> None:
 
 
 def _note(file: str) -> Path | None:
-    """Where a file's note is; files outside the working directory have none."""
-    path = Path(file)
-    return None if path.is_absolute() or ".." in path.parts else NOTES / path
+    """Where a file's note is; files outside the working directory, or directly in it, have none."""
+    top, *rest = Path(file).parts
+    return None if Path(file).is_absolute() or ".." in rest or top == ".." or not rest else Path(top, NOTES, *rest)
