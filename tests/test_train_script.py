@@ -13,7 +13,7 @@ from pathlib import Path
 
 import fairseq_command
 import pytest
-import train
+import record
 from common import UserError
 from conftest import SCRIPTS, example
 
@@ -92,23 +92,23 @@ def test_the_record_says_how_where_and_when_it_was_made(run, tmp_path):
 
 
 def test_the_record_names_the_commit_and_whether_files_differ_from_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "PLUGIN", tmp_path / "fairseq_prefix")
+    monkeypatch.setattr(record, "PLUGIN", tmp_path / "fairseq_prefix")
 
     def git(*arguments):
         identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
         return subprocess.run(["git", *identity, *arguments], check=True, capture_output=True, text=True).stdout.strip()
 
-    assert train.commit() is None
+    assert record.commit() is None
     git("init")
     (tmp_path / "file").write_text("as committed")
     git("add", ".")
     git("commit", "-m", "one")
-    assert train.commit() == git("rev-parse", "HEAD")
+    assert record.commit() == git("rev-parse", "HEAD")
     (tmp_path / "file").write_text("changed")
-    assert train.commit() == git("rev-parse", "HEAD") + "+changes"
-    monkeypatch.setattr(train, "PLUGIN", tmp_path / "unpacked" / "fairseq_prefix")
+    assert record.commit() == git("rev-parse", "HEAD") + "+changes"
+    monkeypatch.setattr(record, "PLUGIN", tmp_path / "unpacked" / "fairseq_prefix")
     (tmp_path / "unpacked").mkdir()
-    assert train.commit() is None  # the commit of a repository that it was unpacked in says nothing
+    assert record.commit() is None  # the commit of a repository that it was unpacked in says nothing
 
 
 def curve(folder: Path) -> list[list[str]]:

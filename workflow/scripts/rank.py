@@ -1,15 +1,42 @@
-"""One process of a training that several share: fairseq-train with its rank, as torchrun or srun has numbered it.
+"""A training that several processes share: how they are started (`launcher`), and what each is told (as a program).
 
     torchrun --standalone --nproc-per-node 2 workflow/scripts/rank.py DATA --arch prefix_bart_large ...
 
-fairseq would guess all this from the environment, differently in a batch job, and not at all without a GPU. Here it is
-given the same way everywhere; without a GPU the processes meet over gloo.
+is fairseq-train with the ranks that torchrun or srun have given out. fairseq would guess them from the environment,
+differently in a batch job, and not at all without a GPU; there the processes meet over gloo.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+import socket
 import sys
+
+from common import UserError
+
+
+def launcher(gpus: int, nodes: int) -> list[str] | None:
+    """The command that starts one process on each GPU; None for one process.
+
+    On one machine it is torchrun. Across the nodes of a Slurm job it is srun, whose processes meet here, on its first
+    node: the job is to have one task for each process.
+
+    Raises:
+        UserError: there is no Slurm job.
+    """
+    if gpus * nodes == 1:
+        return None
+    threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or 1) // (gpus if nodes == 1 else 1))
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if nodes == 1:
+        return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}", __file__]
+    if "SLURM_JOB_ID" not in os.environ or not shutil.which("srun"):
+        raise UserError(f"--nodes {nodes}: this is no Slurm job, and only its nodes can be used together")
+    with socket.create_server(("", 0)) as free:
+        os.environ |= {"MASTER_ADDR": socket.gethostname(), "MASTER_PORT": str(free.getsockname()[1])}
+    tasks = [f"--nodes={nodes}", f"--ntasks={gpus * nodes}", f"--ntasks-per-node={gpus}", f"--cpus-per-task={threads}"]
+    return ["srun", *tasks, "--kill-on-bad-exit=1", "--export=ALL", sys.executable, __file__]
 
 
 def distributed_flags(environment: dict[str, str], gpus: int) -> list[str]:

@@ -16,29 +16,23 @@ import hashlib
 import importlib.util
 import json
 import os
-import platform
 import re
-import shlex
 import shutil
-import socket
-import subprocess
 import sys
 import time
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO
 
-from common import UserError, atomic_path, positive, progress, run_main, sha256_file, write_json
+from common import UserError, atomic_path, positive, progress, run_main, write_json
 from curve import Metrics
 from fairseq_command import Interrupted, exclusive, fit_machine, run, split_arguments
 from plugin import plugin
+from rank import launcher
+from record import begin_record, digests, now, versions
 from scratch import Scratch, scratch
 from state import State
 from warm import PLUGIN
 
-RANK = Path(__file__).with_name("rank.py")
-PACKAGES = ("fairseq-fixed", "fairseq-prefix", "numpy", "torch")
 LOGGED = re.compile(r"\| INFO \| (train_inner|train|valid) \| (\{.*\})$")
 SAVED = re.compile(r"interrupted by \w+ after (\d+) updates; they are saved")  # the plugin's preemption.py
 GPU = re.compile(r"\| rank +\d+: .* total memory = ([\d.]+) GB ; name = (.*\S)")
@@ -69,51 +63,6 @@ def make(args: argparse.Namespace, flags: list[str], state: State | None, record
     write_record(args, description, flags, inputs, record)
 
 
-def begin_record(argv: list[str]) -> dict[str, object]:
-    """Where, when, how and by which version of the project this is run."""
-    threads = os.environ.get("OMP_NUM_THREADS")
-    command = ["python", sys.argv[0], *argv]
-    return {
-        "command": (f"OMP_NUM_THREADS={shlex.quote(threads)} " if threads else "") + shlex.join(command),
-        "begin": now(),
-        "host": socket.gethostname(),
-        "slurm_job": os.environ.get("SLURM_JOB_ID"),
-        "cpu": cpu_name(),
-        "cpus": len(os.sched_getaffinity(0)),
-        "threads": int(threads) if threads and threads.isdecimal() else None,
-        "commit": commit(),
-    }
-
-
-def now() -> str:
-    """The time, UTC, as ISO 8601 has it."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def cpu_name() -> str:
-    """The processor, as Linux calls it."""
-    with contextlib.suppress(OSError):
-        if match := re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
-            return match[1].strip()
-    return platform.machine()
-
-
-def commit() -> str | None:
-    """The commit of the project, with `+changes` where files differ from it; None if it is not a clone."""
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(PLUGIN.parent), *arguments], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel")) != PLUGIN.parent:  # unpacked inside of another repository
-            return None
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
 def write_record(
     args: argparse.Namespace, description: dict, flags: list[str], inputs: dict[str, str], measured: dict[str, object]
 ) -> None:
@@ -124,6 +73,7 @@ def write_record(
         "arch": args.arch,
         "flags": flags,
         "seed": args.seed,
+        "processes": args.gpus * args.nodes,
         "versions": versions(),
         "data_sha256": inputs,
         **measured,
@@ -209,26 +159,6 @@ def tensorboard(folder: Path, updates: int | None) -> list[str]:
     if updates is None:
         shutil.rmtree(folder, ignore_errors=True)
     return ["--tensorboard-logdir", str(folder)]
-
-
-def launcher(gpus: int, nodes: int) -> list[str] | None:
-    """The command that starts one process on each GPU; None for one process.
-
-    On one machine it is torchrun. Across the nodes of a Slurm job it is srun, whose processes meet here, on its first
-    node: the job is to have one task for each process.
-    """
-    if gpus * nodes == 1:
-        return None
-    threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or 1) // (gpus if nodes == 1 else 1))
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    if nodes == 1:
-        return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}", str(RANK)]
-    if "SLURM_JOB_ID" not in os.environ or not shutil.which("srun"):
-        raise UserError(f"--nodes {nodes}: this is no Slurm job, and only its nodes can be used together")
-    with socket.create_server(("", 0)) as free:
-        os.environ |= {"MASTER_ADDR": socket.gethostname(), "MASTER_PORT": str(free.getsockname()[1])}
-    tasks = [f"--nodes={nodes}", f"--ntasks={gpus * nodes}", f"--ntasks-per-node={gpus}", f"--cpus-per-task={threads}"]
-    return ["srun", *tasks, "--kill-on-bad-exit=1", "--export=ALL", sys.executable, str(RANK)]
 
 
 def updates_of(last: Path) -> int | None:
@@ -336,33 +266,6 @@ def write_untuned(arch: str, base: Path, output: Path) -> dict:
 def inspect(checkpoint: Path) -> dict:
     """What the plugin says of a checkpoint."""
     return plugin("inspect", str(checkpoint))
-
-
-def digests(folders: list[Path]) -> dict[str, str]:
-    """SHA-256 of every file directly in the folders that a training reads: binarised data, dictionaries, weights.
-
-    Raises:
-        UserError: there is no such folder.
-    """
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder")
-    files = [
-        path
-        for folder in folders
-        for path in sorted(folder.iterdir())
-        if path.is_file() and path.suffix not in (".log", ".lock") and not path.name.startswith(".")
-    ]
-    return {path.as_posix(): sha256_file(path) for path in progress(files, "checksums", leave=False)}
-
-
-def versions() -> dict[str, str]:
-    """What the outcome may depend on, besides flags and data."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):  # the plugin may be used from a clone
-            found[package] = version(package)
-    return found
 
 
 if __name__ == "__main__":
