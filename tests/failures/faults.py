@@ -28,7 +28,7 @@ OUTCOMES = {
     "skipped": "not possible on this machine, or the stage was over too soon",
     "wrong": "anything else",
 }
-PATIENCE = 180  # seconds for a run that takes a few
+PATIENCE = 600  # seconds for a run that takes a few on a machine of its own
 
 
 class Skipped(Exception):

@@ -187,8 +187,8 @@ def run_or_save(
         bar.close()
         name, of_total = interrupted.signal.name, f" of {total}" if total else ""
         done = f" after {saved[-1]}{of_total} updates; what was trained is saved, and" if saved else ";"
-        place = "there" if saved else "the last checkpoint, if there is one"
-        print(f"{name}: interrupted{done} the same command goes on from {place}", file=sys.stderr)
+        where = "there" if saved else "the last checkpoint, if there is one"
+        print(f"{name}: interrupted{done} the same command goes on from {where}", file=sys.stderr)
         raise
 
 
