@@ -256,7 +256,9 @@ class Screen:
         for job in jobs[:most]:
             figures = job.progress() or clock(time.time() - job.begin)
             room = max(10, size.columns - 5 - len(figures))
-            lines.append(f"  {job.what if len(job.what) <= room else job.what[: room - 3] + '...'}: {figures}")
+            half = (room - 3) // 2
+            what = job.what if len(job.what) <= room else f"{job.what[:half]}...{job.what[-half:]}"
+            lines.append(f"  {what}: {figures}")
         return lines + ([f"  and {len(jobs) - most} more"] if len(jobs) > most else [])
 
     def show(self, lines: list[str]) -> None:
