@@ -27,7 +27,7 @@ rule first:
     log: "logs/a.log"
     message: "Making a"
     shell:
-        "(echo common noise; echo 'notice: worth seeing'; echo 'progress: half of it'; {command}) 2>&1"
+        "(echo common noise; echo 'notice: worth seeing'; echo 'progress: half of it {long}'; {command}) 2>&1"
         " | tee {{log}} >&2; touch {{output}}"
 
 rule second:
@@ -46,7 +46,9 @@ def folder(tmp_path):
 
 
 def write_snakefile(folder: Path, command: str) -> None:
-    (folder / "Snakefile").write_text(textwrap.dedent(SNAKEFILE.format(scripts=str(SCRIPTS), command=command)))
+    (folder / "Snakefile").write_text(
+        textwrap.dedent(SNAKEFILE.format(scripts=str(SCRIPTS), command=command, long="x" * 90))
+    )
 
 
 def command(*options: str) -> list[str]:
@@ -117,7 +119,8 @@ def test_in_a_terminal_bars_are_drawn_and_leave_nothing_behind(folder):
     written, screen, status = in_a_terminal(folder)
     assert status == 0
     assert "] 0 of 2 jobs done, 1 running, 0:01 elapsed, time left unknown" in written
-    assert "  Making a: half of it" in written
+    assert re.search(r"^  Making a: half of it x+\r$", written, re.MULTILINE)
+    assert max(len(line) for line in re.findall(r"^  Making a: .*", written, re.MULTILINE)) <= 100  # of a terminal
     assert "jobs done" not in screen and "half of it" not in screen
     assert len(re.findall(r"start +Making [ab]", screen)) == len(re.findall(r"done +\d:\d\d +Making [ab]", screen)) == 2
     assert "notice: worth seeing" in screen and "common noise" not in screen

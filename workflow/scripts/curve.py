@@ -33,7 +33,7 @@ class Metrics:
             file.write("\n" + json.dumps(values))  # first: the line before may be cut off
 
     def resumed(self, updates: int) -> None:
-        """The training (0: begins, or) goes on after so many updates; what was logged of later ones is done again."""
+        """The training goes on from a checkpoint after so many updates; 0: it begins."""
         self.add({"resumed_from": updates})
 
     def resumptions(self) -> list[int]:
@@ -52,9 +52,7 @@ class Metrics:
         """One per update that something was logged at."""
         rows: dict[int, dict[str, object]] = {}
         for values in self._lines():
-            if "resumed_from" in values:
-                rows = {update: row for update, row in rows.items() if update <= values["resumed_from"]}
-            else:
+            if "update" in values:  # after a kill some are made again, and then count as they were logged last
                 rows[values["update"]] = rows.get(values["update"], {}) | values
         return [rows[update] for update in sorted(rows)]
 

@@ -250,14 +250,22 @@ class Screen:
 
     def each(self, jobs: list[Job]) -> list[str]:
         """A line about each job that is running, as many as a third of the screen holds."""
-        most = max(1, shutil.get_terminal_size().lines // 3)
-        lines = [f"  {job.what}: {job.progress() or clock(time.time() - job.begin)}" for job in jobs[:most]]
+        size = shutil.get_terminal_size()
+        most = max(1, size.lines // 3)
+        lines = []
+        for job in jobs[:most]:
+            figures = job.progress() or clock(time.time() - job.begin)
+            room = max(10, size.columns - 5 - len(figures))
+            half = (room - 3) // 2
+            what = job.what if len(job.what) <= room else f"{job.what[:half]}...{job.what[-half:]}"
+            lines.append(f"  {what}: {figures}")
         return lines + ([f"  and {len(jobs) - most} more"] if len(jobs) > most else [])
 
     def show(self, lines: list[str]) -> None:
         with self._lock:
             erase = self._erase()
-            self._bars = lines
+            width = shutil.get_terminal_size().columns - 1
+            self._bars = [line[:width] for line in lines]
             self._put(erase + self._drawn())
 
     def close(self) -> None:
@@ -288,8 +296,7 @@ class Screen:
         return "\n".join(["  What jobs wrote meanwhile:", *lines]) if lines else ""
 
     def _drawn(self) -> str:
-        width = shutil.get_terminal_size().columns - 1
-        return "".join(f"{line[:width]}\n" for line in self._bars)
+        return "".join(f"{line}\n" for line in self._bars)
 
     def _erase(self) -> str:
         """Back to the first line of the bars; a terminal that became narrower has broken them into more lines."""
