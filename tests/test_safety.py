@@ -425,6 +425,10 @@ BILLION = "".join(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 10)}]\n" for n 
         ("reader: !!python/name:os.system\n", "not valid YAML"),
         ("reader: !!python/object/new:type {args: [x], kwds: {}}\n", "not valid YAML"),
         (f"a0: &a0 [x]\n{BILLION}", "aliases .* resolved; 100,000 are allowed"),
+        (
+            "__use_yte__: true\n__definitions__: [\"__import__('os').mkdir('executed')\"]\n",
+            "unknown key|expected|missing",
+        ),
         ("reader: &a [*a]\n", "values within values, deeper than 50"),
         ("reader: " + "[" * 5000, "nested deeper than 50"),
         ("seed: " + "9" * 5000, "not valid YAML"),
