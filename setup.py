@@ -25,19 +25,19 @@ setup(
             "regex>=2023.1",
             "rouge-score>=0.1.2,<0.2",
             "sacrebleu>=2.4,<3",
-            "sentencepiece>=0.2,<0.3",
+            "sentencepiece>=0.2.3,<0.3",
             "snakemake>=9.11,<10",
             "tqdm>=4.66,<5",
             "unidecode>=1.3,<2",
         ],
         "cluster": ["snakemake-executor-plugin-cluster-generic>=1.0.9,<2", "snakemake-executor-plugin-slurm>=2.8,<3"],
-        "parquet": ["pyarrow>=14"],
+        "parquet": ["pyarrow>=14.0.1"],
         "tensorboard": ["tensorboard>=2.14"],  # trainings of the workflow then write to it
         "scores": ["pycocoevalcap>=1.2,<2"],  # METEOR, CIDEr and the Treebank tokeniser; they also need Java
         "bertscore": ["bert-score>=0.3.13,<0.4"],
         "test": [
             "hypothesis>=6",
-            "pyarrow>=14",
+            "pyarrow>=14.0.1",
             "pytest>=8",
             "pytest-xdist>=3.5",
             "ruff>=0.9",

@@ -122,10 +122,11 @@ def _check_archive(path: str | os.PathLike) -> None:
 # What fairseq hands to eval() while it builds a model, a task, a criterion or an optimizer, by the ends of the options'
 # names. Of a checkpoint these are a stranger's.
 EVALUATED = tuple(
-    "adafactor_eps betas character_filters conv_aggregator_layers conv_feature_layers decoder_attention decoder_layers "
-    "downsample encoder_attention encoder_layers feature_encoder_spec gated_attention left_pad_source left_pad_target "
-    "pipeline_balance pipeline_decoder_balance pipeline_decoder_devices pipeline_devices pipeline_encoder_balance "
-    "pipeline_encoder_devices pretrained project_input self_attention wer_args xformers_att_config".split()
+    "adafactor_eps adaptive_input_cutoff adaptive_softmax_cutoff betas character_filters conv_aggregator_layers "
+    "conv_feature_layers decoder_attention decoder_layers downsample encoder_attention encoder_layers "
+    "feature_encoder_spec gated_attention left_pad_source left_pad_target pipeline_balance pipeline_decoder_balance "
+    "pipeline_decoder_devices pipeline_devices pipeline_encoder_balance pipeline_encoder_devices pretrained "
+    "project_input self_attention wer_args xformers_att_config".split()
 )
 RESOLVED = re.compile(r"\$\{[^{}]*:")  # omegaconf: ${oc.env:HOME} and the like
 

@@ -26,7 +26,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 def save_when_told_to_end() -> None:
     """Have fairseq's trainings heed the signals from their beginning on."""
-    load, call = checkpoint_utils.load_checkpoint, distributed_utils.call_main
+    load, save, call = checkpoint_utils.load_checkpoint, checkpoint_utils.save_checkpoint, distributed_utils.call_main
 
     def load_checkpoint(cfg, trainer, **arguments):
         saves = not (cfg.no_save or cfg.no_last_checkpoints)
@@ -35,6 +35,12 @@ def save_when_told_to_end() -> None:
         # What fairseq sends from the first process to the others is more than torch.load takes today.
         cfg.load_checkpoint_on_all_dp_ranks = True
         return load(cfg, trainer, **arguments)
+
+    def save_checkpoint(cfg, trainer, *arguments):
+        path = save(cfg, trainer, *arguments)
+        if Preemption.signal_heeded:
+            _end(trainer, Preemption.signal_heeded)
+        return path
 
     def call_main(cfg, main, **arguments):
         if threading.current_thread() is threading.main_thread():
@@ -47,7 +53,8 @@ def save_when_told_to_end() -> None:
                 raise SystemExit(error.exit_code) from None
             raise
 
-    checkpoint_utils.load_checkpoint, distributed_utils.call_main = load_checkpoint, call_main
+    checkpoint_utils.load_checkpoint, checkpoint_utils.save_checkpoint = load_checkpoint, save_checkpoint
+    distributed_utils.call_main = call_main
     os.register_at_fork(after_in_child=_heed_parent_alone)
 
 
@@ -70,6 +77,7 @@ class Preemption:
     """Watches over the training of one trainer, in whose process it takes over the signals."""
 
     watching = False  # whether there is one in this process, or was in the one that it was forked from
+    signal_heeded = 0  # from the update on that is the last
 
     def __init__(self, trainer):
         self._trainer = trainer
@@ -92,7 +100,8 @@ class Preemption:
         outcome = self._train_step(*args, **kwargs)
         number = self._agreed()
         if number and not self._is_due():
-            self._save_and_end(number)
+            self._stop()
+            Preemption.signal_heeded = number
         return outcome
 
     def _agreed(self) -> int:
@@ -113,13 +122,20 @@ class Preemption:
             or any(interval > 0 and updates % interval == 0 for interval in intervals)
         )
 
-    def _save_and_end(self, number: int) -> None:
-        checkpoint_utils.save_checkpoint(self._trainer.cfg.checkpoint, self._trainer, self._iterator, None)
-        if self._trainer.data_parallel_world_size > 1:  # who ends first would have the others ended
-            torch.distributed.barrier(distributed_utils.get_global_group())
-        name, updates = signal.Signals(number).name, self._trainer.get_num_updates()
-        logger.info("interrupted by %s after %d updates; they are saved", name, updates)
-        raise SystemExit(128 + number)
+    def _stop(self) -> None:
+        """Have fairseq save after this update, once it has logged it, as at the end of its time; without validation."""
+        cfg = self._trainer.cfg
+        cfg.dataset.disable_validation = True
+        cfg.optimization.stop_time_hours = 1e-9
+
+
+def _end(trainer, number: int) -> None:
+    """Instead of going on after what was saved last."""
+    if trainer.data_parallel_world_size > 1:  # who ends first would have the others ended
+        torch.distributed.barrier(distributed_utils.get_global_group())
+    name, updates = signal.Signals(number).name, trainer.get_num_updates()
+    logger.info("interrupted by %s after %d updates; they are saved", name, updates)
+    raise SystemExit(128 + number)
 
 
 def _hand_on(number: int, _frame) -> None:

@@ -290,7 +290,8 @@ def outcomes(folder: Path) -> Iterator[Path]:
 
 
 def same_tensors(one: Path, other: Path) -> bool:
-    first, second = (torch.load(path, weights_only=True)["model"] for path in (one, other))
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        first, second = (torch.load(path, weights_only=True)["model"] for path in (one, other))
     return first.keys() == second.keys() and all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 

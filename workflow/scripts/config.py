@@ -48,7 +48,10 @@ RESERVED = frozenset(
     "train-subset user-dir valid-subset".split()
 )
 # Ends of the flags whose value fairseq hands to Python's eval().
-EVALUATED = ("adafactor-eps", "betas", "xformers-att-config")
+EVALUATED = (
+    *("adafactor-eps", "adaptive-input-cutoff", "adaptive-softmax-cutoff", "betas", "left-pad-source"),
+    *("left-pad-target", "xformers-att-config"),
+)
 # The families of the plugin's architectures, and the task that feeds each. A method may choose another one.
 TASKS = {"bart": "conditional_generation", "gpt2": "conditional_lm"}
 # The architectures, without prefix_ and full_, and their millions of parameters.

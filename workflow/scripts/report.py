@@ -10,9 +10,10 @@ import csv
 import html
 import json
 import os
+import re
 from pathlib import Path
 
-from common import atomic_open, json_object, run_main
+from common import UserError, atomic_open, json_object, run_main
 
 STYLE = """
 body { font: 15px/1.5 sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; color: #222; }
@@ -20,6 +21,12 @@ pre { font-size: 12px; line-height: 1.35; overflow-x: auto; background: #f6f6f6;
 svg { max-width: 100%; height: auto; }
 h2 { border-top: 1px solid #ccc; padding-top: 1em; }
 """
+
+
+# What may run in a browser: no plot of matplotlib's has any of it.
+PROGRAM = re.compile(
+    r"<\s*(script|foreignObject|iframe|object|embed)|<\w[^>]*\son\w+\s*=|javascript:|data:text", re.IGNORECASE
+)
 
 
 def main(argv: list[str]) -> None:
@@ -63,7 +70,10 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 
 def section(table: Path, page: Path) -> str:
     """A study on one task: the plot, the table, and what was run."""
-    svg = table.with_suffix(".svg").read_text(encoding="utf-8")
+    path = table.with_suffix(".svg")
+    svg = path.read_text(encoding="utf-8", errors="replace")
+    if "<svg" not in svg or PROGRAM.search(svg):
+        raise UserError(f"{path}: not a plot of study.py's; remove it, and it is made again")
     svg = svg[svg.index("<svg") :].replace('id="', f'id="{table.parent.name}-{table.stem}-')  # unique on the page
     svg = svg.replace('href="#', f'href="#{table.parent.name}-{table.stem}-')
     svg = svg.replace("url(#", f"url(#{table.parent.name}-{table.stem}-")
