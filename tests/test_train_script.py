@@ -296,3 +296,14 @@ def test_a_training_on_another_machine_is_named_with_its_slurm_job(tmp_path, mon
             fairseq_command.exclusive(tmp_path / "training.lock"),
         ):
             pass
+
+
+def test_what_a_training_removes_at_its_end_it_removes_before_another_may_begin(tmp_path, monkeypatch):
+    """The folder would be the one that the other trains in."""
+    held = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "make", lambda *_: (tmp_path / "work-1").mkdir())
+    monkeypatch.setattr(train.shutil, "rmtree", lambda *_, **__: held.append((tmp_path / "training.lock").exists()))
+    files = ["--output", "checkpoint.pt", "--run-json", "run.json", "--log", "train.log"]
+    train.main(["--data", "bin", "--arch", "full_bart_tiny", *files])
+    assert held == [True] and not (tmp_path / "training.lock").exists()

@@ -189,6 +189,8 @@ STAGES = {
     "report": Stage(["results/studies/report.html"], ["results/studies/mine/toy.txt"]),
 }
 TARGETS = [path for stage in STAGES.values() for path in stage.outputs]
+RECORDED = ("arch", "flags", "seed", "versions", "base_fingerprint", "base_parameters")  # of run.json, what is no time
+RECORDED += ("trained_parameters", "stored_parameters")
 TRAININGS = ("pretrain", "pretrain_language_model", "train_prefix", "train_finetune")
 
 
@@ -276,9 +278,7 @@ def fingerprint(path: Path) -> str:
         return digest.hexdigest()
     if path.name == "run.json":
         record = json.loads(path.read_text())
-        return json.dumps(
-            {key: value for key, value in record.items() if key not in ("seconds", "peak_mb", "data_sha256")}
-        )
+        return json.dumps({key: record[key] for key in RECORDED})
     if path.stem == "costs":
         return str(len(path.read_text().splitlines()))
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -41,13 +41,20 @@ GPU = re.compile(r"\| rank +\d+: .* total memory = ([\d.]+) GB ; name = (.*\S)")
 def main(argv: list[str]) -> None:
     own, flags = split_arguments(argv)
     args = parse_args(own)
-    with State(args.log) if args.log else contextlib.nullcontext() as state:
-        make(args, flags, state, begin_record(argv))
-    for stale in args.output.parent.glob("work-*"):  # last: a kill before this can go on from it
-        shutil.rmtree(stale, ignore_errors=True)
+    nothing = contextlib.nullcontext()
+    with (
+        State(args.log) if args.log else nothing as state,
+        nothing if args.untuned else exclusive(args.output.parent / "training.lock") as lock,
+    ):
+        make(args, flags, state, lock, begin_record(argv))
+        # Last: a kill before this can go on from it. With the lock: the folder may be that of who comes next.
+        for stale in args.output.parent.glob("work-*"):
+            shutil.rmtree(stale, ignore_errors=True)
 
 
-def make(args: argparse.Namespace, flags: list[str], state: State | None, record: dict[str, object]) -> None:
+def make(
+    args: argparse.Namespace, flags: list[str], state: State | None, lock: IO[str] | None, record: dict[str, object]
+) -> None:
     """The checkpoint and its record."""
     begin = time.monotonic()
     base = args.base_model
@@ -57,7 +64,7 @@ def make(args: argparse.Namespace, flags: list[str], state: State | None, record
         description = write_untuned(args.arch, base, args.output)
     else:
         flags = fit_machine(flags)
-        measured = train(args, flags, inputs, state)
+        measured = train(args, flags, inputs, state, lock)
         description = inspect(args.output)
     record |= {"seconds": round(time.monotonic() - begin, 1), "end": now(), **measured}
     write_record(args, description, flags, inputs, record)
@@ -109,7 +116,9 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def train(args: argparse.Namespace, flags: list[str], inputs: dict[str, str], state: State) -> dict[str, object]:
+def train(
+    args: argparse.Namespace, flags: list[str], inputs: dict[str, str], state: State, lock: IO[str]
+) -> dict[str, object]:
     """Train in the folder of exactly these flags and inputs, and move the best checkpoint to the output.
 
     Returns what it took: peak_mb of the process (0 if there was nothing left to train), the updates after which it was
@@ -128,7 +137,7 @@ def train(args: argparse.Namespace, flags: list[str], inputs: dict[str, str], st
     if processes == 1:
         arguments += ["--distributed-world-size", "1"]  # or fairseq takes every GPU that it sees, each a whole batch
     metrics = Metrics(work)
-    with exclusive(folder / "training.lock") as lock, scratch(work) as place:
+    with scratch(work) as place:
         arguments += ["--save-dir", str(place.folder)]
         last = work / "checkpoint_last.pt"
         updates = updates_of(last) if last.exists() else None
