@@ -14,6 +14,7 @@ from pathlib import Path
 import fairseq_command
 import pytest
 import record
+import train
 from common import UserError
 from conftest import SCRIPTS, example
 
