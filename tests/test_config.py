@@ -511,10 +511,10 @@ def test_a_batch_stays_the_same_on_any_number_of_gpus(resources, batch, flags, s
     assert study.flags("generate", *run) == alone.flags("generate", *run)
 
 
-@pytest.mark.parametrize("batch", [{"batch-size": 14}, {"batch-size": None, "max-tokens": 4096}])
+@pytest.mark.parametrize("batch", [{"batch-size": 14}, {"batch-size": None, "max-tokens": 4096}, {"max-tokens": 4096}])
 def test_a_batch_that_cannot_be_shared_is_one_sentence(batch):
     with pytest.raises(UserError, match="xsum, bart_large, prefix: 4 GPUs cannot make equal shares of a batch"):
-        configuration(overrides={"resources": {"gpus": 4}, "train": batch})
+        configuration(overrides={"resources": {"gpus": 4}, "train": {"batch-size": 16} | batch})
 
 
 def test_resources_come_in_the_layers_of_flags():
