@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow" / "scripts"))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -959,15 +960,13 @@ def _(case, folder):
 
 @target("addresses", strategy=lambda: TEXT | TEXT.map("https://{}".format) | TEXT.map("file://{}".format), share=0.5)
 def _(case, folder):
-    import urllib.request
-
     from fetch import fetch
 
     def refuse(*_, **__):
         raise OSError("no network here")
 
-    urllib.request.install_opener(argparse.Namespace(open=refuse))
-    fetch(folder / "out", [case], None, [], "set/out")
+    with mock.patch("urllib.request.urlopen", refuse):
+        fetch(folder / "out", [case], None, [], "set/out")
 
 
 # The plugin's files ---------------------------------------------------------------------------------------------------
