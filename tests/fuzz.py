@@ -513,7 +513,7 @@ def _(case, folder):
     line = single_line(case)
     if len(line.splitlines()) > 1 or "\t" in line or single_line(line) != line:
         raise Unsafe(repr(line))
-    if any(not sign.isprintable() and sign not in "\n\t" for sign in printable(case)):
+    if not printable(case).isprintable():
         raise Unsafe(repr(printable(case)))
 
 

@@ -33,8 +33,8 @@ DAMAGED = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, tarfile.TarEr
 
 
 def printable(text: str) -> str:
-    """The text with what would steer a terminal spelt out; line breaks and tabs stay."""
-    return "".join(sign if sign.isprintable() or sign in "\n\t" else repr(sign)[1:-1] for sign in text)
+    """The text, on one line, with what would steer a terminal spelt out."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
 class UserError(Exception):

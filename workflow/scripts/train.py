@@ -139,7 +139,7 @@ class Progress:
 
     def follow(self, line: str) -> bool:
         """Take what a line of the log says; every line is worth keeping, also one that another has fallen into."""
-        with contextlib.suppress(ValueError, TypeError, AttributeError, OverflowError):
+        with contextlib.suppress(ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             self._follow(line)
         return True
 
