@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow" / "scripts"))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -512,7 +513,7 @@ def _(case, folder):
     line = single_line(case)
     if len(line.splitlines()) > 1 or "\t" in line or single_line(line) != line:
         raise Unsafe(repr(line))
-    if any(not sign.isprintable() and sign not in "\n\t" for sign in printable(case)):
+    if not printable(case).isprintable():
         raise Unsafe(repr(printable(case)))
 
 
@@ -959,15 +960,13 @@ def _(case, folder):
 
 @target("addresses", strategy=lambda: TEXT | TEXT.map("https://{}".format) | TEXT.map("file://{}".format), share=0.5)
 def _(case, folder):
-    import urllib.request
-
     from fetch import fetch
 
     def refuse(*_, **__):
         raise OSError("no network here")
 
-    urllib.request.install_opener(argparse.Namespace(open=refuse))
-    fetch(folder / "out", [case], None, [], "set/out")
+    with mock.patch("urllib.request.urlopen", refuse):
+        fetch(folder / "out", [case], None, [], "set/out")
 
 
 # The plugin's files ---------------------------------------------------------------------------------------------------

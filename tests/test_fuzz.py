@@ -39,6 +39,7 @@ FOUND = {
     "a run without parameters": ("records", lambda: ({"metrics": {"bleu": SCORES}}, {})),
     "scores that are none": ("records", lambda: ({"metrics": {"bleu": None}}, fuzz.RECORD)),
     "a Content-Length that is no number": ("range_header", lambda: (200, {"Content-Length": ":"})),
+    "a flag that steers the terminal": ("flags", lambda: ("train", "\x1b]0;x\x07", None)),
     "an address that is none": ("addresses", lambda: "https://["),
     "a limit that is no number": ("export_metadata", lambda: export_metadata(task=OPTIONS_OF_A_TASK)),
 }

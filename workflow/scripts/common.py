@@ -40,13 +40,16 @@ DAMAGED = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, tarfile.TarEr
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
+def printable(text: str) -> str:
+    """The text, on one line, with what would steer a terminal spelt out."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
+
+
 class UserError(Exception):
     """Bad input: one or two sentences that name the file, line or key and say what to do. Shown without a traceback."""
 
-
-def printable(text: str) -> str:
-    """The text with what would steer a terminal spelt out; line breaks and tabs stay."""
-    return "".join(sign if sign.isprintable() or sign in "\n\t" else repr(sign)[1:-1] for sign in text)
+    def __init__(self, message: str):
+        super().__init__(printable(message))
 
 
 def run_main(main: Callable[[list[str]], None]) -> None:
@@ -58,7 +61,7 @@ def run_main(main: Callable[[list[str]], None]) -> None:
     try:
         main(sys.argv[1:])
     except UserError as error:
-        sys.exit(f"error: {printable(str(error))}")
+        sys.exit(f"error: {error}")
     except BrokenPipeError:
         sys.exit(1)
     except OSError as error:

@@ -228,7 +228,7 @@ class Progress:
 
     def follow(self, line: str) -> None:
         """Take what a line of the log says, also one that another has fallen into."""
-        with contextlib.suppress(ValueError, TypeError, AttributeError, OverflowError):
+        with contextlib.suppress(ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             self._follow(line)
 
     def _follow(self, line: str) -> None:
