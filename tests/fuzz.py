@@ -863,11 +863,59 @@ def _(case, folder):
 
 @target("log_lines", samples=lambda: [LOG])
 def _(case, folder):
+    from curve import Metrics
+    from state import State
     from train import Progress
 
-    with contextlib.closing(Progress("training", ["--max-update", "10"], False)) as bar:
+    metrics, state = Metrics(folder), State(folder / "train.log")
+    with contextlib.closing(Progress("training", ["--max-update", "10"], False, state, metrics)) as bar:
         for line in case.decode("utf-8", "replace").splitlines(keepends=True):
             bar.follow(line)
+    metrics.write(folder / "curve.tsv")
+
+
+@target(
+    "metrics_file", samples=lambda: [b'\n{"update": 4, "loss": "3.2"}\n{"resumed_from": 3}\n{"update": 5, "lr": "0.1"}']
+)
+def _(case, folder):
+    from curve import Metrics
+
+    written(folder, "metrics.jsonl", case)
+    Metrics(folder).resumptions()
+    Metrics(folder).write(folder / "curve.tsv")
+
+
+STATE = b"""{"host": "a", "pid": 1, "slurm_job": null, "begin": 1.5, "n": 3, "initial": 1, "total": 10,
+"unit": "update", "elapsed": 2.5, "scores": {"loss": "2.1"}, "updated": 3.0, "end": 4.0, "error": "it failed"}"""
+
+
+@target("state_file", samples=lambda: [STATE])
+def _(case, folder):
+    from state import describe, read_state
+
+    written(folder, "train.state.json", case)
+    describe(read_state(folder / "train.log"))
+
+
+JOB = b"""{"id": %d, "rule": "train", "what": "Training", "wildcards": {"task": "t"}, "logs": ["l"], "outputs": ["o"],
+ "needs": %s, "cores": 1, "gpus": 0, "needed": true}"""
+JOURNAL = b"""{"event": "plan", "time": 1.0, "host": "a", "pid": 1, "command": ["snakemake"], "cores": 2, "gpus": 1,
+ "history": [["train", {"task": "t"}, 3.5]], "jobs": [%s, %s]}
+{"event": "start", "time": 2.0, "id": 1}
+{"event": "failed", "time": 3.0, "id": 1, "reason": "r"}
+{"event": "end", "time": 4.0}
+"""
+
+
+@target("journal", samples=lambda: [(JOURNAL % (JOB % (1, b"[]"), JOB % (2, b"[1]"))).replace(b",\n ", b", ")])
+def _(case, folder):
+    from unittest.mock import patch
+
+    import journal
+    import status
+
+    with patch.object(journal, "JOURNAL", written(folder, "workflow.jsonl", case)):
+        status.told(None)
 
 
 @target(

@@ -57,17 +57,27 @@ class Metrics:
         return [rows[update] for update in sorted(rows)]
 
     def _lines(self) -> Iterator[dict[str, object]]:
-        with contextlib.suppress(FileNotFoundError), open(self._path, encoding="utf-8") as file:
+        with contextlib.suppress(FileNotFoundError), open(self._path, encoding="utf-8", errors="replace") as file:
             for line in file:
-                with contextlib.suppress(ValueError):  # cut off by a kill
-                    yield json.loads(line)
+                with contextlib.suppress(ValueError, RecursionError):  # cut off by a kill
+                    values = json.loads(line)
+                    if isinstance(values, dict) and type(values.get("update", values.get("resumed_from"))) is int:
+                        yield {name: value for name, value in values.items() if _is_number(value)}
 
     def write(self, output: Path) -> None:
         """curve.tsv; a cell is empty where nothing was said."""
         with atomic_open(output) as file:
-            table = csv.DictWriter(file, COLUMNS, delimiter="\t", lineterminator="\n", restval="")
+            table = csv.DictWriter(file, COLUMNS, "", "ignore", delimiter="\t", lineterminator="\n")
             table.writeheader()
             table.writerows(self.rows())
+
+
+def _is_number(value: object) -> bool:
+    """Also as fairseq writes it, as a text."""
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
+        float(value)
+        return True
+    return False
 
 
 def main(argv: list[str]) -> None:

@@ -254,16 +254,17 @@ class Journal:
 def read_run() -> Run | None:
     """The last run in this folder; None if there was none."""
     events = []
-    with contextlib.suppress(OSError), open(JOURNAL, encoding="utf-8") as file:
+    with contextlib.suppress(OSError), open(JOURNAL, encoding="utf-8", errors="replace") as file:
         for line in file:
-            with contextlib.suppress(ValueError):  # the last one, of a process that was killed as it wrote it
+            with contextlib.suppress(ValueError, RecursionError):  # of a process that was killed as it wrote it
                 events.append(json.loads(line))
-    if not events or events[0].get("event") != "plan":
+    try:
+        run = Run.planned(events[0])
+        for event in events[1:]:
+            run.apply(event)
+        return run
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):  # there is none, or it is damaged
         return None
-    run = Run.planned(events[0])
-    for event in events[1:]:
-        run.apply(event)
-    return run
 
 
 def reason_of_failure(logs: list[str], begin: float) -> str:

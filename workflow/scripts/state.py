@@ -13,6 +13,7 @@ import socket
 import time
 from pathlib import Path
 
+NUMBERS = ("begin", "elapsed", "end", "initial", "n", "pid", "total", "updated")
 PROGRESS_LINE = "progress: "  # how a line on stderr begins that tells how far a job is
 
 
@@ -58,12 +59,20 @@ def _sentence(error: BaseException | None) -> str | None:
 
 
 def read_state(log: str | os.PathLike) -> dict:
-    """The state of the job with this log; empty if there is none that can be read."""
+    """The state of the job with this log; empty if there is none that can be read, without what is of a wrong type."""
     try:
         state = json.loads(state_path(log).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return state if isinstance(state, dict) else {}
+    return {name: value for name, value in state.items() if _is_sound(name, value)} if isinstance(state, dict) else {}
+
+
+def _is_sound(name: str, value: object) -> bool:
+    if name in NUMBERS:
+        return isinstance(value, int | float) and abs(value) < 1e15  # nor NaN
+    if name == "scores":
+        return isinstance(value, dict) and all(isinstance(score, str | int | float) for score in value.values())
+    return value is None or isinstance(value, str)
 
 
 def seconds_left(state: dict) -> float | None:

@@ -23,7 +23,7 @@ from collections import Counter
 from pathlib import Path
 
 from common import UserError, run_main
-from journal import Job, Run, process_is_alive, read_run, summary
+from journal import JOURNAL, Job, Run, process_is_alive, read_run, summary
 from state import clock
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -36,8 +36,7 @@ def main(argv: list[str]) -> None:
     args, snakemake = parse_args(argv)
     plan = plan_of(snakemake) if snakemake else None
     while True:
-        run = look(plan)
-        text = json.dumps(as_json(run), indent=2) if args.json else report(run)
+        run, text = told(plan, args.json)
         if not args.watch:
             break
         print(f"\x1b[H\x1b[J{fitted(text)}", flush=True)
@@ -45,6 +44,19 @@ def main(argv: list[str]) -> None:
     print(text)
     if run and run.of_state("failed"):
         sys.exit(1)
+
+
+def told(plan: dict | None, for_programs: bool = False) -> tuple[Run | None, str]:
+    """The last run, and what is to be said of it.
+
+    Raises:
+        UserError: its journal is damaged.
+    """
+    try:
+        run = look(plan)
+        return run, json.dumps(as_json(run), indent=2) if for_programs else report(run)
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{JOURNAL} is damaged ({error}); the next run of the workflow writes it anew") from None
 
 
 def parse_args(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
