@@ -29,6 +29,10 @@ def export_metadata(**changes):
 
 FOUND = {
     "an error of Arrow's in two lines": ("parquet", lambda: fuzz.parquet_files()[0].replace(b"\x15\x04", b"\x0e\x04")),
+    "a gzip file that ends in its head": ("tar_of_xml", lambda: fuzz.archives()[1][:12]),
+    "a column's name that is not UTF-8": ("parquet", lambda: fuzz.parquet_files()[0].replace(b"source", b"sour\x9ee")),
+    "a header of several lines": ("e2e", lambda: b'"m\nr",ref\na,b\n'),
+    "a line of the log that is nested": ("log_lines", lambda: b'| INFO | train | {"loss": ' + b"[" * 9000 + b"}\n"),
     "bz2's own kind of error": ("tar", lambda: fuzz.archives()[2][:40] + b"\0" * 9 + fuzz.archives()[2][50:]),
     "an error of YAML's in two lines": ("yaml", lambda: b"reader: \x0c"),
     "a piece of more digits than Python reads": ("decode", lambda: ["9" * 5000]),
@@ -62,7 +66,9 @@ def broken(case, folder):
     if case[:1] == b"a":
         raise KeyError("x")
     if case[:1] == b"b":
-        raise fuzz.UserError("one\ntwo")
+        error = fuzz.UserError("one")
+        error.args = ("one\ntwo",)
+        raise error
     if case[:1] == b"c":
         (folder.parent / "outside").mkdir()
     if case[:1] == b"d":

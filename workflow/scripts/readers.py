@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
 from common import (
+    DAMAGED,
     OFFICIAL_REFERENCES,
     SPLITS,
     UserError,
@@ -319,7 +320,11 @@ def _xml_entries(path: Path) -> Iterator[_Entry]:
         with open(path, "rb") as file:
             yield from _parse_xml(file, str(path))
         return
-    if not tarfile.is_tarfile(path):
+    try:
+        is_archive = tarfile.is_tarfile(path)
+    except (*DAMAGED, OSError) as error:
+        raise UserError(f"{path}: truncated or damaged archive ({error}); fetch it again") from None
+    if not is_archive:
         raise UserError(f"{path}: neither a file named .xml nor a tar archive (perhaps .gz) of such files")
     files: dict[str, list[_Entry]] = {}
     with open_tar(path) as members:
@@ -640,7 +645,7 @@ def _parquet_examples(parquet, path: Path, split: str, fields: _Fields) -> Itera
                     number += 1
                     row = {name: value for name, value in row.items() if value is not None}
                     yield Deferred(_row_example, (f"{path}, row {number}", row, split, fields, number))
-    except (damaged, OSError) as error:
+    except (damaged, OSError, ValueError) as error:  # ValueError: names that are not UTF-8
         raise UserError(
             f"{path}: not a parquet file, or a damaged one ({single_line(str(error))}); fetch it again"
         ) from None
