@@ -1,33 +1,24 @@
 """Files: bases (fairseq archives, Hugging Face folders), checkpoints of what is trained over one, and exports of that.
 
 A checkpoint holds a prefix, a prompt, adapters or top layers, and says what they were trained for: fingerprints of base
-and dictionary, geometry and conventions. Nothing here unpickles anything but tensors and plain containers (`torch.load`
-with `weights_only`, safetensors).
+and dictionary, geometry and conventions. How files are read so that nothing in them is run is in loading.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
-import contextlib
 import functools
 import hashlib
 import json
 import os
-import re
-import shutil
-import struct
-import tempfile
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from fairseq import checkpoint_utils, options
+from fairseq import options
 from fairseq.data import Dictionary
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
-from fairseq.file_io import PathManager
 from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.tasks import TASK_REGISTRY
 from omegaconf import OmegaConf
@@ -37,6 +28,7 @@ from torch import Tensor, nn
 
 from .adapter import adapter_size
 from .errors import UsageError
+from .loading import atomically, check_contents, load_tensors, refusing
 from .prefix import SITES, Evaluated, Prefix, SiteGeometry
 from .prompt import empty_prompt
 
@@ -45,209 +37,6 @@ METADATA_KEY = "prefix.metadata"  # of a checkpoint, whatever the method
 EXPORT_KEY = "fairseq_prefix"
 ABSENT_SYMBOLS = "decoder.absent_symbols"  # which symbols of the dictionary a GPT-2 does not know, as a mask
 BOOKKEEPING = (".version", "._float_tensor")  # ends of names that are fairseq's own and no weights
-
-
-# Reading files -------------------------------------------------------------------------------------------------------
-
-
-def trust_plain_types() -> None:
-    """Let `torch.load` restore the one class that fairseq's checkpoints hold beside tensors, and inert stand-ins for
-    the meters that very old ones carry.
-    """
-    stand_ins = [
-        (_Discarded, f"fairseq.{module}.{name}")
-        for module in ("meters", "logging.meters")
-        for name in ("AverageMeter", "TimeMeter", "StopwatchMeter")
-    ]
-    torch.serialization.add_safe_globals([argparse.Namespace, *stand_ins])
-
-
-class _Discarded:
-    """Takes the place of an object of an old checkpoint that nobody needs."""
-
-
-def load_tensors(path: Path) -> dict:
-    """A `.pt`/`.bin` file as plain containers of tensors; refuses anything else in one sentence.
-
-    Raises:
-        UsageError: missing, truncated, not a checkpoint, or holding objects other than tensors and plain types.
-    """
-    with _refusing(path):
-        _check_archive(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        _check_contents(state)
-    if not isinstance(state, dict):
-        raise UsageError(f"{path} cannot be loaded: it holds a {type(state).__name__}, not a checkpoint")
-    return state
-
-
-class _Refused(Exception):
-    """Why a file is not loaded, as the end of a sentence about it."""
-
-
-@contextlib.contextmanager
-def _refusing(path: str | os.PathLike) -> Iterator[None]:
-    """Whatever goes wrong while a file is loaded is one sentence."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such file") from None
-    except Exception as error:  # torch raises a dozen kinds for damaged files
-        reason = str(error)
-        if not isinstance(error, _Refused):
-            if "Unsupported global" in reason or "weights_only" in reason.lower() and "global" in reason.lower():
-                reason = "it holds objects other than tensors, which are never loaded"
-            else:
-                reason = "it is truncated or not a checkpoint"
-        raise UsageError(f"{path} cannot be loaded: {reason}") from None
-
-
-def _check_archive(path: str | os.PathLike) -> None:
-    """Refuse what torch would read all the same: archives that unpack to anything larger, and wrong checksums."""
-    if not zipfile.is_zipfile(path):  # cut off, which torch sees itself, or of an older format, without checksums
-        return
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-        packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
-        if packed or sum(member.file_size for member in members) > os.path.getsize(path):
-            raise _Refused("it holds compressed data, which torch never writes")
-        try:
-            damaged = archive.testzip() is not None
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError, struct.error):
-            damaged = True
-        if damaged:
-            raise _Refused("it is damaged, its checksums do not fit")
-
-
-# What fairseq hands to eval() while it builds a model, a task, a criterion or an optimizer, by the ends of the options'
-# names. Of a checkpoint these are a stranger's.
-EVALUATED = tuple(
-    "adafactor_eps adaptive_input_cutoff adaptive_softmax_cutoff betas character_filters conv_aggregator_layers "
-    "conv_feature_layers decoder_attention decoder_layers downsample encoder_attention encoder_layers "
-    "feature_encoder_spec gated_attention left_pad_source left_pad_target pipeline_balance pipeline_decoder_balance "
-    "pipeline_decoder_devices pipeline_devices pipeline_encoder_balance pipeline_encoder_devices pretrained "
-    "project_input self_attention wer_args xformers_att_config".split()
-)
-RESOLVED = re.compile(r"\$\{[^{}]*:")  # omegaconf: ${oc.env:HOME} and the like
-
-
-def _check_contents(state: object) -> None:
-    """Refuse tensors that claim more elements than they hold, and options that fairseq would run.
-
-    fairseq evaluates some options of a model as Python, be they from a command line or from a file.
-    """
-    waiting, seen = [("", state)], set()
-    while waiting:
-        name, value = waiting.pop()
-        if isinstance(value, Tensor):
-            _check_tensor(name, value)
-        elif isinstance(value, str | bytes | bytearray):
-            _check_option(name, value)
-        elif isinstance(value, dict | list | tuple | set | argparse.Namespace) and id(value) not in seen:
-            seen.add(id(value))
-            value = vars(value) if isinstance(value, argparse.Namespace) else value
-            waiting += value.items() if isinstance(value, dict) else [(name, part) for part in value]
-
-
-def _check_option(name: object, value: str | bytes | bytearray) -> None:
-    text = value if isinstance(value, str) else bytes(value).decode(errors="replace")
-    if RESOLVED.search(text):
-        raise _Refused(f"its option {name} asks for something outside the file ({text[:40]!r})")
-    if str(name).endswith(EVALUATED):
-        try:
-            ast.literal_eval(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            raise _Refused(f"its option {name} is code ({text[:40]!r}), which fairseq would run") from None
-
-
-def _check_tensor(name: object, tensor: Tensor) -> None:
-    plain = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
-    if not plain or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise _Refused(f"its tensor {name} is not stored element by element")
-
-
-def guard_loading() -> None:
-    """fairseq's own way to load a checkpoint, for a search or to resume, refuses what `load_tensors` refuses.
-
-    fairseq leaves it to the installed torch, and to an environment variable, whether anything is unpickled.
-    """
-    load, upgrade = checkpoint_utils.load_checkpoint_to_cpu, checkpoint_utils._upgrade_state_dict
-
-    @functools.wraps(load)
-    def load_checked(path: str, *args, **options) -> dict:
-        with _refusing(path), _tensors_alone():
-            _check_archive(path)
-            return load(path, *args, **options)
-
-    def upgrade_checked(state: dict) -> dict:
-        config = state.get("cfg")
-        _check_contents({**state, "cfg": OmegaConf.to_container(config) if OmegaConf.is_config(config) else config})
-        return upgrade(state)
-
-    checkpoint_utils.load_checkpoint_to_cpu, checkpoint_utils._upgrade_state_dict = load_checked, upgrade_checked
-
-
-@contextlib.contextmanager
-def _tensors_alone() -> Iterator[None]:
-    """`torch.load` unpickles nothing but tensors and plain types, whatever the environment says."""
-    variables = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "0"}
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def atomically(path: str | os.PathLike, write: Callable[[str], None]) -> None:
-    """Call `write(temporary)` and give the file its final name only if that succeeds.
-
-    Raises:
-        UsageError: the disk is full, or nothing may be written there.
-    """
-    path = Path(path)
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        os.close(handle)
-        write(temporary)
-        os.chmod(temporary, 0o666 & ~_umask())
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError | SafetensorError | RuntimeError):  # the last one is torch's
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            raise UsageError(f"{path} cannot be written ({reason}); is there room on the disk?") from None
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def make_copies_atomic() -> None:
-    """fairseq writes the first of a round of checkpoints atomically and copies it, in place, to the others: a run
-    killed during that copy would leave half a `checkpoint_last.pt` and could not be resumed.
-    """
-
-    def copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
-        if not overwrite and PathManager.exists(dst_path):
-            return False
-        atomically(dst_path, lambda temporary: shutil.copyfile(src_path, temporary))
-        return True
-
-    if not PathManager.path_requires_pathmanager(""):
-        PathManager.copy = staticmethod(copy)
 
 
 # The base ------------------------------------------------------------------------------------------------------------
@@ -933,8 +722,8 @@ def _check_options(path: str, method: Method, model_args: object, task: object) 
     Raises:
         UsageError: they are not.
     """
-    with _refusing(path):
-        _check_contents([model_args, task])
+    with refusing(path):
+        check_contents([model_args, task])
     sound = isinstance(model_args, dict) and isinstance(task, dict)
     arch, name = (model_args.get("arch"), task.get("_name")) if sound else (None, None)
     known = getattr(ARCH_MODEL_REGISTRY.get(arch), "method", None) if isinstance(arch, str) else None

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fairseq_prefix import checkpoint as files
+from fairseq_prefix import loading
 from fairseq_prefix.__main__ import main
 from fairseq_prefix.errors import UsageError
 
@@ -395,7 +396,7 @@ def test_copies_of_checkpoints_are_atomic(tmp_path, monkeypatch):
         open(temporary, "wb").write(b"n")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(files.shutil, "copyfile", killed)
+    monkeypatch.setattr(loading.shutil, "copyfile", killed)
     with pytest.raises(KeyboardInterrupt):
         PathManager.copy(str(source), str(target), overwrite=True)
     assert target.read_bytes() == b"old"
@@ -409,13 +410,13 @@ def test_a_flipped_bit_in_a_checkpoint_is_found(tmp_path):
     """torch alone loads other weights without a word."""
     path = tmp_path / "model.pt"
     torch.save({"model": {"weight": torch.zeros(10_000)}}, path)
-    assert files.load_tensors(path)["model"]["weight"].sum() == 0
+    assert loading.load_tensors(path)["model"]["weight"].sum() == 0
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 64
     path.write_bytes(content)
     assert torch.load(path, weights_only=True)["model"]["weight"].sum() != 0
     with pytest.raises(UsageError, match=r"model\.pt cannot be loaded: it is damaged"):
-        files.load_tensors(path)
+        loading.load_tensors(path)
 
 
 @pytest.mark.parametrize(
@@ -428,5 +429,5 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, error):
         raise error
 
     with pytest.raises(UsageError, match=r"x\.pt cannot be written \((No space|PytorchStreamWriter).*is there room"):
-        files.atomically(tmp_path / "x.pt", write)
+        loading.atomically(tmp_path / "x.pt", write)
     assert not list(tmp_path.iterdir())

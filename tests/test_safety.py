@@ -31,6 +31,7 @@ from test_training import make_world, start, training
 from unpack import unpack
 
 from fairseq_prefix import checkpoint as files
+from fairseq_prefix import loading
 from fairseq_prefix.__main__ import main
 from fairseq_prefix.errors import UsageError
 
@@ -178,13 +179,13 @@ def test_every_option_that_fairseq_evaluates_is_known():
             for call in re.findall(r"(?<![.\w])(?:utils\.|options\.)?eval(?:_\w+)?\(\s*([\w.]+)", path.read_text()):
                 found.add((call.split(".")[-1], path.name))
     others = {"self", "strip", "uf", "x"}  # of a command line, or of a data set for speech
-    unknown = {(name, file) for name, file in found if name not in others and not name.endswith(files.EVALUATED)}
+    unknown = {(name, file) for name, file in found if name not in others and not name.endswith(loading.EVALUATED)}
     assert len(found) > 20 and not unknown
 
 
 def test_every_flag_that_fairseq_evaluates_is_checked_in_the_configuration():
     flags = known_flags()["train"] | known_flags()["generate"]
-    evaluated = {flag for flag in flags if flag.replace("-", "_").endswith(files.EVALUATED)}
+    evaluated = {flag for flag in flags if flag.replace("-", "_").endswith(loading.EVALUATED)}
     numbers = {"encoder-layers", "decoder-layers", "cross-self-attention"}  # and a switch: by fairseq's parser
     pipeline = {flag for flag in evaluated if flag.startswith("pipeline-")}  # literals by fairseq's parser
     assert evaluated - numbers - pipeline == {flag for flag in flags if flag.endswith(EVALUATED)}
@@ -225,7 +226,7 @@ def test_packed_data_is_not_unpacked_into_memory(checkpoint, tmp_path):
     with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(tmp_path / "bomb.pt", "w", 8) as bomb:
         for name in plain.namelist():
             bomb.writestr(name, plain.read(name))
-    for read in (files.load_tensors, lambda path: checkpoint_utils.load_checkpoint_to_cpu(str(path))):
+    for read in (loading.load_tensors, lambda path: checkpoint_utils.load_checkpoint_to_cpu(str(path))):
         with pytest.raises(UsageError, match="bomb.pt cannot be loaded: it holds compressed data"):
             read(tmp_path / "bomb.pt")
 
