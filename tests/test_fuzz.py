@@ -42,6 +42,10 @@ FOUND = {
     "a line of the log that another fell into": ("log_lines", lambda: b'| INFO | train | {"loss": 1"}\n'),
     "a run without parameters": ("records", lambda: ({"metrics": {"bleu": SCORES}}, {})),
     "scores that are none": ("records", lambda: ({"metrics": {"bleu": None}}, fuzz.RECORD)),
+    "a signature of half a character": (
+        "records",
+        lambda: ({"metrics": {"bleu": {**SCORES, "signature": "\ud800"}}}, fuzz.RECORD),
+    ),
     "a Content-Length that is no number": ("range_header", lambda: (200, {"Content-Length": ":"})),
     "a flag that steers the terminal": ("flags", lambda: ("train", "\x1b]0;x\x07", None)),
     "an address that is none": ("addresses", lambda: "https://["),

@@ -151,7 +151,7 @@ def read_scores(path: Path, metric: str) -> dict:
     """
     try:
         entry = read_json(path)["metrics"][metric]
-        sound = isinstance(entry["signature"], str) and bool(entry["scores"])
+        sound = entry["signature"].isprintable() and bool(entry["scores"]) and "".join(entry["scores"]).isprintable()
         for name, score in entry["scores"].items():
             low, high = entry["intervals"][name]
             sound &= all(map(_is_number, (score, low, high)))
