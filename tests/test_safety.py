@@ -584,7 +584,7 @@ def test_the_report_takes_no_plot_with_a_program_in_it(tmp_path, svg):
     (tmp_path / "toy.txt").write_text("")
     (tmp_path / "toy.tsv").write_text("run\n")
     with pytest.raises(UserError, match="toy.svg: not a plot of study.py's"):
-        report.section(tmp_path / "toy.txt")
+        report.section(tmp_path / "toy.txt", tmp_path / "report.html")
 
 
 def test_hypotheses_do_not_steer_the_terminal(tmp_path, write_jsonl):
