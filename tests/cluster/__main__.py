@@ -285,7 +285,8 @@ def compare(local: Path, batch: Path, checks: Checks) -> None:
 def outcomes(folder: Path) -> Iterator[Path]:
     for top in ("data", "bases", "runs", "results"):
         for path in (folder / top).rglob("*"):
-            if path.is_file() and path.name not in RECORDED_TIMES and ".sha256" not in path.parts:
+            hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)  # notes, what a kill has left
+            if path.is_file() and path.name not in RECORDED_TIMES and not hidden:
                 yield path.relative_to(folder)
 
 
