@@ -310,7 +310,7 @@ def request(job: dict[str, str]) -> list[str]:
     return [job[key] for key in ("rule", "NumNodes", "NumTasks", "NumCPUs", "MinMemoryNode", "TimeLimit")] + [gpus]
 
 
-def train_across_nodes(local: Path, root: Path, checks: Checks) -> None:
+def train_across_nodes(root: Path, local: Path, checks: Checks) -> None:
     """A training shared by two processes ends with the same prefix on two nodes as on one."""
     prefixes = []
     for name, resources in (("one", {"gpus": 2}), ("two", {"nodes": 2})):
