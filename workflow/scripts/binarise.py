@@ -113,9 +113,8 @@ def preprocess(args: argparse.Namespace, destination: Path, expected_bytes: int)
         log.seek(0)
         output = log.read()
     if process.returncode:
-        print(output, end="", file=sys.stderr)
-        last = output.strip().rpartition("\n")[2]
-        raise UserError(f"fairseq-preprocess failed on {args.input_dir} ({last}); its output is above")
+        reason = output.strip().rpartition("\n")[2] or f"exit status {process.returncode}"
+        raise UserError(f"{args.input_dir}: fairseq-preprocess failed ({reason})")
 
 
 def check_binary(prefix: Path, text: Path, lengths: np.ndarray) -> None:
