@@ -92,7 +92,7 @@ def read_vocabulary(place: Path, dictionary: Dictionary, leading_space: bool) ->
 def _read_byte_bpe(tokens: Path, merges: Path, dictionary: Dictionary) -> Encoder:
     try:
         encoder = get_encoder(str(tokens), str(merges))
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise UsageError(f"{tokens} and {merges} are no byte BPE of GPT-2's kind ({error})") from None
     if "<s>" not in encoder.encoder:
         return encoder

@@ -42,6 +42,8 @@ FOUND = {
     "a line of the log that another fell into": ("log_lines", lambda: b'| INFO | train | {"loss": 1"}\n'),
     "a run without parameters": ("records", lambda: ({"metrics": {"bleu": SCORES}}, {})),
     "scores that are none": ("records", lambda: ({"metrics": {"bleu": None}}, fuzz.RECORD)),
+    "an encoder.json that is nested": ("encoder_json", lambda: b'{"a": ' + b"[" * 9000),
+    "an encoder.json of lists": ("encoder_json", lambda: b'{"a": []}'),
     "a signature of half a character": (
         "records",
         lambda: ({"metrics": {"bleu": {**SCORES, "signature": "\ud800"}}}, fuzz.RECORD),

@@ -24,7 +24,7 @@ class GPT2:
     def __init__(self, encoder_json: Path, vocab_bpe: Path, leading_space: bool = False):
         try:
             self._encoder = _fairseq_gpt2_utils().get_encoder(str(encoder_json), str(vocab_bpe))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:  # JSON of any form
             raise UserError(f"{encoder_json} and {vocab_bpe}: not a GPT-2 byte BPE ({error})") from None
         self._before = " " if leading_space else ""
         self._words: dict[str, tuple[str, ...]] = {}
