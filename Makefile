@@ -7,7 +7,7 @@ VENV := .venv/bin/python
 SOURCES := fairseq_prefix workflow tests setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test setup-scores setup-bench setup-cluster demo demo-paper test test-scores test-cluster test-failures bench bench-scores bench-prompt bench-data lint status clean
+.PHONY: help setup setup-test setup-scores setup-bench setup-cluster demo demo-paper test test-scores test-slow test-cluster test-failures bench bench-scores bench-prompt bench-data lint status clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1#/p' Makefile | while IFS='#' read -r name text; do printf '  make %-14s%s\n' "$$name" "$$text"; done
@@ -43,6 +43,9 @@ test: lint  ## Linters, then all tests
 
 test-scores: setup-test setup-scores  ## Every published score against ours, those of Java programs too (10 minutes)
 	@$(VENV) -m pytest -m "slow or not slow" tests/test_score.py tests/test_metrics.py tests/test_metrics_java.py tests/test_published.py
+
+test-slow: setup-test  ## The tests that `make test` leaves out for their time
+	@OMP_NUM_THREADS=1 $(VENV) -m pytest -n 2 -m slow
 
 test-cluster: setup-cluster  ## The workflow as jobs of a real Slurm that is brought up for it, with jobs, a node and itself killed
 	@$(VENV) tests/cluster $(CLUSTER)

@@ -65,7 +65,7 @@ def full(*arguments):
     ("trained", "signals"),
     [
         (lambda *arguments: (*arguments, "--num-workers", 2), [(4, signal.SIGTERM), (8, signal.SIGUSR1), (14, 15)]),
-        (full, [(14, signal.SIGTERM)]),
+        pytest.param(full, [(14, signal.SIGTERM)], marks=pytest.mark.slow),
     ],
     ids=["prefix", "full"],
 )
@@ -82,6 +82,7 @@ def test_an_interrupted_training_ends_with_the_same_bytes(world, tmp_path, train
     assert_same(tmp_path / "undisturbed", tmp_path / "interrupted")
 
 
+@pytest.mark.slow
 def test_a_language_model_goes_on_in_its_second_epoch(world, tmp_path):
     """fairseq's own task: the batches of a later epoch are those of an undisturbed training there too."""
     base = world / "base" / "dict.txt"
@@ -184,7 +185,7 @@ def script(world, folder, *flags):
     return [sys.executable, str(SCRIPTS / "train.py"), *map(str, own), "--", *flags]
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_the_script_says_what_it_saved_and_goes_on_from_there(world, tmp_path, number):
     """Here in forks of a warm process."""
     argv = script(world, tmp_path, "--num-workers", "2")
