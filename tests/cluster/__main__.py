@@ -101,7 +101,7 @@ def configure(folder: Path, full: bool) -> None:
         model["base"]["pretrained"]["documents"]["count"] = 1600
         changes = {"max-update": 80, "warmup-updates": 10, "save-interval-updates": 10, "log-interval": 5}
         model["base"]["pretrained"]["train"] |= changes
-        model["train"] |= {"max-update": 60, "log-interval": 5, "save-interval-updates": 10}
+        model["train"] |= {"max-update": 120, "log-interval": 5, "save-interval-updates": 10}
         path.write_text(yaml.safe_dump(model))
     (folder / "mine.yaml").write_text(yaml.safe_dump(study))
 
@@ -178,7 +178,9 @@ def preempt(_: Cluster, job: dict[str, str], __: subprocess.Popen) -> None:
 
 
 def end_time(_: Cluster, job: dict[str, str], __: subprocess.Popen) -> None:
-    subprocess.run(["scontrol", "update", f"JobId={job['JobId']}", "TimeLimit=00:00:01"], check=True)
+    """The shortest limit is a minute: until then the training stands still."""
+    subprocess.run(["scontrol", "update", f"JobId={job['JobId']}", "TimeLimit=1"], check=True)
+    subprocess.run(["scancel", "--signal=STOP", job["JobId"]], check=True)
 
 
 def cut_power(cluster: Cluster, job: dict[str, str], _: subprocess.Popen) -> None:
