@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
-PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "munged", "unshare")
+PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "munged", "setpriv", "unshare")
 NODES = ("node1", "node2")
 NODE = "CPUs=16 RealMemory=100000 Gres=gpu:2"
 INSIDE = "PREFIX_IN_NAMESPACE"  # set where the namespaces are entered
@@ -94,7 +94,8 @@ def run_inside(argv: list[str]) -> int:
     Raises:
         Unavailable: this machine does not let this user have namespaces.
     """
-    unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--net", "--uts", "--ipc"]
+    unshare = ["setpriv", "--pdeathsig", "KILL", "unshare", "--kill-child"]  # whatever ends this, ends all in there
+    unshare += ["--mount", "--pid", "--fork", "--mount-proc", "--net", "--uts", "--ipc"]
     if os.geteuid() != 0:
         unshare += ["--user", "--map-root-user"]
     if subprocess.run([*unshare, "true"], capture_output=True).returncode != 0:
