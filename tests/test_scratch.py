@@ -67,6 +67,7 @@ def test_a_disk_that_is_not_there_is_one_sentence(folders, monkeypatch):
         pass
 
 
+@pytest.mark.slow
 def test_a_training_ends_the_same_with_it(world, tmp_path, folders, monkeypatch):  # noqa: F811
     assert train(world, tmp_path / "with").returncode == 0
     assert f"--save-dir {folders[1]}" in (tmp_path / "with" / "train.log").read_text()

@@ -435,6 +435,7 @@ def test_a_filled_cache_is_only_read_by_other_workflows(workflow, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_two_workflows_that_fill_one_cache_at_once_end_with_the_same_files(workflow, tmp_path):
     """If one finds a file of its own replaced by the other's it may fail; run again, it ends well."""
     folders = [share(tmp_path / "cache", workflow, tmp_path / name) for name in ("one", "two")]
