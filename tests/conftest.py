@@ -84,21 +84,28 @@ def archive(path: Path, members: list, mode: str = "w:gz") -> Path:
     return path
 
 
+def learn_small_spm(text: list[str], model_writer) -> None:
+    """Write a small sentencepiece model of these sentences, with `<mask>` as a control symbol."""
+    import sentencepiece
+
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text * 20),
+        model_writer=model_writer,
+        model_type="bpe",
+        vocab_size=64,
+        character_coverage=1.0,
+        hard_vocab_limit=False,
+        control_symbols=["<mask>"],
+        minloglevel=2,
+    )
+
+
 @pytest.fixture(scope="session")
 def spm_model(tmp_path_factory):
     """Path of a small sentencepiece model with `<mask>` as a control symbol; it knows no character beyond Latin-1."""
-    sentencepiece = pytest.importorskip("sentencepiece")
+    pytest.importorskip("sentencepiece")
     path = tmp_path_factory.mktemp("spm") / "spm.model"
     text = ["the cat sat on the mat", "a café, 12 + 3 < 4 and/or 5 > 4", "under the milk jug we put a box"]
     with open(path, "wb") as file:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(text * 20),
-            model_writer=file,
-            model_type="bpe",
-            vocab_size=64,
-            character_coverage=1.0,
-            hard_vocab_limit=False,
-            control_symbols=["<mask>"],
-            minloglevel=2,
-        )
+        learn_small_spm(text, file)
     return path

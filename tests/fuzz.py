@@ -742,19 +742,10 @@ def _(case, folder):
 
 @cache
 def spm_bytes() -> bytes:
-    import sentencepiece
+    from conftest import learn_small_spm
 
     buffer, text = io.BytesIO(), ["the cat sat on the mat", "a café, 12 + 3 < 4 and/or 5 > 4", "under the milk jug"]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(text * 20),
-        model_writer=buffer,
-        model_type="bpe",
-        vocab_size=64,
-        character_coverage=1.0,
-        hard_vocab_limit=False,
-        control_symbols=["<mask>"],
-        minloglevel=2,
-    )
+    learn_small_spm(text, buffer)
     return buffer.getvalue()
 
 
