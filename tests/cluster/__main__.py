@@ -33,6 +33,7 @@ SCRIPTS = REPOSITORY / "workflow" / "scripts"
 TABLE = "results/demo_table/bleu.txt"
 # Of so small a cluster: it answers at once, and has no database of finished jobs.
 HERE = "--slurm-status-command squeue --slurm-init-seconds-before-status-checks 3 --latency-wait 10 --jobs 3".split()
+REQUEUED = "queued again"
 RECORDED_TIMES = ("run.json", "costs.txt", "costs.tsv", "curve.svg")  # never the same twice
 
 
@@ -140,6 +141,11 @@ class Cluster:
             self.seen[f"{job['JobId']}.{job['Restarts']}"] = job
         return found
 
+    def states_of(self, job_id: str) -> set[str]:
+        """Its last state in each of its lives, and whether it had more than one."""
+        lives = [job for job in self.seen.values() if job["JobId"] == job_id]
+        return {job["JobState"] for job in lives} | ({REQUEUED} if int(lives[-1]["Restarts"]) else set())
+
     def restore_power(self) -> None:
         """To a node that the controller has found to be down."""
         states = slurm.states()
@@ -153,12 +159,17 @@ class Cluster:
 
 @dataclass
 class Fault:
-    """Something that happens to a running job of a rule, for a training once it has saved a checkpoint."""
+    """Something that happens to a running job of a rule, for a training once it has saved a checkpoint.
+
+    `state` is what Slurm says of the job afterwards; a job that was queued again keeps its number.
+    """
 
     name: str
     rule: str
     folder: str
     happen: Callable[[Cluster, dict[str, str], subprocess.Popen], None]
+    state: str
+    job_id: str = ""
 
     def victim(self, root: Path, jobs: list[dict[str, str]]) -> dict[str, str] | None:
         """The job that it happens to, if that is there."""
@@ -191,12 +202,13 @@ def kill_workflow(_: Cluster, __: dict[str, str], process: subprocess.Popen) -> 
     process.send_signal(signal.SIGKILL)
 
 
+RUNS = "runs/demo_table/demo_bart"
 FAULTS = (
-    Fault("a cancelled pretraining", "pretrain", "bases/demo_bart", cancel),
-    Fault("the workflow killed during a training", "train", "runs/demo_table/demo_bart/prefix/1", kill_workflow),
-    Fault("a node that loses power during a training", "train", "runs/demo_table/demo_bart/prefix/2", cut_power),
-    Fault("a preempted training", "train", "runs/demo_table/demo_bart/finetune/1", preempt),
-    Fault("a training at its time limit", "train", "runs/demo_table/demo_bart/finetune/2", end_time),
+    Fault("a pretraining at its time limit", "pretrain", "bases/demo_bart", end_time, "TIMEOUT"),
+    Fault("the workflow killed while it trains", "train", f"{RUNS}/prefix/1", kill_workflow, "CANCELLED"),
+    Fault("a node that loses power during a training", "train", f"{RUNS}/prefix/2", cut_power, REQUEUED),
+    Fault("a preempted training", "train", f"{RUNS}/finetune/1", preempt, REQUEUED),
+    Fault("a cancelled training", "train", f"{RUNS}/finetune/2", cancel, "CANCELLED"),
 )
 # Less than what the job takes, until its third attempt; whether it is killed is seen from Slurm's record of it.
 LITTLE_MEMORY = ["--set-resources", "binarise_pretraining:mem_mb=100*attempt**2"]
@@ -215,6 +227,7 @@ def run_disturbed(root: Path, cluster: Cluster, checks: Checks) -> None:
                 if job := fault.victim(root, jobs):
                     say(f"{fault.name}: job {job['JobId']} on {job['NodeList']}")
                     waiting.remove(fault)
+                    fault.job_id = job["JobId"]
                     fault.happen(cluster, job, process)
                     break
         if process.returncode != -signal.SIGKILL:
@@ -225,6 +238,8 @@ def run_disturbed(root: Path, cluster: Cluster, checks: Checks) -> None:
         if fault in waiting:
             checks.add(fault.name, False, "it did not come to it")
         else:
+            states = cluster.states_of(fault.job_id)
+            checks.add(f"{fault.name}, as Slurm says", fault.state in states, ", ".join(sorted(states)))
             checks.add(fault.name, *went_on(root, fault))
     killed = [job for job in cluster.seen.values() if job["rule"] == "binarise_pretraining"]
     said = ", ".join(f"{job['MinMemoryNode']} {job['JobState']}" for job in killed)
