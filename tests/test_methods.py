@@ -590,7 +590,9 @@ def test_training_changes_what_is_declared_alone_and_resumes_exactly(worlds, fam
         assert all(torch.equal(theirs[name], whole.model.get_parameter(name)) for name in declared)
 
 
-@pytest.mark.parametrize(("family", "method"), [("bart", "adapter"), ("gpt2", "prompt")])
+@pytest.mark.parametrize(
+    ("family", "method"), [pytest.param("bart", "adapter", marks=pytest.mark.slow), ("gpt2", "prompt")]
+)
 def test_a_killed_training_resumes_and_generation_from_its_export_is_the_same(worlds, family, method, tmp_path):
     """With fairseq's own commands, two of the six; the rest is trained in this process above."""
     world = worlds[family]

@@ -179,38 +179,39 @@ def term_all(case: Case) -> str:
 
 @contextlib.contextmanager
 def _small_disk(case: Case, free: int) -> Iterator[Callable[[], None]]:
-    """Put the folder on a disk of its own with so many bytes free; yields a function that makes room."""
-    disk = case.folder.with_name("disk")
-    disk.mkdir(exist_ok=True)
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4g", "none", str(disk)]
+    """Put what the stage writes on a disk of its own with so many bytes free; yields a function that makes room.
+
+    What Snakemake notes for itself lies elsewhere, so that it is the stage that feels it, however little it writes.
+    """
+    folder = case.folder / os.path.commonpath([os.path.dirname(path) for path in case.stage.outputs])
+    folder.mkdir(parents=True, exist_ok=True)
+    before = case.folder.with_name("before")
+    shutil.rmtree(before, ignore_errors=True)
+    shutil.copytree(folder, before)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1g", "none", str(folder)]
     if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
         raise Skipped("no right to mount a small disk")
-    tree, case.folder = case.folder, disk / "tree"
     try:
-        shutil.copytree(tree, case.folder)
-        state = os.statvfs(disk)
-        used = (state.f_blocks - state.f_bfree) * state.f_frsize
-        resize = ["mount", "-o", "remount,size={}", str(disk)]
-        subprocess.run([part.format(used + free) for part in resize], check=True)
-        yield lambda: subprocess.run([part.format(4 << 30) for part in resize], check=True)
+        shutil.copytree(before, folder, dirs_exist_ok=True)
+        state = os.statvfs(folder)
+        size = (state.f_blocks - state.f_bfree + free // state.f_frsize) * state.f_frsize
+        resize = ["mount", "-o", "remount,size={}", str(folder)]
+        subprocess.run([part.format(size) for part in resize], check=True)
+        yield lambda: subprocess.run([part.format(1 << 30) for part in resize], check=True)
     finally:
         _kill_all(case.folder)
-        time.sleep(0.2)
-        subprocess.run(["umount", "-l", str(disk)], check=False)
-        case.folder = tree
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def disk_full(case: Case) -> str:
-    """A disk with room for a random part of what the stage writes."""
+    """A disk with room for a random part of what the stage writes, in whole blocks."""
     needed = sum((case.template / path).stat().st_size for path in case.stage.outputs)
     with _small_disk(case, int(case.rng.uniform(0, 0.9) * needed)) as make_room:
         process = case.start()
         output = _end(process, case.folder)
-        if process.returncode == 0:
-            case.look()
-        else:
+        if process.returncode:
             _must_be_a_sentence(output)
-            case.look()
+        case.look()
         make_room()
         outcome = case.rerun()
         return outcome if process.returncode else "unharmed"
