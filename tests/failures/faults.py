@@ -193,6 +193,7 @@ def _small_disk(case: Case, free: int) -> Iterator[Callable[[], None]]:
         raise Skipped("no right to mount a small disk")
     try:
         shutil.copytree(before, folder, dirs_exist_ok=True)
+        (folder / ".ballast").write_bytes(b"one block")  # a size of 0 would be no limit
         state = os.statvfs(folder)
         size = (state.f_blocks - state.f_bfree + free // state.f_frsize) * state.f_frsize
         resize = ["mount", "-o", "remount,size={}", str(folder)]
