@@ -64,6 +64,15 @@ def test_a_job_that_fails_leaves_no_note_of_an_earlier_one(folder):
     assert not (folder / "data" / checksums.NOTES / "made.txt").exists()
 
 
+def test_a_file_is_read_once_while_it_stays_the_same(folder, monkeypatch):
+    read, sha256_file = [], checksums.sha256_file
+    monkeypatch.setattr(checksums, "sha256_file", lambda file: read.append(file) or sha256_file(file))
+    job([], ["data/made.txt"])
+    for name in ("one", "two"):
+        job(["data/made.txt"], [f"data/{name}.txt"])
+    assert read.count("data/made.txt") == 1
+
+
 def test_a_full_disk_does_not_cost_the_file(folder, monkeypatch):
     monkeypatch.setattr(checksums, "NOTES", "made.txt")  # no folder can be made below a file
     job([], ["data/made.txt"])

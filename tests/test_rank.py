@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 from conftest import SCRIPTS
 from rank import distributed_flags
@@ -25,15 +28,15 @@ def test_a_process_knows_its_rank_and_its_gpu(started, gpus, device):
     assert flags[flags.index("--device-id") + 1] == device and "--cpu" not in flags
 
 
-def train(world, folder, *own):  # noqa: F811
+def train(world, folder, *own, start=subprocess.run):  # noqa: F811
     """train.py, on the data and the base that the tests of fairseq-train have."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     _, data, *flags = training(world, folder, "--max-update", 6)
     command = [sys.executable, SCRIPTS / "train.py", "--data", data, "--arch", "prefix_bart_tiny", "--base-model"]
     command += [world / "base", "--output", folder / "checkpoint.pt", "--run-json", folder / "run.json"]
     command += ["--log", folder / "train.log", *own, "--", *map(str, flags)]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
+    return start(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_two_processes_are_started_counted_and_ended(world, tmp_path):  # noqa: F811
@@ -45,6 +48,26 @@ def test_two_processes_are_started_counted_and_ended(world, tmp_path):  # noqa: 
     assert json.loads((tmp_path / "two" / "run.json").read_text())["trained_parameters"]
     alone = train(world, tmp_path / "one")
     assert alone.returncode == 0 and "training on 1 devices" in (tmp_path / "one" / "train.log").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_two_processes_that_are_told_to_end_save_first(world, tmp_path, number):  # noqa: F811
+    """Also when the signal comes to torchrun as well."""
+    log = tmp_path / "two" / "train.log"
+    log.parent.mkdir()
+    os.mkfifo(log)
+    process = train(world, tmp_path / "two", "--gpus", "2", start=subprocess.Popen)
+    with open(log) as lines:
+        for line in lines:
+            if '"num_updates": "3"' in line:
+                for told in [process, *psutil.Process(process.pid).children()]:
+                    told.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == 128 + number
+    assert re.search(rf"{number.name}: interrupted after \d+ of 20 updates; what was trained is saved", errors), errors
+    log.unlink()
+    result = train(world, tmp_path / "two", "--gpus", "2")
+    assert result.returncode == 0 and "going on from" in result.stderr
 
 
 def test_a_process_that_fails_ends_the_others_with_its_sentence(world, tmp_path):  # noqa: F811

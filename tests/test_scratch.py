@@ -58,6 +58,13 @@ def test_without_the_variable_there_is_one_folder(folders, monkeypatch):
     assert (shared / "checkpoint_last.pt").read_text() == "kept"
 
 
+def test_across_nodes_the_shared_folder_is_the_one_that_all_processes_see(folders, capsys):
+    shared, local = folders
+    with scratch(shared, nodes=2) as place:
+        assert place.folder == shared and not list(local.iterdir())
+    assert "PREFIX_SCRATCH is for trainings on one node" in capsys.readouterr().err
+
+
 def test_a_disk_that_is_not_there_is_one_sentence(folders, monkeypatch):
     monkeypatch.setenv("PREFIX_SCRATCH", "/nowhere")
     with (

@@ -289,6 +289,7 @@ def test_on_a_file_system_without_locks_a_notice_is_all(tmp_path, monkeypatch, c
 
 def test_a_training_on_another_machine_is_named_with_its_slurm_job(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    monkeypatch.setattr(fairseq_command, "GRACE_SECONDS", 0)
     with fairseq_command.exclusive(tmp_path / "training.lock"):
         monkeypatch.setattr(fairseq_command.socket, "gethostname", lambda: "elsewhere")
         here = json.loads((tmp_path / "training.lock").read_text())["host"]
@@ -297,6 +298,38 @@ def test_a_training_on_another_machine_is_named_with_its_slurm_job(tmp_path, mon
             fairseq_command.exclusive(tmp_path / "training.lock"),
         ):
             pass
+
+
+def test_the_attempt_before_may_still_be_ending_on_another_machine(tmp_path, monkeypatch, capsys):
+    lock = tmp_path / "training.lock"
+    before = open(lock, "a+", encoding="utf-8")
+    fairseq_command.fcntl.flock(before, fairseq_command.fcntl.LOCK_EX)
+    json.dump({"host": "elsewhere", "pids": [1], "slurm_job": None}, before)
+    before.flush()
+    monkeypatch.setattr(fairseq_command.time, "sleep", lambda _: before.close())
+    with fairseq_command.exclusive(lock):
+        assert before.closed and json.loads(lock.read_text())["pids"] == [os.getpid()]
+    assert "waiting for the same training to end on elsewhere" in capsys.readouterr().err
+
+
+def test_srun_is_told_to_end_by_a_signal_that_it_hands_on(tmp_path, monkeypatch):
+    """At SIGTERM it kills what it has started."""
+    srun = tmp_path / "srun"
+    traps = "".join(f"trap 'echo {name}; exit' {name}\n" for name in ("TERM", "USR1"))
+    srun.write_text(f"#!/bin/sh\n{traps}echo ready\nwhile :; do sleep 0.05; done\n")
+    srun.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    lines = []
+
+    def on_line(line: str) -> bool:
+        lines.append(line.strip())
+        if line == "ready\n":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return True
+
+    with pytest.raises(fairseq_command.Interrupted):
+        fairseq_command.run("fairseq_cli.train", [], tmp_path / "log", on_line, launcher=["srun"])
+    assert lines == ["ready", "USR1"]
 
 
 def test_what_a_training_removes_at_its_end_it_removes_before_another_may_begin(tmp_path, monkeypatch):

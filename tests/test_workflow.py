@@ -4,10 +4,12 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from conftest import REPOSITORY, example
@@ -475,6 +477,36 @@ def test_slurm_jobs_that_a_killed_snakemake_left_are_cancelled_and_no_others(tmp
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "cancelled").read_text() == "7\n"
     assert "cancelling Slurm jobs of a Snakemake that was killed: 7" in result.stderr
+
+
+def test_a_lock_stays_while_slurm_does_not_answer(tmp_path):
+    """There may be jobs."""
+    (tmp_path / ".snakemake" / "locks").mkdir(parents=True)
+    lock = tmp_path / ".snakemake" / "locks" / "0.output.lock"
+    lock.write_text("x\n")
+    squeue = tmp_path / "squeue"
+    squeue.write_text("#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact slurm controller' >&2\nexit 1\n")
+    squeue.chmod(0o755)
+    unlock = [sys.executable, str(REPOSITORY / "workflow" / "scripts" / "unlock.py")]
+    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    result = subprocess.run(unlock, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 1 and "squeue failed (slurm_load_jobs error: Unable to contact" in result.stderr
+    assert lock.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_in_a_batch_job_the_training_learns_of_a_signal_to_snakemake_alone(workflow, tmp_path, number):
+    shutil.rmtree(workflow / "runs")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    target = "runs/toy/toy/prefix/1/checkpoint.pt"
+    in_a_job = ["--mode", "remote", "--nolock", "--allowed-rules", "train", "--", target]
+    process = start_snakemake(workflow, *in_a_job, STUB_TRAIN="hang", STUB_PIPE=str(pipe))
+    training = psutil.Process(int(pipe.read_text()))  # it waits for a signal now
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 1 and not training.is_running()
+    assert "SIGTERM: interrupted" in errors and not (workflow / target).exists()
 
 
 def test_the_lock_of_a_living_snakemake_stays(tmp_path):

@@ -11,6 +11,7 @@ Every run takes place in a temporary folder; --keep DIR keeps it, --full takes t
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -207,7 +208,7 @@ FAULTS = (
     Fault("a pretraining at its time limit", "pretrain", "bases/demo_bart", end_time, "TIMEOUT"),
     Fault("the workflow killed while it trains", "train", f"{RUNS}/prefix/1", kill_workflow, "CANCELLED"),
     Fault("a node that loses power during a training", "train", f"{RUNS}/prefix/2", cut_power, REQUEUED),
-    Fault("a preempted training", "train", f"{RUNS}/finetune/1", preempt, REQUEUED),
+    Fault("a training that is queued again", "train", f"{RUNS}/finetune/1", preempt, REQUEUED),
     Fault("a cancelled training", "train", f"{RUNS}/finetune/2", cancel, "CANCELLED"),
 )
 # Less than what the job takes, until its third attempt; whether it is killed is seen from Slurm's record of it.
@@ -248,11 +249,17 @@ def run_disturbed(root: Path, cluster: Cluster, checks: Checks) -> None:
 
 
 def went_on(root: Path, fault: Fault) -> tuple[bool, str]:
-    """Whether a training went on from a checkpoint, by the last of its logs."""
-    logs = root / "logs" / fault.folder
-    text = (logs / ("pretrain.log" if fault.rule == "pretrain" else "train.log")).read_text()
-    found = re.search(r"Loaded checkpoint .*checkpoint_last\.pt \(epoch \d+ @ (\d+) updates\)", text)
-    return bool(found), f"went on from update {found[1]}" if found else "began anew"
+    """Whether a training went on: from the update at which it was told to end, which is none that it saves anyway.
+
+    Where the power is cut nobody is told: from its last checkpoint, whichever that is.
+    """
+    name = "pretrain/run.json" if fault.rule == "pretrain" else "run.json"
+    record = json.loads((root / fault.folder / name).read_text())
+    every = int(record["flags"][record["flags"].index("--save-interval-updates") + 1])
+    updates = record["resumed_from"]
+    told = fault.happen is not cut_power
+    went_on = any(update % every for update in updates) if told else bool(updates)
+    return went_on, f"went on from update {', '.join(map(str, updates))}" if updates else "began anew"
 
 
 # Checks ---------------------------------------------------------------------------------------------------------------
@@ -388,8 +395,8 @@ def request_gpus(root: Path, cluster: Cluster, checks: Checks) -> None:
     }
     expected = {
         ("generate", "base"): ["generate", "1", "1", "8", "12872M", "12:00:00", "gres:gpu:1"],
-        ("train", "prefix"): ["train", "1", "1", "16", "32240M", "2-00:00:00", "gres:gpu:2"],
-        ("train", "finetune"): ["train", "2", "4", "32", "32240M", "2-00:00:00", "gres:gpu:2"],
+        ("train", "prefix"): ["train", "1", "1", "16", "32240M", "1-00:00:00", "gres:gpu:2"],
+        ("train", "finetune"): ["train", "2", "4", "32", "32240M", "1-00:00:00", "gres:gpu:2"],
     }
     found = {key: requests.get(key) for key in expected}
     checks.add("Slurm was asked for GPUs as the methods say", found == expected, str(list(found.values())))

@@ -256,7 +256,7 @@ rule pretrain:
         gpu=gpus_of,
         gpu_jobs=gpus_of,
         mem_mb=growing(mb_of_training),
-        runtime=growing(2880),
+        runtime=growing(1440),
     params:
         data=lambda wildcards, input: folder_of(input.data),
         architecture=lambda wildcards: f"full_{study.model(wildcards.model)['architecture']}",

@@ -35,7 +35,7 @@ rule train:
         tasks_per_node=if_across_nodes(lambda shared, small: shared["gpus"] if shared["gpus"] > 1 else None),
         tasks_per_gpu=if_across_nodes(lambda shared, small: 0),  # or `tasks` would be taken for it
         mem_mb=growing(lambda wildcards: mb_of_training(wildcards) * shares(wildcards)["gpus"]),
-        runtime=growing(2880),
+        runtime=growing(1440),
     params:
         data=lambda wildcards, input: folder_of(input.data),
         base=lambda wildcards, input: folder_of(input.base),

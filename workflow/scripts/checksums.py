@@ -9,6 +9,7 @@ notes. A file without a note, such as one laid in place by hand, is taken as it 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -50,7 +51,7 @@ def verify(file: str) -> None:
     note = _note(file)
     try:
         expected = note.read_text() if note else ""
-        found = sha256_file(file) if re.fullmatch("[0-9a-f]{64}", expected) else expected
+        found = _digest(file) if re.fullmatch("[0-9a-f]{64}", expected) else expected
     except FileNotFoundError:
         return
     except OSError as error:
@@ -67,8 +68,19 @@ def write_note(file: str) -> None:
     if note := _note(file):
         note.parent.mkdir(parents=True, exist_ok=True)
         temporary = note.with_name(f".{note.name}.part")
-        temporary.write_text(sha256_file(file))
+        temporary.write_text(_digest(file))
         os.replace(temporary, note)
+
+
+def _digest(file: str) -> str:
+    """Its SHA-256, read once while the file stays the same: a large base is an input of many jobs."""
+    state = os.stat(file)
+    return _digest_of_state(file, state.st_ino, state.st_size, state.st_mtime_ns)
+
+
+@functools.cache
+def _digest_of_state(file: str, *_: int) -> str:
+    return sha256_file(file)
 
 
 def _note(file: str) -> Path | None:

@@ -90,7 +90,7 @@ def run(
             process = start(module, arguments, log_file, held)
         if lock:
             note_holder(lock, os.getpid(), process.pid)
-        with _ended_with_us(process):
+        with _ended_with_us(process, launcher):
             for line in process.stdout:
                 if on_line(line):
                     log_file.write(line)
@@ -103,7 +103,7 @@ def run(
 
 
 @contextlib.contextmanager
-def _ended_with_us(process: subprocess.Popen | Fork) -> Iterator[None]:
+def _ended_with_us(process: subprocess.Popen | Fork, launcher: list[str] | None) -> Iterator[None]:
     """While the block runs, signals that would end this process are the child's: a training saves what it has first.
 
     The block goes on until the child has ended, and is followed by `Interrupted`. After a minute the child is killed.
@@ -113,8 +113,8 @@ def _ended_with_us(process: subprocess.Popen | Fork) -> Iterator[None]:
     def tell(number: int, _frame) -> None:
         if not told:
             signal.alarm(GRACE_SECONDS)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError, psutil.Error):
+                _tell_to_end(process.pid, launcher)
         told.append(number)
 
     def kill(_number: int, _frame) -> None:
@@ -132,6 +132,18 @@ def _ended_with_us(process: subprocess.Popen | Fork) -> Iterator[None]:
             signal.signal(number, handler)
         if told:
             raise Interrupted(told[0])
+
+
+def _tell_to_end(pid: int, launcher: list[str] | None) -> None:
+    """With a signal that reaches the trainings, whoever has started them."""
+    started = psutil.Process(pid).children() if launcher else []
+    if started and launcher[0] == "srun":  # at SIGTERM it would kill them; this one it hands on
+        os.kill(pid, signal.SIGUSR1)
+    elif started:  # by torchrun, which hands one signal on, and would kill them at a second, such as Slurm's
+        for training in started:
+            training.terminate()
+    else:
+        os.kill(pid, signal.SIGTERM)
 
 
 def _end_group(process: subprocess.Popen | Fork) -> None:
@@ -212,6 +224,9 @@ def _end_holder(file: IO[str], path: Path) -> None:
         time.sleep(0.1)  # about to be written
         return
     if holder["host"] != socket.gethostname():
+        print(f"notice: waiting for the same training to end on {holder['host']}", file=sys.stderr)
+        if _comes_free(file, 2 * GRACE_SECONDS):  # it was told to end, when this one is its next attempt
+            return
         job = holder.get("slurm_job")
         end = f"scancel {job}" if job else "end it there"
         raise UserError(f"{path}: the same training is under way on {holder['host']}; wait for it, or {end}")
@@ -223,10 +238,17 @@ def _end_holder(file: IO[str], path: Path) -> None:
                 process = psutil.Process(pid)
                 if str(path.resolve()) in (opened.path for opened in process.open_files()):
                     process.send_signal(number)
-        deadline = time.monotonic() + GRACE_SECONDS
-        while time.monotonic() < deadline:
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            time.sleep(0.1)
+        if _comes_free(file, GRACE_SECONDS):
+            return
     raise UserError(f"{path}: still held by {holder['pids']} after they were told to end; end them by hand")
+
+
+def _comes_free(file: IO[str], seconds: float) -> bool:
+    """Whether the lock is ours before so many seconds have gone."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(0.1)
+    return False

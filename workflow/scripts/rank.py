@@ -14,6 +14,7 @@ import socket
 import sys
 
 from common import UserError
+from fairseq_command import GRACE_SECONDS
 
 
 def launcher(gpus: int, nodes: int) -> list[str] | None:
@@ -30,7 +31,10 @@ def launcher(gpus: int, nodes: int) -> list[str] | None:
     threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or 1) // (gpus if nodes == 1 else 1))
     os.environ["OMP_NUM_THREADS"] = str(threads)
     if nodes == 1:
-        return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}", __file__]
+        # It would end at SIGUSR1 and leave the processes behind, and give them half a minute to save.
+        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+        options = ["--standalone", f"--nproc-per-node={gpus}", f"--shutdown-timeout={GRACE_SECONDS}"]
+        return [sys.executable, "-m", "torch.distributed.run", *options, __file__]
     if "SLURM_JOB_ID" not in os.environ or not shutil.which("srun"):
         raise UserError(f"--nodes {nodes}: this is no Slurm job, and only its nodes can be used together")
     with socket.create_server(("", 0)) as free:

@@ -1,14 +1,23 @@
-"""Keep Snakemake from looking at the waiting jobs ever more often.
+"""What Snakemake does not do: look at the waiting jobs no more often than needed, and, inside of a batch job, hand on
+the signal that is to end it.
 
 Snakemake (seen in 9.27) limits how many jobs start in a second: after each look at the waiting jobs it sets a timer for
 the next look. Each job that ends makes it look once more, and so adds a timer that renews itself for good. After some
 hundred jobs it does nothing but look, and takes a core from them. With one timer at a time it does what it is meant to.
+
+Inside of a batch job it answers SIGTERM by waiting for its command, and tells it nothing; SIGUSR1 ends it. Slurm (with
+proctrack/cgroup, its default) sends what is to end a job to this Snakemake alone, so that a training would learn of its
+time limit, of scancel or of a preemption when it is killed.
 """
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import threading
+from collections.abc import Iterator
 
+import psutil
 from snakemake.scheduling.job_scheduler import JobScheduler
 
 
@@ -30,3 +39,36 @@ def _set_one_timer(scheduler: JobScheduler, delay: float) -> None:
     timer = threading.Timer(delay, look)
     timer.daemon = True  # a workflow that ended need not wait for it
     timer.start()
+
+
+def hand_signals_on(workflow) -> None:
+    """For a Snakemake inside of a batch job: SIGTERM and SIGUSR1 end its command, which may save something first."""
+    if not workflow.remote_exec:
+        return
+    wait = JobScheduler.exit_gracefully
+
+    def exit_gracefully(self: JobScheduler, *args) -> None:
+        _end_commands()
+        wait(self, *args)
+
+    JobScheduler.exit_gracefully = exit_gracefully  # its handler of SIGTERM
+    signal.signal(signal.SIGUSR1, lambda number, _: _end_commands())
+
+
+def _end_commands() -> None:
+    for command in _commands(psutil.Process()):
+        with contextlib.suppress(psutil.Error):
+            command.send_signal(signal.SIGTERM)
+
+
+def _commands(process: psutil.Process) -> Iterator[psutil.Process]:
+    """What the process runs, by itself or by a shell, which would end at once and leave its command behind.
+
+    Not srun, which would kill what it has started: Slurm tells that itself.
+    """
+    with contextlib.suppress(psutil.Error):
+        for child in process.children():
+            if child.name() in ("sh", "bash", "dash"):
+                yield from _commands(child)
+            elif child.name() != "srun":
+                yield child

@@ -1,7 +1,8 @@
 """Checkpoints on a disk of this machine, for where the shared one is slow: PREFIX_SCRATCH names a folder on it.
 
 A training saves there; after each time the last and the best checkpoint are copied to where they would be otherwise, so
-that a job that is sent again goes on from them on any machine. Without PREFIX_SCRATCH nothing of this happens.
+that a job that is sent again goes on from them on any machine. Without PREFIX_SCRATCH nothing of this happens, nor for
+a training across several nodes, each of which has to find the last checkpoint.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,14 +47,16 @@ class Scratch:
 
 
 @contextlib.contextmanager
-def scratch(shared: Path) -> Iterator[Scratch]:
+def scratch(shared: Path, nodes: int = 1) -> Iterator[Scratch]:
     """A folder for a training to save in, which begins with what the shared folder has and is removed at the end.
 
     Raises:
         UserError: PREFIX_SCRATCH is no folder that can be written.
     """
     root = os.environ.get(VARIABLE)
-    if not root:
+    if root and nodes > 1:
+        print(f"notice: {VARIABLE} is for trainings on one node; this one saves in {shared}", file=sys.stderr)
+    if not root or nodes > 1:
         yield Scratch(shared, shared)
         return
     folder = Path(root) / f"prefix-{hashlib.sha256(str(shared.resolve()).encode()).hexdigest()[:16]}"

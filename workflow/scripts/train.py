@@ -137,7 +137,7 @@ def train(
     if processes == 1:
         arguments += ["--distributed-world-size", "1"]  # or fairseq takes every GPU that it sees, each a whole batch
     metrics = Metrics(work)
-    with scratch(work) as place:
+    with scratch(work, args.nodes) as place:
         arguments += ["--save-dir", str(place.folder)]
         last = work / "checkpoint_last.pt"
         updates = updates_of(last) if last.exists() else None

@@ -39,8 +39,15 @@ def main(argv: list[str]) -> None:
 
 
 def slurm_jobs() -> list[str]:
-    """The user's jobs that a Snakemake has sent from this directory, by their working directory and their comment."""
+    """The user's jobs that a Snakemake has sent from this directory, by their working directory and their comment.
+
+    Raises:
+        UserError: Slurm does not answer.
+    """
     result = subprocess.run(["squeue", "--me", "--noheader", "--format=%i|%Z|%k"], capture_output=True, text=True)
+    if result.returncode != 0:
+        reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"squeue failed ({reason}), so jobs may be running; try again when Slurm answers")
     rows = [line.split("|", 2) for line in result.stdout.splitlines()]
     return [job for job, folder, comment in rows if comment.startswith("rule_") and Path(folder) == Path.cwd()]
 
