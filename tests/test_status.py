@@ -102,6 +102,14 @@ def test_after_a_crash_what_ran_is_interrupted_unless_it_says_that_it_ended(cras
     assert "started again it goes on from there" in report(capsys)
 
 
+def test_of_an_interrupted_run_the_time_stands_still_and_what_ran_is_to_do_again(crashed, capsys):
+    begin = time.time() - 5000
+    journal = Journal(plan(job(1, "train"), job(2, "score", [1])) | {"time": begin, "history": [["train", {}, 600]]})
+    journal.write({"event": "start", "id": 1, "time": begin + 90})
+    assert report(capsys).splitlines()[-1].endswith("] 0 of 2 jobs done, 0 running, 1:30 elapsed")
+    assert json.loads(report(capsys, "--json"))["seconds_left"] == 600
+
+
 def test_the_state_of_an_earlier_attempt_is_not_taken_for_this_ones(alive, capsys):
     with State("logs/1.log") as state:
         state.update(n=5, total=10)

@@ -73,17 +73,19 @@ class Run:
     jobs: dict[int, Job]
     durations: Durations = field(default_factory=lambda: Durations())
     end: float = 0.0
+    last: float = 0.0  # when something last happened
 
     @classmethod
     def planned(cls, plan: dict) -> Run:
         """Of the plan alone."""
-        run = cls(plan, {job["id"]: Job(**job) for job in plan["jobs"]})
+        run = cls(plan, {job["id"]: Job(**job) for job in plan["jobs"]}, last=plan["time"])
         for rule, wildcards, seconds in plan["history"]:
             run.durations.add_history(rule, wildcards, seconds)
         return run
 
     def apply(self, event: dict) -> Job | None:
         """Take in what has happened; returns the job that it has happened to, if there is one."""
+        self.last = event["time"]
         if event["event"] == "end":
             self.end = event["time"]
         job = self.jobs.get(event.get("id"))
@@ -136,7 +138,7 @@ class Run:
             else:
                 usual = self.durations.of(job.rule, job.wildcards)
                 left[job.id] = None if usual is None else max(0.0, usual - (now - job.begin))
-        for job in self.of_state("to do"):
+        for job in [*self.of_state("to do"), *self.of_state("interrupted")]:
             usual = self.durations.of(job.rule, job.wildcards)
             left[job.id] = projected.of(job.rule, job.wildcards) if usual is None else usual
         return left
@@ -222,15 +224,15 @@ def finish_time(jobs: list[Job], seconds: dict[int, float], cores: float, gpus: 
                 ready[job.gpus > 0].append(job)
 
 
-def summary(run: Run, bar: bool = False) -> str:
-    """How many jobs are done, the time that it took, and the time that it will take."""
-    now = run.end or time.time()
+def summary(run: Run, bar: bool = False, over: bool = False) -> str:
+    """How many jobs are done, the time that it took, and if the run is not over, the time that it will take."""
+    now = run.last if over else time.time()
     jobs = sum(job.needed for job in run.jobs.values())
     counts = {state: len(run.of_state(state)) for state in ("done", "running", "failed")}
     parts = [f"{counts['done']} of {jobs} jobs done", f"{counts['running']} running"]
     parts += [f"{counts['failed']} failed"] if counts["failed"] else []
     parts += [f"{clock(now - run.plan['time'])} elapsed"]
-    if not run.end:
+    if not over:
         left, known = run.seconds_left(now)
         parts.append(f"{'about' if known else 'at least'} {clock(left)} left" if known or left else "time left unknown")
     filled = round(BAR_WIDTH * counts["done"] / max(1, jobs))

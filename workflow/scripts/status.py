@@ -107,7 +107,7 @@ def look(plan: dict | None) -> Run | None:
         elif before and before.state in ("running", "failed", "interrupted"):
             job.state, job.begin, job.end, job.reason = before.state, before.begin, before.end, before.reason
     if run:
-        wanted.durations, wanted.end = run.durations, run.end
+        wanted.durations, wanted.end, wanted.last = run.durations, run.end, run.last
         wanted.plan |= {name: run.plan[name] for name in ("host", "pid", "cores", "gpus", "command")}
     return wanted
 
@@ -134,9 +134,10 @@ def report(run: Run | None) -> str:
         lines.append(f"{state:<12} {len(jobs):>4}   {counted}")
         if state in ("running", "interrupted", "failed"):
             lines += [f"    {line}" for job in jobs for line in detail(job)]
-    if state_of(run) == "interrupted":
+    outcome = state_of(run)
+    if outcome == "interrupted":
         lines += ["", "Snakemake was killed or has crashed; started again it goes on from there."]
-    return "\n".join([*lines, "", summary(run, bar=True)])
+    return "\n".join([*lines, "", summary(run, bar=True, over=outcome in ("ended", "interrupted"))])
 
 
 def detail(job: Job) -> list[str]:
