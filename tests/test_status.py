@@ -123,6 +123,17 @@ def test_nothing_was_run_yet(tmp_path, monkeypatch, capsys):
     assert report(capsys) == "nothing has been run in this folder yet\n"
 
 
+def test_of_targets_where_nothing_was_run_yet_nothing_has_crashed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    # as of a dry run that has ended: its process is no longer there
+    monkeypatch.setattr(status, "plan_of", lambda arguments: plan(job(1, "prepare"), job(2, "train", [1]), pid=2**22))
+    *_, to_do, empty, last = report(capsys, "results/2").splitlines()
+    assert to_do == "to do           2   prepare 1, train 1" and last.endswith("] 0 of 2 jobs done, 0 running")
+    assert report(capsys, "results/2").startswith("not started\n\n")
+    seen = json.loads(report(capsys, "--json", "results/2"))
+    assert seen["state"] == "not started" and seen["begin"] is seen["pid"] is None
+
+
 @pytest.mark.parametrize(
     "cores, gpus, expected",
     [

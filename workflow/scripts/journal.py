@@ -231,7 +231,8 @@ def summary(run: Run, bar: bool = False, over: bool = False) -> str:
     counts = {state: len(run.of_state(state)) for state in ("done", "running", "failed")}
     parts = [f"{counts['done']} of {jobs} jobs done", f"{counts['running']} running"]
     parts += [f"{counts['failed']} failed"] if counts["failed"] else []
-    parts += [f"{clock(now - run.plan['time'])} elapsed"]
+    if run.plan["time"] is not None:  # of targets where nothing has begun
+        parts.append(f"{clock(now - run.plan['time'])} elapsed")
     if not over:
         left, known = run.seconds_left(now)
         parts.append(f"{'about' if known else 'at least'} {clock(left)} left" if known or left else "time left unknown")

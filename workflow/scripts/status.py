@@ -29,6 +29,7 @@ from state import clock
 PROJECT = Path(__file__).resolve().parents[2]
 STATES = ("done", "running", "interrupted", "failed", "to do")
 WATCH_SECONDS = 2
+ENDS = ("not started", "ended", "interrupted")  # states of a run that nothing more comes of
 RUNS = {True: "running", False: "interrupted", None: "running, as far as can be told from here"}
 
 
@@ -109,11 +110,15 @@ def look(plan: dict | None) -> Run | None:
     if run:
         wanted.durations, wanted.end, wanted.last = run.durations, run.end, run.last
         wanted.plan |= {name: run.plan[name] for name in ("host", "pid", "cores", "gpus", "command")}
+    else:  # what the plan says of itself is the dry run's
+        wanted.plan |= dict.fromkeys(("host", "pid", "command", "time"))
     return wanted
 
 
 def state_of(run: Run) -> str:
     """Of the run as a whole."""
+    if run.plan["time"] is None:
+        return "not started"
     return "ended" if run.end else RUNS[run.is_alive()]
 
 
@@ -121,8 +126,11 @@ def report(run: Run | None) -> str:
     """For a person."""
     if run is None:
         return "nothing has been run in this folder yet"
-    begin = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run.plan["time"]))
-    lines = [f"run of {begin} on {run.plan['host']}, process {run.plan['pid']}: {state_of(run)}", ""]
+    outcome = state_of(run)
+    lines = ["not started", ""]
+    if outcome != "not started":
+        begin = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run.plan["time"]))
+        lines = [f"run of {begin} on {run.plan['host']}, process {run.plan['pid']}: {outcome}", ""]
     for state in STATES:
         jobs = run.of_state(state)
         if not jobs:
@@ -134,10 +142,9 @@ def report(run: Run | None) -> str:
         lines.append(f"{state:<12} {len(jobs):>4}   {counted}")
         if state in ("running", "interrupted", "failed"):
             lines += [f"    {line}" for job in jobs for line in detail(job)]
-    outcome = state_of(run)
     if outcome == "interrupted":
         lines += ["", "Snakemake was killed or has crashed; started again it goes on from there."]
-    return "\n".join([*lines, "", summary(run, bar=True, over=outcome in ("ended", "interrupted"))])
+    return "\n".join([*lines, "", summary(run, bar=True, over=outcome in ENDS)])
 
 
 def detail(job: Job) -> list[str]:
