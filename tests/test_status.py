@@ -183,6 +183,31 @@ def test_a_running_training_tells_the_time_of_those_that_wait_and_what_is_unknow
     assert run.seconds_left(begin + 100)[0] == pytest.approx(200, abs=2)  # what needs the failed one will not run
 
 
+def test_of_a_job_that_takes_longer_than_expected_the_rest_is_unknown(alive):
+    history = [["train", {}, 60], ["score", {}, 7]]
+    run = Run.planned(plan(job(1, "train"), job(2, "score", [1]), history=history))
+    begin = round(time.time())
+    run.apply({"event": "start", "id": 1, "time": begin})
+    assert run.seconds_left(begin + 50) == (17, True)
+    assert run.seconds_left(begin + 61) == (7, False)
+    with State("logs/1.log") as state:
+        state.update(n=300, initial=0, total=300, elapsed=100.0)  # it validates, and nobody knows how long
+        assert run.seconds_left(begin + 61) == (7, False)
+
+
+def test_durations_of_resumed_jobs_and_of_touched_files_are_not_learnt(alive):
+    begin = round(time.time())
+    for number, resumed in ((1, 80), (2, None)):
+        with State(f"logs/{number}.log") as state:
+            state.update(resumed_from=resumed)
+    for touched, learnt in ((False, [["train", {}, 20]]), (True, [])):
+        run = Run.planned(plan(job(1, "train"), job(2, "train"), touched=touched))
+        for number in (1, 2):
+            run.apply({"event": "start", "id": number, "time": begin})
+            run.apply({"event": "done", "id": number, "time": begin + 10 * number})
+        assert run.durations.summary() == learnt
+
+
 def test_the_next_run_knows_the_durations_of_the_last(alive):
     journal = Journal(plan(job(1, "train")))
     journal.write({"event": "start", "id": 1, "time": 1000})

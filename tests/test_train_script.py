@@ -130,6 +130,7 @@ def test_the_curve_of_an_interrupted_training_is_that_of_an_undisturbed_one(run,
     assert run("--lr", "0.1", STUB_TRAIN="long").returncode == 0
     assert curve(tmp_path) == undisturbed
     assert json.loads((tmp_path / "run" / "run.json").read_text())["resumed_from"] == [3]
+    assert json.loads((tmp_path / "train.state.json").read_text())["resumed_from"] == 3
 
 
 def test_a_job_of_the_workflow_writes_no_bars_but_how_far_it_is_into_a_file(run, tmp_path):

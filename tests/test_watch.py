@@ -153,5 +153,8 @@ def test_snakemakes_options_for_what_is_shown_still_hold(folder):
     output = in_a_file(folder, "--printshellcmds", "--forceall", "--quiet", "progress").stderr
     assert "touch b.txt" in output and "start" in output and "done" not in output
     assert re.search(r"start +Making a\n  Reason: Forced execution", in_a_file(folder, "--forceall").stderr)
+    assert not journal(folder)[0]["touched"]
+    in_a_file(folder, "--touch", "--forceall")
+    assert journal(folder)[0]["touched"]
     output = in_a_file(folder, "--verbose", "--forceall").stderr
     assert "Select jobs to execute..." in output and "of 2 steps" not in output.partition("Making a")[0]

@@ -95,8 +95,8 @@ class Run:
             job.state, job.begin, job.end, job.reason = "running", event["time"], 0.0, ""
         else:
             job.state, job.end, job.reason = event["event"], event["time"], event.get("reason", "")
-        if job.state == "done":
-            self.durations.add(job.rule, job.wildcards, job.end - job.begin)
+        if job.state == "done" and not self.plan.get("touched") and not job.report().get("resumed_from"):
+            self.durations.add(job.rule, job.wildcards, job.end - job.begin)  # else it says little of the next one
         return job
 
     def of_state(self, state: str) -> list[Job]:
@@ -126,18 +126,21 @@ class Run:
         return found
 
     def _expected(self, now: float) -> dict[int, float | None]:
-        """Job -> seconds that it will still take: by its own account, else as long as others like it took."""
+        """Job -> seconds that it will still take: by its own account, else as long as others like it took.
+
+        None if that is unknown: there was none like it, or it takes longer than that already.
+        """
         left: dict[int, float | None] = {}
         projected = Durations()
         for job in self.of_state("running"):
             report = job.report()
             own = seconds_left(report)
             if own is not None:
-                left[job.id] = max(0.0, own - (now - report["updated"]))
+                rest = own - (now - report["updated"])
                 projected.add(job.rule, job.wildcards, now - job.begin + own)
             else:
-                usual = self.durations.of(job.rule, job.wildcards)
-                left[job.id] = None if usual is None else max(0.0, usual - (now - job.begin))
+                rest = (self.durations.of(job.rule, job.wildcards) or 0.0) - (now - job.begin)
+            left[job.id] = rest if rest > 0 else None  # nobody knows by how much it takes longer
         for job in [*self.of_state("to do"), *self.of_state("interrupted")]:
             usual = self.durations.of(job.rule, job.wildcards)
             left[job.id] = projected.of(job.rule, job.wildcards) if usual is None else usual

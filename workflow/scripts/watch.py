@@ -63,6 +63,7 @@ def plan_of(workflow) -> dict:
         command=["snakemake", *sys.argv[1:]],
         cores=workflow._cores if workflow.local_exec else nodes,
         gpus=getattr(gpus, "value", gpus),
+        touched=workflow.touch,
         history=previous.durations.summary() if previous else [],
         jobs=[_planned(workflow, job) for job in order],
     )
