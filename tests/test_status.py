@@ -8,7 +8,7 @@ import time
 
 import pytest
 import status
-from common import progress
+from common import UserError, progress
 from journal import Durations, Job, Journal, Run, event, finish_time, read_run, summary
 from state import State, clock, describe
 
@@ -121,6 +121,25 @@ def test_the_state_of_an_earlier_attempt_is_not_taken_for_this_ones(alive, capsy
 def test_nothing_was_run_yet(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert report(capsys) == "nothing has been run in this folder yet\n"
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "workflow.jsonl").touch()  # Snakemake is about to write it
+    assert report(capsys) == "nothing has been run in this folder yet\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["no journal\n", '{"event": "pl', '{"event": "plan", "jobs": [{"id": 1}], "time": 1, "history": []}\n']
+)
+def test_a_journal_that_is_damaged_or_of_another_version_is_not_none_at_all(alive, text):
+    with open("logs/workflow.jsonl", "w") as file:
+        file.write(text)
+    with pytest.raises(UserError, match="logs/workflow.jsonl is damaged, or of another version"):
+        status.main([])
+
+
+def test_a_journal_that_cannot_be_read(alive):
+    os.mkdir("logs/workflow.jsonl")
+    with pytest.raises(UserError, match="logs/workflow.jsonl: cannot be read .Is a directory"):
+        status.main([])
 
 
 def test_of_targets_where_nothing_was_run_yet_nothing_has_crashed(tmp_path, monkeypatch, capsys):

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common import UserError
 from state import PROGRESS_LINE, clock, describe, read_state, seconds_left, state_path
 
 JOURNAL = Path("logs") / "workflow.jsonl"
@@ -258,19 +259,36 @@ class Journal:
 
 
 def read_run() -> Run | None:
-    """The last run in this folder; None if there was none."""
-    events = []
-    with contextlib.suppress(OSError), open(JOURNAL, encoding="utf-8", errors="replace") as file:
-        for line in file:
-            with contextlib.suppress(ValueError, RecursionError):  # of a process that was killed as it wrote it
-                events.append(json.loads(line))
+    """The last run in this folder; None if there was none.
+
+    Raises:
+        UserError: the journal cannot be read.
+        Exception: of many kinds, here and as the run is looked at: it is damaged, or of another version.
+    """
     try:
-        run = Run.planned(events[0])
-        for event in events[1:]:
-            run.apply(event)
-        return run
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):  # there is none, or it is damaged
+        lines = JOURNAL.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        raise UserError(f"{JOURNAL}: cannot be read ({error.strerror})") from None
+    if not lines:
+        return None
+    events = []
+    for line in lines:
+        with contextlib.suppress(ValueError, RecursionError):  # of a process that was killed as it wrote it
+            events.append(json.loads(line))
+    run = Run.planned(events[0])
+    for event in events[1:]:
+        run.apply(event)
+    return run
+
+
+def durations_so_far() -> list[list]:
+    """What the last run knew of durations; nothing of a journal that is damaged, which is no reason to fail."""
+    with contextlib.suppress(Exception):
+        if run := read_run():
+            return run.durations.summary()
+    return []
 
 
 def reason_of_failure(logs: list[str], begin: float) -> str:

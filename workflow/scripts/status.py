@@ -51,13 +51,15 @@ def told(plan: dict | None, for_programs: bool = False) -> tuple[Run | None, str
     """The last run, and what is to be said of it.
 
     Raises:
-        UserError: its journal is damaged.
+        UserError: its journal is damaged, of another version, or cannot be read.
     """
     try:
         run = look(plan)
         return run, json.dumps(as_json(run), indent=2) if for_programs else report(run)
-    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"{JOURNAL} is damaged ({error}); the next run of the workflow writes it anew") from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{JOURNAL} is damaged, or of another version ({error}); the next run of the workflow writes it anew"
+        ) from None
 
 
 def parse_args(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -22,7 +22,7 @@ import time
 from collections import deque
 from pathlib import Path
 
-from journal import ALIKE, Job, Journal, Run, event, read_run, reason_of_failure, summary
+from journal import ALIKE, Job, Journal, Run, durations_so_far, event, reason_of_failure, summary
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import ColorizingTextHandler, is_quiet_about, logger
 from snakemake_interface_executor_plugins.settings import ExecMode
@@ -53,7 +53,6 @@ def attach(workflow) -> None:
 def plan_of(workflow) -> dict:
     """What the journal begins with; jobs come after those that they need."""
     order = [job for level in workflow.dag.toposorted() for job in sorted(level, key=workflow.dag.jobid)]
-    previous = read_run()
     gpus = workflow.global_resources.get("gpu_jobs")
     nodes = workflow.nodes if workflow.nodes and workflow.nodes < sys.maxsize else None
     return event(
@@ -64,7 +63,7 @@ def plan_of(workflow) -> dict:
         cores=workflow._cores if workflow.local_exec else nodes,
         gpus=getattr(gpus, "value", gpus),
         touched=workflow.touch,
-        history=previous.durations.summary() if previous else [],
+        history=durations_so_far(),
         jobs=[_planned(workflow, job) for job in order],
     )
 
