@@ -1,5 +1,6 @@
 """What is done, running, failed and to do, from the files that a run leaves; and how long it will take."""
 
+import contextlib
 import json
 import os
 import socket
@@ -9,7 +10,7 @@ import time
 import pytest
 import status
 from common import UserError, progress
-from journal import Durations, Job, Journal, Run, event, finish_time, read_run, summary
+from journal import Durations, Job, Journal, Run, event, finish_time, read_run, reason_of_failure, summary
 from state import State, clock, describe
 
 
@@ -85,6 +86,28 @@ def test_a_failure_has_its_reason_and_is_the_exit_status(alive, capsys):
     text = capsys.readouterr().out
     assert "Doing 1\n        --lr is not a number; log: logs/1.log" in text and "ended" in text and "left" not in text
     assert "to do           1   score 1; 1 of them need what failed" in text
+
+
+def test_neither_a_reason_nor_a_line_of_a_log_steers_the_terminal(alive, capsys):
+    steering, spelt = "a\x1b[2J\x9b1Ab", r"a\x1b[2J\x9b1Ab"
+    for number, line in ((1, "error: "), (2, "progress: "), (3, "")):
+        with open(f"logs/{number}.log", "w") as log:
+            log.write(f"{line}{steering}\n")
+    with contextlib.suppress(ValueError), State("logs/3.log") as state:
+        state.update(n=1, unit=steering)
+        raise ValueError(steering)
+    assert [reason_of_failure([f"logs/{number}.log"], 0) for number in (1, 3)] == [spelt] * 2
+    assert reason_of_failure(["logs/2.log"], 0) == f"progress: {spelt}"
+    running = [Job(**job(number, "train"), state="running") for number in (2, 3)]
+    assert [job.progress() for job in running] == [spelt, f"1 {spelt}s"]
+    journal = Journal(plan(job(1, "train"), job(3, "train")))  # of an earlier version, too
+    journal.write(event("start", id=1))
+    journal.write(event("failed", id=1, reason=steering))
+    journal.write(event("start", id=3))
+    with pytest.raises(SystemExit):
+        report(capsys)
+    text = capsys.readouterr().out
+    assert text.count(spelt) == 2 and text.replace("\n", "").isprintable()
 
 
 def test_after_a_crash_what_ran_is_interrupted_unless_it_says_that_it_ended(crashed, capsys):

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common import UserError
+from common import UserError, printable
 from state import PROGRESS_LINE, clock, describe, read_state, seconds_left, state_path
 
 JOURNAL = Path("logs") / "workflow.jsonl"
@@ -58,12 +58,11 @@ class Job:
     def progress(self) -> str:
         """How far it is, in words; empty if it does not say."""
         if report := self.report():
-            return describe(report)
+            return printable(describe(report))
         if not self.logs or not is_of_attempt(self.logs[0], self.begin):
             return ""
-        return next(
-            (line[len(PROGRESS_LINE) :] for line in reversed(tail(self.logs[0])) if line.startswith(PROGRESS_LINE)), ""
-        )
+        lines = (line for line in reversed(tail(self.logs[0])) if line.startswith(PROGRESS_LINE))
+        return printable(next(lines, "").removeprefix(PROGRESS_LINE))
 
 
 @dataclass
@@ -296,15 +295,15 @@ def reason_of_failure(logs: list[str], begin: float) -> str:
     logs = [log for log in logs if is_of_attempt(log, begin)]
     for log in logs:
         if error := read_state(log).get("error"):
-            return error
+            return printable(error)
     ends = []
     for log in logs:
         lines = tail(log)
         for line in reversed(lines):
             if match := ERROR.match(line):
-                return match[1] or match[2]
+                return printable(match[1] or match[2])
         ends += lines[-1:]
-    return ends[-1] if ends else "nothing in its log; it was killed perhaps, for want of memory or time"
+    return printable(ends[-1]) if ends else "nothing in its log; it was killed perhaps, for want of memory or time"
 
 
 def is_of_attempt(path: str, begin: float) -> bool:

@@ -22,7 +22,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from common import UserError, run_main
+from common import UserError, printable, run_main
 from journal import JOURNAL, Job, Run, process_is_alive, read_run, summary
 from state import clock
 
@@ -159,7 +159,7 @@ def detail(job: Job) -> list[str]:
     facts += [f"job {number} of the cluster"] if (number := cluster_job(job, own)) else []
     if job.state != "running" and job.logs and job.logs[0] not in job.reason:
         facts.append(f"log: {job.logs[0]}")
-    return [job.what, "    " + "; ".join(filter(None, facts))]
+    return [printable(job.what), "    " + printable("; ".join(filter(None, facts)))]
 
 
 def cluster_job(job: Job, own: dict) -> str | None:
