@@ -7,11 +7,15 @@ import re
 import select
 import subprocess
 import sys
+import termios
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
 from conftest import SCRIPTS
+from journal import Job
+from watch import Screen
 
 SNAKEFILE = """
 import sys
@@ -93,6 +97,41 @@ def seen(text: str) -> str:
         elif not part.startswith("\x1b") and part != "\r":
             lines[row] += part
     return "\n".join(lines)
+
+
+@pytest.fixture
+def screen(monkeypatch):
+    """A Screen on a terminal of 50 columns, and a function that closes it and returns all that was written."""
+    monkeypatch.setenv("COLUMNS", "100")  # of another terminal
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (24, 50))
+    usual = os.dup(2)
+    os.dup2(slave, 2)
+    made = Screen(sys.stderr)
+
+    def written(**options: bool) -> str:
+        made.close(**options)
+        os.write(slave, b"END")
+        data = b""
+        while not data.endswith(b"END"):
+            data += os.read(master, 1 << 16)
+        return data.decode()
+
+    yield made, written
+    made.close()
+    os.dup2(usual, 2)
+    for descriptor in (master, slave, usual):
+        os.close(descriptor)
+
+
+def test_the_bars_are_as_wide_as_the_terminal_that_they_are_in(screen):
+    screen, written = screen
+    job = Job(1, "train", "x" * 90, {}, [], [], [], 1, 0, True, begin=time.time())
+    lines = [*screen.each([job]), "y" * 90]
+    assert [len(line) for line in lines] == [49, 90]
+    screen.show(lines)
+    screen.show(lines)
+    assert "\x1b[2F" in (text := written()) and max(map(len, re.findall(r"[xy0:. ]+", text))) == 49
 
 
 def journal(folder: Path) -> list[dict]:

@@ -250,7 +250,7 @@ class Screen:
 
     def each(self, jobs: list[Job]) -> list[str]:
         """A line about each job that is running, as many as a third of the screen holds."""
-        size = shutil.get_terminal_size()
+        size = self._size()
         most = max(1, size.lines // 3)
         lines = []
         for job in jobs[:most]:
@@ -264,7 +264,7 @@ class Screen:
     def show(self, lines: list[str]) -> None:
         with self._lock:
             erase = self._erase()
-            width = shutil.get_terminal_size().columns - 1
+            width = self._size().columns - 1
             self._bars = [line[:width] for line in lines]
             self._put(erase + self._drawn())
 
@@ -295,12 +295,20 @@ class Screen:
         self._unshown.clear()
         return "\n".join(["  What jobs wrote meanwhile:", *lines]) if lines else ""
 
+    def _size(self) -> os.terminal_size:
+        """Of the terminal itself: stdout may be a file or a pipe, and COLUMNS of another terminal."""
+        with contextlib.suppress(OSError):
+            size = os.get_terminal_size(self._terminal)
+            if all(size):  # some do not know theirs
+                return size
+        return shutil.get_terminal_size()
+
     def _drawn(self) -> str:
         return "".join(f"{line}\n" for line in self._bars)
 
     def _erase(self) -> str:
         """Back to the first line of the bars; a terminal that became narrower has broken them into more lines."""
-        width = shutil.get_terminal_size().columns
+        width = self._size().columns
         rows = sum(max(1, math.ceil(len(line) / width)) for line in self._bars)
         return f"\x1b[{rows}F\x1b[J" if rows else ""
 
