@@ -196,6 +196,15 @@ def test_the_time_that_is_left_is_that_of_jobs_that_wait_for_each_other(cores, g
     assert finish_time(jobs, {1: 1, 2: 20, 3: 30, 4: 5}, cores, gpus) == expected - 9
 
 
+def test_a_run_is_complete_when_all_is_done_or_one_has_failed_and_none_is_running():
+    run = Run.planned(plan(job(1, "train"), job(2, "train")))
+    told = [run.is_complete()]
+    for kind, number in (("start", 1), ("done", 1), ("start", 2), ("failed", 2), ("start", 2), ("done", 2)):
+        run.apply(event(kind, id=number))
+        told.append(run.is_complete())
+    assert told == [False, False, False, False, True, False, True]
+
+
 def test_durations_of_this_run_then_of_earlier_ones_and_of_the_most_alike():
     known = Durations()
     known.add_history("train", {"task": "xsum", "model": "large", "method": "prefix"}, 100)

@@ -108,6 +108,10 @@ class Run:
             return False
         return process_is_alive(self.plan["host"], self.plan["pid"], "snakemake")
 
+    def is_complete(self) -> bool:
+        """Whether nothing more is to come: all is done, or there was a failure and what ran beside it has ended."""
+        return not self.of_state("running") and bool(self.of_state("failed") or not self.of_state("to do"))
+
     def seconds_left(self, now: float) -> tuple[float, bool]:
         """(seconds until all is done, whether every job's duration is known; else it is the least that it can take)."""
         expected = self._expected(now)
