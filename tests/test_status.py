@@ -4,12 +4,14 @@ import contextlib
 import json
 import os
 import socket
+import subprocess
 import sys
 import time
 
 import pytest
 import status
 from common import UserError, progress
+from conftest import SCRIPTS
 from journal import Durations, Job, Journal, Run, event, finish_time, read_run, reason_of_failure, summary
 from state import State, clock, describe
 
@@ -72,7 +74,12 @@ def test_done_running_and_to_do(alive, capsys):
     assert text.splitlines()[-1].startswith(
         "[######..................] 1 of 4 jobs done, 1 running, 0:00 elapsed, at least"
     )
-    assert "torch" not in sys.modules or "torch" not in vars(status)
+
+
+def test_the_status_loads_nothing_that_takes_long():
+    program = "import sys, status; print({'fairseq', 'matplotlib', 'numpy', 'snakemake', 'torch'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", program], cwd=SCRIPTS, capture_output=True, text=True)
+    assert result.stdout == "set()\n", result.stderr
 
 
 def test_a_failure_has_its_reason_and_is_the_exit_status(alive, capsys):
