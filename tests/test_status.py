@@ -1,15 +1,18 @@
 """What is done, running, failed and to do, from the files that a run leaves; and how long it will take."""
 
+import contextlib
 import json
 import os
 import socket
+import subprocess
 import sys
 import time
 
 import pytest
 import status
-from common import progress
-from journal import Durations, Job, Journal, Run, event, finish_time, read_run, summary
+from common import UserError, progress
+from conftest import SCRIPTS
+from journal import Durations, Job, Journal, Run, event, finish_time, read_run, reason_of_failure, summary
 from state import State, clock, describe
 
 
@@ -71,7 +74,12 @@ def test_done_running_and_to_do(alive, capsys):
     assert text.splitlines()[-1].startswith(
         "[######..................] 1 of 4 jobs done, 1 running, 0:00 elapsed, at least"
     )
-    assert "torch" not in sys.modules or "torch" not in vars(status)
+
+
+def test_the_status_loads_nothing_that_takes_long():
+    program = "import sys, status; print({'fairseq', 'matplotlib', 'numpy', 'snakemake', 'torch'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", program], cwd=SCRIPTS, capture_output=True, text=True)
+    assert result.stdout == "set()\n", result.stderr
 
 
 def test_a_failure_has_its_reason_and_is_the_exit_status(alive, capsys):
@@ -85,6 +93,28 @@ def test_a_failure_has_its_reason_and_is_the_exit_status(alive, capsys):
     text = capsys.readouterr().out
     assert "Doing 1\n        --lr is not a number; log: logs/1.log" in text and "ended" in text and "left" not in text
     assert "to do           1   score 1; 1 of them need what failed" in text
+
+
+def test_neither_a_reason_nor_a_line_of_a_log_steers_the_terminal(alive, capsys):
+    steering, spelt = "a\x1b[2J\x9b1Ab", r"a\x1b[2J\x9b1Ab"
+    for number, line in ((1, "error: "), (2, "progress: "), (3, "")):
+        with open(f"logs/{number}.log", "w") as log:
+            log.write(f"{line}{steering}\n")
+    with contextlib.suppress(ValueError), State("logs/3.log") as state:
+        state.update(n=1, unit=steering)
+        raise ValueError(steering)
+    assert [reason_of_failure([f"logs/{number}.log"], 0) for number in (1, 3)] == [spelt] * 2
+    assert reason_of_failure(["logs/2.log"], 0) == f"progress: {spelt}"
+    running = [Job(**job(number, "train"), state="running") for number in (2, 3)]
+    assert [job.progress() for job in running] == [spelt, f"1 {spelt}s"]
+    journal = Journal(plan(job(1, "train"), job(3, "train")))  # of an earlier version, too
+    journal.write(event("start", id=1))
+    journal.write(event("failed", id=1, reason=steering))
+    journal.write(event("start", id=3))
+    with pytest.raises(SystemExit):
+        report(capsys)
+    text = capsys.readouterr().out
+    assert text.count(spelt) == 2 and text.replace("\n", "").isprintable()
 
 
 def test_after_a_crash_what_ran_is_interrupted_unless_it_says_that_it_ended(crashed, capsys):
@@ -102,6 +132,14 @@ def test_after_a_crash_what_ran_is_interrupted_unless_it_says_that_it_ended(cras
     assert "started again it goes on from there" in report(capsys)
 
 
+def test_of_an_interrupted_run_the_time_stands_still_and_what_ran_is_to_do_again(crashed, capsys):
+    begin = time.time() - 5000
+    journal = Journal(plan(job(1, "train"), job(2, "score", [1])) | {"time": begin, "history": [["train", {}, 600]]})
+    journal.write({"event": "start", "id": 1, "time": begin + 90})
+    assert report(capsys).splitlines()[-1].endswith("] 0 of 2 jobs done, 0 running, 1:30 elapsed")
+    assert json.loads(report(capsys, "--json"))["seconds_left"] == 600
+
+
 def test_the_state_of_an_earlier_attempt_is_not_taken_for_this_ones(alive, capsys):
     with State("logs/1.log") as state:
         state.update(n=5, total=10)
@@ -113,6 +151,36 @@ def test_the_state_of_an_earlier_attempt_is_not_taken_for_this_ones(alive, capsy
 def test_nothing_was_run_yet(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert report(capsys) == "nothing has been run in this folder yet\n"
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "workflow.jsonl").touch()  # Snakemake is about to write it
+    assert report(capsys) == "nothing has been run in this folder yet\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["no journal\n", '{"event": "pl', '{"event": "plan", "jobs": [{"id": 1}], "time": 1, "history": []}\n']
+)
+def test_a_journal_that_is_damaged_or_of_another_version_is_not_none_at_all(alive, text):
+    with open("logs/workflow.jsonl", "w") as file:
+        file.write(text)
+    with pytest.raises(UserError, match="logs/workflow.jsonl is damaged, or of another version"):
+        status.main([])
+
+
+def test_a_journal_that_cannot_be_read(alive):
+    os.mkdir("logs/workflow.jsonl")
+    with pytest.raises(UserError, match="logs/workflow.jsonl: cannot be read .Is a directory"):
+        status.main([])
+
+
+def test_of_targets_where_nothing_was_run_yet_nothing_has_crashed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    # as of a dry run that has ended: its process is no longer there
+    monkeypatch.setattr(status, "plan_of", lambda arguments: plan(job(1, "prepare"), job(2, "train", [1]), pid=2**22))
+    *_, to_do, empty, last = report(capsys, "results/2").splitlines()
+    assert to_do == "to do           2   prepare 1, train 1" and last.endswith("] 0 of 2 jobs done, 0 running")
+    assert report(capsys, "results/2").startswith("not started\n\n")
+    seen = json.loads(report(capsys, "--json", "results/2"))
+    assert seen["state"] == "not started" and seen["begin"] is seen["pid"] is None
 
 
 @pytest.mark.parametrize(
@@ -133,6 +201,15 @@ def test_the_time_that_is_left_is_that_of_jobs_that_wait_for_each_other(cores, g
     assert finish_time(jobs, {1: 10, 2: 20, 3: 30, 4: 5}, cores, gpus) == expected
     jobs[0].state = "running"
     assert finish_time(jobs, {1: 1, 2: 20, 3: 30, 4: 5}, cores, gpus) == expected - 9
+
+
+def test_a_run_is_complete_when_all_is_done_or_one_has_failed_and_none_is_running():
+    run = Run.planned(plan(job(1, "train"), job(2, "train")))
+    told = [run.is_complete()]
+    for kind, number in (("start", 1), ("done", 1), ("start", 2), ("failed", 2), ("start", 2), ("done", 2)):
+        run.apply(event(kind, id=number))
+        told.append(run.is_complete())
+    assert told == [False, False, False, False, True, False, True]
 
 
 def test_durations_of_this_run_then_of_earlier_ones_and_of_the_most_alike():
@@ -162,6 +239,31 @@ def test_a_running_training_tells_the_time_of_those_that_wait_and_what_is_unknow
         assert run.seconds_left(begin + 100) == (pytest.approx(200 + 300 + 7, abs=2), True)
     run.apply({"event": "failed", "id": 2, "time": begin + 50})
     assert run.seconds_left(begin + 100)[0] == pytest.approx(200, abs=2)  # what needs the failed one will not run
+
+
+def test_of_a_job_that_takes_longer_than_expected_the_rest_is_unknown(alive):
+    history = [["train", {}, 60], ["score", {}, 7]]
+    run = Run.planned(plan(job(1, "train"), job(2, "score", [1]), history=history))
+    begin = round(time.time())
+    run.apply({"event": "start", "id": 1, "time": begin})
+    assert run.seconds_left(begin + 50) == (17, True)
+    assert run.seconds_left(begin + 61) == (7, False)
+    with State("logs/1.log") as state:
+        state.update(n=300, initial=0, total=300, elapsed=100.0)  # it validates, and nobody knows how long
+        assert run.seconds_left(begin + 61) == (7, False)
+
+
+def test_durations_of_resumed_jobs_and_of_touched_files_are_not_learnt(alive):
+    begin = round(time.time())
+    for number, resumed in ((1, 80), (2, None)):
+        with State(f"logs/{number}.log") as state:
+            state.update(resumed_from=resumed)
+    for touched, learnt in ((False, [["train", {}, 20]]), (True, [])):
+        run = Run.planned(plan(job(1, "train"), job(2, "train"), touched=touched))
+        for number in (1, 2):
+            run.apply({"event": "start", "id": number, "time": begin})
+            run.apply({"event": "done", "id": number, "time": begin + 10 * number})
+        assert run.durations.summary() == learnt
 
 
 def test_the_next_run_knows_the_durations_of_the_last(alive):

@@ -112,6 +112,16 @@ def test_the_record_names_the_commit_and_whether_files_differ_from_it(tmp_path, 
     assert record.commit() is None  # the commit of a repository that it was unpacked in says nothing
 
 
+def test_the_record_has_the_digest_of_every_file_that_a_training_reads(tmp_path):
+    for name in ("dict.txt", "preprocess.log", "bin.lock", ".hidden", "deeper/file"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("abc")
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert record.digests([tmp_path]) == {f"{tmp_path}/dict.txt": digest}
+    with pytest.raises(UserError, match="none: no such folder"):
+        record.digests([tmp_path, tmp_path / "none"])
+
+
 def curve(folder: Path) -> list[list[str]]:
     """The rows of curve.tsv without the speed, which is never the same twice."""
     return [line.split("\t")[:-1] for line in (folder / "run" / "curve.tsv").read_text().splitlines()]
@@ -130,6 +140,7 @@ def test_the_curve_of_an_interrupted_training_is_that_of_an_undisturbed_one(run,
     assert run("--lr", "0.1", STUB_TRAIN="long").returncode == 0
     assert curve(tmp_path) == undisturbed
     assert json.loads((tmp_path / "run" / "run.json").read_text())["resumed_from"] == [3]
+    assert json.loads((tmp_path / "train.state.json").read_text())["resumed_from"] == 3
 
 
 def test_a_job_of_the_workflow_writes_no_bars_but_how_far_it_is_into_a_file(run, tmp_path):

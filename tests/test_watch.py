@@ -1,5 +1,6 @@
 """The display of a run, with a workflow of a few lines: in a log file, in a terminal, and with Snakemake's options."""
 
+import contextlib
 import json
 import os
 import pty
@@ -7,11 +8,17 @@ import re
 import select
 import subprocess
 import sys
+import termios
 import textwrap
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from conftest import SCRIPTS
+from journal import Job
+from watch import Screen
 
 SNAKEFILE = """
 import sys
@@ -37,6 +44,8 @@ rule second:
     message: "Making b"
     shell: "touch {{output}}"
 """
+
+DAMAGED = '{"event": "plan", "time": 1, "jobs": [], "history": [["first", {}, "long"]]}'
 
 
 @pytest.fixture
@@ -93,11 +102,95 @@ def seen(text: str) -> str:
     return "\n".join(lines)
 
 
+@contextlib.contextmanager
+def screen() -> Iterator[tuple[Screen, Callable[..., str]]]:
+    """A Screen on a terminal of 50 columns, and a function that closes it and returns all that was written."""
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (24, 50))
+    usual = os.dup(2)
+    os.dup2(slave, 2)
+    made = Screen(sys.__stderr__)
+
+    def written(**options: bool) -> str:
+        made.close(**options)
+        os.write(slave, b"END")
+        data = b""
+        while not data.endswith(b"END"):
+            data += os.read(master, 1 << 16)
+        return data.decode()
+
+    try:
+        yield made, written
+    finally:
+        made.close()
+        os.dup2(usual, 2)
+        for descriptor in (master, slave, usual):
+            os.close(descriptor)
+
+
+def test_the_bars_are_as_wide_as_the_terminal_that_they_are_in(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")  # of another terminal
+    job = Job(1, "train", "x" * 90, {}, [], [], [], 1, 0, True, begin=time.time())
+    with screen() as (made, written):
+        lines = [*made.each([job]), "y" * 90]
+        made.show(lines)
+        made.show(lines)
+        text = written()
+    assert [len(line) for line in lines] == [49, 90]
+    assert "\x1b[2F" in text and max(map(len, re.findall(r"[xy0:. ]+", text))) == 49
+
+
+def test_errors_warnings_and_notices_of_jobs_are_shown():
+    shown = [
+        *["error: no room", "Warning: old", "notice: going on from it", "FATAL: gone", "error: up \x1b[A and\ton"],
+        "/a b/torch/module.py:3: UserWarning: deprecated",
+        "2026-01-01 00:00:00 | WARNING | fairseq.tasks | no such symbol",
+        "2026-01-01 00:00:00 | ERROR | fairseq.tasks | none",
+    ]
+    unshown = ["2026-01-01 00:00:00 | INFO | fairseq | no error", "noise\x1b[2J", "module.py:3: a warning"]
+    with screen() as (_, written):
+        os.write(2, "\n".join([*shown, "progress: half", "bar\r", *unshown, "error: the last"]).encode())
+        os.write(2, b" one\n")
+        lines = written().split("\r\n")
+    assert lines == [*shown[:4], r"error: up \x1b[A and       on", *shown[5:], "error: the last one", "END"]
+
+
+def test_what_was_not_shown_is_kept_and_told_by_one_thread_at_a_time():
+    held = []
+
+    class Watched(deque):
+        def append(self, item):
+            held.append(made._lock._is_owned())
+            super().append(item)
+
+        def __iter__(self):
+            held.append(made._lock._is_owned())
+            return super().__iter__()
+
+    with screen() as (made, written):
+        made._unshown = Watched()
+        os.write(2, b"noise\n")
+        written()
+        assert made.said(0) == "  What was written meanwhile:\n    noise" and not made.said(0)
+    assert held == [True] * 3
+
+
+@pytest.mark.parametrize("orderly", [True, False])
+def test_after_a_crash_what_was_not_shown_is_shown_in_the_end(orderly):
+    with screen() as (_, written):
+        os.write(2, b"Exception in thread 3:\nKeyError: \x1b[2J\nno end")
+        text = written(orderly=orderly)
+    assert ("    Exception in thread 3:\r\n    KeyError: \\x1b[2J\r\n" in text) is not orderly
+    assert "no end\r\n" in text
+
+
 def journal(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "logs" / "workflow.jsonl").read_text().splitlines()]
 
 
 def test_in_a_log_file_each_job_has_a_line_as_it_begins_and_one_as_it_ends(folder):
+    (folder / "logs").mkdir()
+    (folder / "logs" / "workflow.jsonl").write_text(DAMAGED)  # of an earlier run, which is no reason to fail
     result = in_a_file(folder)
     assert result.returncode == 0, result.stderr
     lines = [re.sub(r"^[\d:]+ ", "TIME ", line) for line in result.stderr.splitlines() if re.match(r"[\d:]+  ", line)]
@@ -145,6 +238,16 @@ def test_a_failure_is_one_line_with_its_reason_and_snakemakes_own_words(folder, 
     assert failure["reason"] == "the disk is full"
 
 
+# Until Snakemake has taken notice of the signal.
+INTERRUPTED = "kill -INT $PPID; grep -qm1 Terminating < <(tail --pid=$PPID -n +1 -f .snakemake/log/*.log 2> /dev/null)"
+
+
+def test_after_an_interruption_what_jobs_wrote_is_shown(folder):
+    write_snakefile(folder, INTERRUPTED)
+    _, screen, status = in_a_terminal(folder)
+    assert status != 0 and "    common noise" in screen.splitlines()[-1]
+
+
 def test_snakemakes_options_for_what_is_shown_still_hold(folder):
     result = in_a_file(folder, "--dry-run")
     assert "Job 2: Making a" in result.stdout and "Making a" not in result.stderr
@@ -153,5 +256,8 @@ def test_snakemakes_options_for_what_is_shown_still_hold(folder):
     output = in_a_file(folder, "--printshellcmds", "--forceall", "--quiet", "progress").stderr
     assert "touch b.txt" in output and "start" in output and "done" not in output
     assert re.search(r"start +Making a\n  Reason: Forced execution", in_a_file(folder, "--forceall").stderr)
+    assert not journal(folder)[0]["touched"]
+    in_a_file(folder, "--touch", "--forceall")
+    assert journal(folder)[0]["touched"]
     output = in_a_file(folder, "--verbose", "--forceall").stderr
     assert "Select jobs to execute..." in output and "of 2 steps" not in output.partition("Making a")[0]

@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from common import UserError, atomic_open, atomic_path, run_main
+from common import UserError, atomic_open, atomic_path, read_lines, run_main
 
 # Column -> where fairseq says it, for a log line of training and of validation.
 TRAIN = {"epoch": "epoch", "loss": "loss", "lr": "lr", "gradient_norm": "gnorm", "updates_per_second": "ups"}
@@ -82,13 +82,27 @@ def _is_number(value: object) -> bool:
 
 def main(argv: list[str]) -> None:
     args = parse_args(argv)
-    with open(args.input, encoding="utf-8", newline="") as file:
-        table = csv.DictReader(file, delimiter="\t")
-        if tuple(table.fieldnames or ()) != COLUMNS:
-            raise UserError(f"{args.input}: not a curve.tsv, its columns are not {', '.join(COLUMNS)}")
-        rows = list(table)
+    rows = read_curve(args.input)
     with atomic_path(args.output) as svg:
         draw(args.title, rows, svg)
+
+
+def read_curve(path: Path) -> list[dict[str, float]]:
+    """The rows of a curve.tsv, each without the cells that are empty."""
+    lines = read_lines(path)
+    if tuple(next(lines, (1, ""))[1].split("\t")) != COLUMNS:
+        raise UserError(f"{path}: not a curve.tsv, its columns are not {', '.join(COLUMNS)}")
+    rows = []
+    for number, line in lines:
+        try:
+            cells = zip(COLUMNS, line.split("\t"), strict=True)
+            row = {column: float(cell) for column, cell in cells if cell or column == "update"}
+        except ValueError:
+            raise UserError(
+                f"{path}, line {number}: expected {len(COLUMNS)} columns of numbers; all but the update may be empty"
+            ) from None
+        rows.append(row)
+    return rows
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
@@ -99,7 +113,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def draw(title: str, rows: list[dict[str, str]], svg: Path) -> None:
+def draw(title: str, rows: list[dict[str, float]], svg: Path) -> None:
     """Both losses over the updates, and the learning rate below; the same rows give the same bytes."""
     import matplotlib
 
@@ -115,8 +129,8 @@ def draw(title: str, rows: list[dict[str, str]], svg: Path) -> None:
         (losses, "valid_loss", "validation", "o-"),
         (rates, "lr", "", "-"),
     ):
-        points = [row for row in rows if row[column]]
-        x, y = [int(row["update"]) for row in points], [float(row[column]) for row in points]
+        points = [row for row in rows if column in row]
+        x, y = [[row[name] for row in points] for name in ("update", column)]
         panel.plot(x, y, style, markersize=3, label=label)
         panel.grid(alpha=0.3)
     losses.set_ylabel("loss (bits)")

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common import UserError, printable
 from state import PROGRESS_LINE, clock, describe, read_state, seconds_left, state_path
 
 JOURNAL = Path("logs") / "workflow.jsonl"
@@ -57,12 +58,11 @@ class Job:
     def progress(self) -> str:
         """How far it is, in words; empty if it does not say."""
         if report := self.report():
-            return describe(report)
+            return printable(describe(report))
         if not self.logs or not is_of_attempt(self.logs[0], self.begin):
             return ""
-        return next(
-            (line[len(PROGRESS_LINE) :] for line in reversed(tail(self.logs[0])) if line.startswith(PROGRESS_LINE)), ""
-        )
+        lines = (line for line in reversed(tail(self.logs[0])) if line.startswith(PROGRESS_LINE))
+        return printable(next(lines, "").removeprefix(PROGRESS_LINE))
 
 
 @dataclass
@@ -73,17 +73,19 @@ class Run:
     jobs: dict[int, Job]
     durations: Durations = field(default_factory=lambda: Durations())
     end: float = 0.0
+    last: float = 0.0  # when something last happened
 
     @classmethod
     def planned(cls, plan: dict) -> Run:
         """Of the plan alone."""
-        run = cls(plan, {job["id"]: Job(**job) for job in plan["jobs"]})
+        run = cls(plan, {job["id"]: Job(**job) for job in plan["jobs"]}, last=plan["time"])
         for rule, wildcards, seconds in plan["history"]:
             run.durations.add_history(rule, wildcards, seconds)
         return run
 
     def apply(self, event: dict) -> Job | None:
         """Take in what has happened; returns the job that it has happened to, if there is one."""
+        self.last = event["time"]
         if event["event"] == "end":
             self.end = event["time"]
         job = self.jobs.get(event.get("id"))
@@ -93,8 +95,8 @@ class Run:
             job.state, job.begin, job.end, job.reason = "running", event["time"], 0.0, ""
         else:
             job.state, job.end, job.reason = event["event"], event["time"], event.get("reason", "")
-        if job.state == "done":
-            self.durations.add(job.rule, job.wildcards, job.end - job.begin)
+        if job.state == "done" and not self.plan.get("touched") and not job.report().get("resumed_from"):
+            self.durations.add(job.rule, job.wildcards, job.end - job.begin)  # else it says little of the next one
         return job
 
     def of_state(self, state: str) -> list[Job]:
@@ -105,6 +107,10 @@ class Run:
         if self.end:
             return False
         return process_is_alive(self.plan["host"], self.plan["pid"], "snakemake")
+
+    def is_complete(self) -> bool:
+        """Whether nothing more is to come: all is done, or there was a failure and what ran beside it has ended."""
+        return not self.of_state("running") and bool(self.of_state("failed") or not self.of_state("to do"))
 
     def seconds_left(self, now: float) -> tuple[float, bool]:
         """(seconds until all is done, whether every job's duration is known; else it is the least that it can take)."""
@@ -124,19 +130,22 @@ class Run:
         return found
 
     def _expected(self, now: float) -> dict[int, float | None]:
-        """Job -> seconds that it will still take: by its own account, else as long as others like it took."""
+        """Job -> seconds that it will still take: by its own account, else as long as others like it took.
+
+        None if that is unknown: there was none like it, or it takes longer than that already.
+        """
         left: dict[int, float | None] = {}
         projected = Durations()
         for job in self.of_state("running"):
             report = job.report()
             own = seconds_left(report)
             if own is not None:
-                left[job.id] = max(0.0, own - (now - report["updated"]))
+                rest = own - (now - report["updated"])
                 projected.add(job.rule, job.wildcards, now - job.begin + own)
             else:
-                usual = self.durations.of(job.rule, job.wildcards)
-                left[job.id] = None if usual is None else max(0.0, usual - (now - job.begin))
-        for job in self.of_state("to do"):
+                rest = (self.durations.of(job.rule, job.wildcards) or 0.0) - (now - job.begin)
+            left[job.id] = rest if rest > 0 else None  # nobody knows by how much it takes longer
+        for job in [*self.of_state("to do"), *self.of_state("interrupted")]:
             usual = self.durations.of(job.rule, job.wildcards)
             left[job.id] = projected.of(job.rule, job.wildcards) if usual is None else usual
         return left
@@ -222,15 +231,16 @@ def finish_time(jobs: list[Job], seconds: dict[int, float], cores: float, gpus: 
                 ready[job.gpus > 0].append(job)
 
 
-def summary(run: Run, bar: bool = False) -> str:
-    """How many jobs are done, the time that it took, and the time that it will take."""
-    now = run.end or time.time()
+def summary(run: Run, bar: bool = False, over: bool = False) -> str:
+    """How many jobs are done, the time that it took, and if the run is not over, the time that it will take."""
+    now = run.last if over else time.time()
     jobs = sum(job.needed for job in run.jobs.values())
     counts = {state: len(run.of_state(state)) for state in ("done", "running", "failed")}
     parts = [f"{counts['done']} of {jobs} jobs done", f"{counts['running']} running"]
     parts += [f"{counts['failed']} failed"] if counts["failed"] else []
-    parts += [f"{clock(now - run.plan['time'])} elapsed"]
-    if not run.end:
+    if run.plan["time"] is not None:  # of targets where nothing has begun
+        parts.append(f"{clock(now - run.plan['time'])} elapsed")
+    if not over:
         left, known = run.seconds_left(now)
         parts.append(f"{'about' if known else 'at least'} {clock(left)} left" if known or left else "time left unknown")
     filled = round(BAR_WIDTH * counts["done"] / max(1, jobs))
@@ -252,19 +262,36 @@ class Journal:
 
 
 def read_run() -> Run | None:
-    """The last run in this folder; None if there was none."""
-    events = []
-    with contextlib.suppress(OSError), open(JOURNAL, encoding="utf-8", errors="replace") as file:
-        for line in file:
-            with contextlib.suppress(ValueError, RecursionError):  # of a process that was killed as it wrote it
-                events.append(json.loads(line))
+    """The last run in this folder; None if there was none.
+
+    Raises:
+        UserError: the journal cannot be read.
+        Exception: of many kinds, here and as the run is looked at: it is damaged, or of another version.
+    """
     try:
-        run = Run.planned(events[0])
-        for event in events[1:]:
-            run.apply(event)
-        return run
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):  # there is none, or it is damaged
+        lines = JOURNAL.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        raise UserError(f"{JOURNAL}: cannot be read ({error.strerror})") from None
+    if not lines:
+        return None
+    events = []
+    for line in lines:
+        with contextlib.suppress(ValueError, RecursionError):  # of a process that was killed as it wrote it
+            events.append(json.loads(line))
+    run = Run.planned(events[0])
+    for event in events[1:]:
+        run.apply(event)
+    return run
+
+
+def durations_so_far() -> list[list]:
+    """What the last run knew of durations; nothing of a journal that is damaged, which is no reason to fail."""
+    with contextlib.suppress(Exception):
+        if run := read_run():
+            return run.durations.summary()
+    return []
 
 
 def reason_of_failure(logs: list[str], begin: float) -> str:
@@ -272,15 +299,15 @@ def reason_of_failure(logs: list[str], begin: float) -> str:
     logs = [log for log in logs if is_of_attempt(log, begin)]
     for log in logs:
         if error := read_state(log).get("error"):
-            return error
+            return printable(error)
     ends = []
     for log in logs:
         lines = tail(log)
         for line in reversed(lines):
             if match := ERROR.match(line):
-                return match[1] or match[2]
+                return printable(match[1] or match[2])
         ends += lines[-1:]
-    return ends[-1] if ends else "nothing in its log; it was killed perhaps, for want of memory or time"
+    return printable(ends[-1]) if ends else "nothing in its log; it was killed perhaps, for want of memory or time"
 
 
 def is_of_attempt(path: str, begin: float) -> bool:

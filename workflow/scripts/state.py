@@ -13,7 +13,7 @@ import socket
 import time
 from pathlib import Path
 
-NUMBERS = ("begin", "elapsed", "end", "initial", "n", "pid", "total", "updated")
+NUMBERS = ("begin", "elapsed", "end", "initial", "n", "pid", "resumed_from", "total", "updated")
 PROGRESS_LINE = "progress: "  # how a line on stderr begins that tells how far a job is
 
 

@@ -22,13 +22,14 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from common import UserError, run_main
+from common import UserError, printable, run_main
 from journal import JOURNAL, Job, Run, process_is_alive, read_run, summary
 from state import clock
 
 PROJECT = Path(__file__).resolve().parents[2]
 STATES = ("done", "running", "interrupted", "failed", "to do")
 WATCH_SECONDS = 2
+ENDS = ("not started", "ended", "interrupted")  # states of a run that nothing more comes of
 RUNS = {True: "running", False: "interrupted", None: "running, as far as can be told from here"}
 
 
@@ -50,13 +51,15 @@ def told(plan: dict | None, for_programs: bool = False) -> tuple[Run | None, str
     """The last run, and what is to be said of it.
 
     Raises:
-        UserError: its journal is damaged.
+        UserError: its journal is damaged, of another version, or cannot be read.
     """
     try:
         run = look(plan)
         return run, json.dumps(as_json(run), indent=2) if for_programs else report(run)
-    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"{JOURNAL} is damaged ({error}); the next run of the workflow writes it anew") from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{JOURNAL} is damaged, or of another version ({error}); the next run of the workflow writes it anew"
+        ) from None
 
 
 def parse_args(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -107,13 +110,17 @@ def look(plan: dict | None) -> Run | None:
         elif before and before.state in ("running", "failed", "interrupted"):
             job.state, job.begin, job.end, job.reason = before.state, before.begin, before.end, before.reason
     if run:
-        wanted.durations, wanted.end = run.durations, run.end
+        wanted.durations, wanted.end, wanted.last = run.durations, run.end, run.last
         wanted.plan |= {name: run.plan[name] for name in ("host", "pid", "cores", "gpus", "command")}
+    else:  # what the plan says of itself is the dry run's
+        wanted.plan |= dict.fromkeys(("host", "pid", "command", "time"))
     return wanted
 
 
 def state_of(run: Run) -> str:
     """Of the run as a whole."""
+    if run.plan["time"] is None:
+        return "not started"
     return "ended" if run.end else RUNS[run.is_alive()]
 
 
@@ -121,8 +128,11 @@ def report(run: Run | None) -> str:
     """For a person."""
     if run is None:
         return "nothing has been run in this folder yet"
-    begin = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run.plan["time"]))
-    lines = [f"run of {begin} on {run.plan['host']}, process {run.plan['pid']}: {state_of(run)}", ""]
+    outcome = state_of(run)
+    lines = ["not started", ""]
+    if outcome != "not started":
+        begin = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run.plan["time"]))
+        lines = [f"run of {begin} on {run.plan['host']}, process {run.plan['pid']}: {outcome}", ""]
     for state in STATES:
         jobs = run.of_state(state)
         if not jobs:
@@ -134,9 +144,9 @@ def report(run: Run | None) -> str:
         lines.append(f"{state:<12} {len(jobs):>4}   {counted}")
         if state in ("running", "interrupted", "failed"):
             lines += [f"    {line}" for job in jobs for line in detail(job)]
-    if state_of(run) == "interrupted":
+    if outcome == "interrupted":
         lines += ["", "Snakemake was killed or has crashed; started again it goes on from there."]
-    return "\n".join([*lines, "", summary(run, bar=True)])
+    return "\n".join([*lines, "", summary(run, bar=True, over=outcome in ENDS)])
 
 
 def detail(job: Job) -> list[str]:
@@ -149,7 +159,7 @@ def detail(job: Job) -> list[str]:
     facts += [f"job {number} of the cluster"] if (number := cluster_job(job, own)) else []
     if job.state != "running" and job.logs and job.logs[0] not in job.reason:
         facts.append(f"log: {job.logs[0]}")
-    return [job.what, "    " + "; ".join(filter(None, facts))]
+    return [printable(job.what), "    " + printable("; ".join(filter(None, facts)))]
 
 
 def cluster_job(job: Job, own: dict) -> str | None:

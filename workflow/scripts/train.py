@@ -143,6 +143,7 @@ def train(
         updates = updates_of(last) if last.exists() else None
         if updates is not None:
             print(f"notice: going on from {last}", file=sys.stderr)
+            state.update(resumed_from=updates)
         # fairseq makes one more update before it sees that it was at the end.
         if updates is None or updates != max_update(flags):
             metrics.resumed(updates or 0)

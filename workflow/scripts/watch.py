@@ -22,7 +22,8 @@ import time
 from collections import deque
 from pathlib import Path
 
-from journal import ALIKE, Job, Journal, Run, event, read_run, reason_of_failure, summary
+from common import printable
+from journal import ALIKE, Job, Journal, Run, durations_so_far, event, reason_of_failure, summary
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import ColorizingTextHandler, is_quiet_about, logger
 from snakemake_interface_executor_plugins.settings import ExecMode
@@ -53,7 +54,6 @@ def attach(workflow) -> None:
 def plan_of(workflow) -> dict:
     """What the journal begins with; jobs come after those that they need."""
     order = [job for level in workflow.dag.toposorted() for job in sorted(level, key=workflow.dag.jobid)]
-    previous = read_run()
     gpus = workflow.global_resources.get("gpu_jobs")
     nodes = workflow.nodes if workflow.nodes and workflow.nodes < sys.maxsize else None
     return event(
@@ -63,7 +63,8 @@ def plan_of(workflow) -> dict:
         command=["snakemake", *sys.argv[1:]],
         cores=workflow._cores if workflow.local_exec else nodes,
         gpus=getattr(gpus, "value", gpus),
-        history=previous.durations.summary() if previous else [],
+        touched=workflow.touch,
+        history=durations_so_far(),
         jobs=[_planned(workflow, job) for job in order],
     )
 
@@ -126,7 +127,7 @@ class Display(logging.Handler):
             self._ended.set()
             if self._journal:
                 self._journal.write(event("end"))
-            self._screen.close()
+            self._screen.close(orderly=self._run is None or self._run.is_complete())
         super().close()
 
     def _take(self, record: logging.LogRecord) -> str:
@@ -214,7 +215,7 @@ class Lines:
     def show(self, lines: list[str]) -> None:
         self.write(f"{time.strftime('%H:%M:%S')}  {lines[-1]}")
 
-    def close(self) -> None:
+    def close(self, orderly: bool = True) -> None:
         self._stream.flush()
 
 
@@ -226,7 +227,12 @@ class Screen:
     """
 
     bar = True
-    SHOWN = re.compile(r"(error|warning|notice|fatal)\b", re.IGNORECASE)
+    SHOWN = re.compile(
+        r"(error|warning|notice|fatal)\b"
+        r"|.* \| (error|warning|critical) \| "  # as fairseq logs
+        r"|.+:\d+: \w*warning: ",  # as Python warns
+        re.IGNORECASE,
+    )
 
     def __init__(self, stream) -> None:
         stream.flush()
@@ -250,7 +256,7 @@ class Screen:
 
     def each(self, jobs: list[Job]) -> list[str]:
         """A line about each job that is running, as many as a third of the screen holds."""
-        size = shutil.get_terminal_size()
+        size = self._size()
         most = max(1, size.lines // 3)
         lines = []
         for job in jobs[:most]:
@@ -264,43 +270,61 @@ class Screen:
     def show(self, lines: list[str]) -> None:
         with self._lock:
             erase = self._erase()
-            width = shutil.get_terminal_size().columns - 1
+            width = self._size().columns - 1
             self._bars = [line[:width] for line in lines]
             self._put(erase + self._drawn())
 
-    def close(self) -> None:
-        """Leave the terminal as it was, with all that was written to it."""
+    def close(self, orderly: bool = True) -> None:
+        """Leave the terminal as it was, with all that was written to it; after a crash, with what was not shown too."""
         with self._lock:
             os.dup2(self._terminal, 2)
             self._put(self._erase())
             self._bars = []
-        self._reader.join(0.2)  # a process that was left behind may keep the pipe open
-        if self._rest:
-            self.write(self._rest.decode("utf-8", "replace"))
-            self._rest = b""
+        self._reader.join(1)  # a process that was left behind may keep the pipe open
+        with self._lock:
+            if self._rest:
+                self.write(_harmless(self._rest))
+                self._rest = b""
+            if not orderly and (said := self.said(0)):
+                self.write(said)
 
     def _read(self) -> None:
         """What others write to stderr, line by line."""
         while data := os.read(self._pipe, 1 << 16):
-            *lines, self._rest = (self._rest + data).split(b"\n")
-            for line in (line.decode("utf-8", "replace") for line in lines):
-                if self.SHOWN.match(line):
-                    self.write(line)
-                elif line.strip() and not line.startswith(PROGRESS_LINE) and "\r" not in line:
-                    self._unshown.append((time.time(), line))
+            with self._lock:
+                *lines, self._rest = (self._rest + data).split(b"\n")
+                for line in lines:
+                    self._sort(line)
+
+    def _sort(self, line: bytes) -> None:
+        """Show it, keep it for a failure, or drop it."""
+        text = _harmless(line)
+        if self.SHOWN.match(text):
+            self.write(text)
+        elif text and not text.startswith(PROGRESS_LINE) and b"\r" not in line:
+            self._unshown.append((time.time(), text))
 
     def said(self, since: float) -> str:
         """What was written to stderr from then on and not shown."""
-        lines = [f"    {line}" for moment, line in self._unshown if moment >= since]
-        self._unshown.clear()
-        return "\n".join(["  What jobs wrote meanwhile:", *lines]) if lines else ""
+        with self._lock:
+            lines = [f"    {line}" for moment, line in self._unshown if moment >= since]
+            self._unshown.clear()
+        return "\n".join(["  What was written meanwhile:", *lines]) if lines else ""
+
+    def _size(self) -> os.terminal_size:
+        """Of the terminal itself: stdout may be a file or a pipe, and COLUMNS of another terminal."""
+        with contextlib.suppress(OSError):
+            size = os.get_terminal_size(self._terminal)
+            if all(size):  # some do not know theirs
+                return size
+        return shutil.get_terminal_size()
 
     def _drawn(self) -> str:
         return "".join(f"{line}\n" for line in self._bars)
 
     def _erase(self) -> str:
         """Back to the first line of the bars; a terminal that became narrower has broken them into more lines."""
-        width = shutil.get_terminal_size().columns
+        width = self._size().columns
         rows = sum(max(1, math.ceil(len(line) / width)) for line in self._bars)
         return f"\x1b[{rows}F\x1b[J" if rows else ""
 
@@ -309,3 +333,8 @@ class Screen:
         with contextlib.suppress(OSError):  # the terminal is gone
             while data:
                 data = data[os.write(self._terminal, data) :]
+
+
+def _harmless(line: bytes) -> str:
+    """As text that leaves the bars where they are."""
+    return printable(line.decode("utf-8", "replace").rstrip().expandtabs())
