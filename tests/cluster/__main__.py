@@ -11,6 +11,7 @@ Every run takes place in a temporary folder; --keep DIR keeps it, --full takes t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import slurm
 import torch
 import yaml
@@ -131,6 +133,7 @@ class Cluster:
 
     def __init__(self, folder: Path, nodes: dict[str, subprocess.Popen]) -> None:
         self.folder, self.nodes = folder, nodes
+        self.suspended: list[tuple[str, psutil.Process]] = []
         self.seen: dict[str, dict[str, str]] = {}
 
     def jobs(self) -> list[dict[str, str]]:
@@ -146,6 +149,14 @@ class Cluster:
         """Its last state in each of its lives, and whether it had more than one."""
         lives = [job for job in self.seen.values() if job["JobId"] == job_id]
         return {job["JobState"] for job in lives} | ({REQUEUED} if int(lives[-1]["Restarts"]) else set())
+
+    def resume(self, jobs: list[dict[str, str]]) -> None:
+        """The processes that stand still, once their job is to end."""
+        running = {job["JobId"] for job in jobs if job["JobState"] == "RUNNING"}
+        for job_id, process in [each for each in self.suspended if each[0] not in running]:
+            self.suspended.remove((job_id, process))
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
 
     def restore_power(self) -> None:
         """To a node that the controller has found to be down."""
@@ -189,10 +200,13 @@ def preempt(_: Cluster, job: dict[str, str], __: subprocess.Popen) -> None:
     subprocess.run(["scontrol", "requeue", job["JobId"]], check=True)
 
 
-def end_time(_: Cluster, job: dict[str, str], __: subprocess.Popen) -> None:
+def end_time(cluster: Cluster, job: dict[str, str], _: subprocess.Popen) -> None:
     """The shortest limit is a minute: until then the training stands still."""
     subprocess.run(["scontrol", "update", f"JobId={job['JobId']}", "TimeLimit=1"], check=True)
-    subprocess.run(["scancel", "--signal=STOP", job["JobId"]], check=True)
+    for process in psutil.process_iter(["cmdline"]):
+        if any(part.startswith("bases/demo_bart/work-") for part in process.info["cmdline"] or []):
+            process.suspend()
+            cluster.suspended.append((job["JobId"], process))
 
 
 def cut_power(cluster: Cluster, job: dict[str, str], _: subprocess.Popen) -> None:
@@ -224,6 +238,7 @@ def run_disturbed(root: Path, cluster: Cluster, checks: Checks) -> None:
             time.sleep(0.5)
             cluster.restore_power()
             jobs = cluster.jobs()
+            cluster.resume(jobs)
             for fault in waiting:
                 if job := fault.victim(root, jobs):
                     say(f"{fault.name}: job {job['JobId']} on {job['NodeList']}")

@@ -2,7 +2,8 @@
 
 The command runs in namespaces of its own: processes, mounts, network (loopback alone) and host name. Slurm's and
 munge's files lie in a temporary folder; /etc/slurm and munge's socket are mounted over and look as before from outside.
-When the command ends, the daemons and all jobs end with its process namespace, however it ended.
+When the command ends, the daemons and all jobs end with its process namespace, however it ended; their cgroups are
+removed then, or by the next command.
 
 Each node is a daemon in namespaces of its own, too, and may be given more cores and memory than this machine has; the
 GPUs are made up.
@@ -10,6 +11,7 @@ GPUs are made up.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -27,6 +29,7 @@ NODE = "CPUs=16 RealMemory=100000 Gres=gpu:2"
 INSIDE = "PREFIX_IN_NAMESPACE"  # set where the namespaces are entered
 # Slurm looks for addresses as programs on a network do, which find none where there is only the loopback's own.
 ADDRESS = "10.99.0.1"
+CGROUPS = Path("/sys/fs/cgroup/freezer")
 
 CONFIGURATION = """
 ClusterName=test
@@ -40,7 +43,7 @@ StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/%n
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/%n.log
-ProctrackType=proctrack/linuxproc
+ProctrackType={tracking}
 TaskPlugin=task/none
 MpiDefault=none
 ReturnToService=2
@@ -59,6 +62,11 @@ SlurmdParameters=config_overrides
 GresTypes=gpu
 {nodes}
 PartitionName=main Nodes=ALL Default=YES DefaultTime=60 MaxTime=INFINITE State=UP
+"""
+
+CGROUP_CONFIGURATION = """
+CgroupPlugin=cgroup/v1
+CgroupMountpoint=/sys/fs/cgroup
 """
 
 
@@ -100,7 +108,10 @@ def run_inside(argv: list[str]) -> int:
         unshare += ["--user", "--map-root-user"]
     if subprocess.run([*unshare, "true"], capture_output=True).returncode != 0:
         raise Unavailable("this machine does not let this user have namespaces of its own (unshare failed)")
-    return subprocess.run([*unshare, sys.executable, *argv], env={**os.environ, INSIDE: "1"}).returncode
+    try:
+        return subprocess.run([*unshare, sys.executable, *argv], env={**os.environ, INSIDE: "1"}).returncode
+    finally:
+        _remove_cgroups()
 
 
 def is_inside() -> bool:
@@ -173,12 +184,31 @@ def _configure(folder: Path) -> None:
         f"NodeName={node} NodeHostname={node} NodeAddr={ADDRESS} Port={17001 + number} {NODE} State=UNKNOWN"
         for number, node in enumerate(NODES)
     ]
-    text = CONFIGURATION.format(folder=folder, address=ADDRESS, nodes="\n".join(nodes))
+    text = CONFIGURATION.format(folder=folder, address=ADDRESS, nodes="\n".join(nodes), tracking=_tracking())
     Path("/etc/slurm/slurm.conf").write_text(text.lstrip())
+    Path("/etc/slurm/cgroup.conf").write_text(CGROUP_CONFIGURATION.lstrip())
     gpus = [f"NodeName={node} Name=gpu File={device}" for node in NODES for device in ("/dev/null", "/dev/zero")]
     Path("/etc/slurm/gres.conf").write_text("\n".join(["AutoDetect=off", *gpus]) + "\n")
     for name in ("state", *NODES):
         (folder / name).mkdir()
+
+
+def _tracking() -> str:
+    """By cgroups, as on most clusters: what is to end a job is told to what its steps have started, and nobody else.
+
+    Where there are none to be had, all processes are told.
+    """
+    _remove_cgroups()  # of a test that was killed
+    free = os.access(CGROUPS, os.W_OK) and not any(CGROUPS.glob("slurm_*"))  # no other Slurm, or test
+    return "proctrack/cgroup" if free else "proctrack/linuxproc"
+
+
+def _remove_cgroups() -> None:
+    """Those of the nodes, once they are without processes."""
+    for node in NODES:
+        for folder, *_ in os.walk(CGROUPS / f"slurm_{node}", topdown=False):
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
 
 
 def _start_munge(folder: Path) -> None:
