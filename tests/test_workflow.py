@@ -494,7 +494,7 @@ def test_a_lock_stays_while_slurm_does_not_answer(tmp_path):
     assert lock.exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_in_a_batch_job_the_training_learns_of_a_signal_to_snakemake_alone(workflow, tmp_path, number):
     shutil.rmtree(workflow / "runs")
     pipe = tmp_path / "pipe"
