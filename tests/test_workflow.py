@@ -479,9 +479,12 @@ def test_slurm_jobs_that_a_killed_snakemake_left_are_cancelled_and_no_others(tmp
     assert "cancelling Slurm jobs of a Snakemake that was killed: 7" in result.stderr
 
 
-def test_a_lock_stays_while_slurm_does_not_answer(tmp_path):
-    """There may be jobs."""
+@pytest.mark.parametrize("sent", [True, False])
+def test_a_lock_stays_while_slurm_does_not_answer_of_the_jobs_sent_from_here(tmp_path, sent):
+    """Slurm's commands are there on machines of no cluster, too, and fail."""
     (tmp_path / ".snakemake" / "locks").mkdir(parents=True)
+    if sent:
+        (tmp_path / ".snakemake" / "slurm_logs").mkdir()
     lock = tmp_path / ".snakemake" / "locks" / "0.output.lock"
     lock.write_text("x\n")
     squeue = tmp_path / "squeue"
@@ -490,8 +493,8 @@ def test_a_lock_stays_while_slurm_does_not_answer(tmp_path):
     unlock = [sys.executable, str(REPOSITORY / "workflow" / "scripts" / "unlock.py")]
     environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
     result = subprocess.run(unlock, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert result.returncode == 1 and "squeue failed (slurm_load_jobs error: Unable to contact" in result.stderr
-    assert lock.exists()
+    assert (result.returncode == 1) == lock.exists() == sent, result.stderr
+    assert ("squeue failed (slurm_load_jobs error: Unable to contact" in result.stderr) == sent
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
