@@ -164,11 +164,38 @@ def test_no_option_of_a_checkpoint_is_evaluated(checkpoint, tmp_path, place, key
     one_sentence(error)
 
 
-def test_options_do_not_ask_for_the_environment(checkpoint, tmp_path):
-    state = with_option(torch.load(checkpoint, weights_only=True), "cfg", "activation_fn", "${oc.env:HOME}")
+QUOTED = f"'+str({CODE})+'"  # code, where it comes to stand between quotes
+COOKIE = f"# coding: utf-7\n(1,#+AAo-{CODE}#\n)".encode()  # a comment in UTF-8
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("activation_fn", "${oc.env:HOME}", "activation_fn refers to another value"),
+        ("activation_fn", "${${model.x}:HOME}", "activation_fn refers to another value"),
+        ("activation_fn", "\\${model.x}", "activation_fn refers to another value"),
+        ("adaptive_softmax_cutoff", "'${model.note}'", "adaptive_softmax_cutoff refers to another value"),
+        ("adaptive_softmax_cutoff", "'1,2'", "adaptive_softmax_cutoff is code"),
+        ("adaptive_softmax_cutoff", "{[]: 1}", "adaptive_softmax_cutoff is code"),
+        ("adaptive_softmax_cutoff", COOKIE, "adaptive_softmax_cutoff is code"),
+    ],
+)
+@pytest.mark.parametrize("place", ["cfg", "args"])
+def test_an_option_is_what_stands_there(checkpoint, tmp_path, place, key, value, message):
+    """Neither put together of others, nor of the environment, nor text that is decoded in its own way."""
+    state = with_option(torch.load(checkpoint, weights_only=True), place, key, value)
+    for model in (state["cfg"]["model"], state.get("args")):
+        model = vars(model) if isinstance(model, Namespace) else model or {}
+        model |= {"note": QUOTED, "x": "oc.env"}
     torch.save(state, tmp_path / "evil.pt")
-    with pytest.raises(UsageError, match="its option activation_fn asks for something outside the file"):
-        checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "evil.pt"))
+    with pytest.raises(UsageError, match=f"evil.pt cannot be loaded: its option {message}") as error:
+        checkpoint_utils.load_model_ensemble([str(tmp_path / "evil.pt")], task=tiny.make_task())
+    one_sentence(error)
+
+
+@pytest.mark.parametrize("value", [None, "None", 12, "12", "True", "(0.9, 0.98)", "[(256, 3)]", "{'name': 'linear'}"])
+def test_options_that_are_plain_values_pass(value):
+    loading.check_contents({"model": {"decoder_layers": value, "adam_betas": value}, "note": QUOTED})
 
 
 def test_every_option_that_fairseq_evaluates_is_known():
