@@ -222,6 +222,22 @@ def test_every_flag_that_fairseq_evaluates_is_checked_in_the_configuration():
     check_flag("train", "adam-betas", "(0.9, 0.98)", "mine.yaml")
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("adam-betas", "'${common.wandb_project}'", "refers to another value"),
+        ("wandb-project", "${oc.env:HOME}", "refers to another value"),
+        ("adam-betas", f'"{QUOTED}"', "fairseq would run"),
+        ("adam-betas", "{[]: 1}", "fairseq would run"),
+    ],
+)
+def test_a_flag_is_what_stands_there(flag, value, message):
+    """fairseq resolves what refers to others after it has read its command line."""
+    with pytest.raises(UserError, match=f"mine.yaml: .*{message}") as error:
+        check_flag("train", flag, value, "mine.yaml")
+    one_sentence(error)
+
+
 def run_fairseq(*arguments) -> str:
     process = start(*arguments)
     output, _ = process.communicate()
