@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 import zipfile
 from argparse import Namespace
 from pathlib import Path
@@ -427,6 +428,75 @@ def test_damage_that_only_bz2_notices_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="truncated or damaged archive") as error, open_tar(path) as members:
         list(members)
     one_sentence(error)
+
+
+def described(kind: bytes, text: bytes, size: int | None = None) -> bytes:
+    """What stands before a member in an archive to say more of it."""
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, len(text) if size is None else size
+    return info.tobuf(tarfile.GNU_FORMAT) + text + bytes(-len(text) % 512)
+
+
+def sparse(**fields) -> bytes:
+    info = member("test.xml")
+    info.pax_headers = {f"GNU.sparse.{name}": value for name, value in fields.items()}
+    return info.tobuf(tarfile.PAX_FORMAT)
+
+
+def old_sparse() -> bytes:
+    return member("test.xml", tarfile.GNUTYPE_SPARSE).tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (described(tarfile.GNUTYPE_LONGNAME, bytes(300_000)), "a member is described by 300000 bytes"),
+        (described(tarfile.GNUTYPE_LONGLINK, b"x" * 300_000), "a member is described by 300000 bytes"),
+        (described(tarfile.XHDTYPE, b"x" * 300_000), "a member is described by 300000 bytes"),
+        (described(tarfile.XGLTYPE, b"x" * 300_000), "a member is described by 300000 bytes"),
+        (described(tarfile.GNUTYPE_LONGNAME, b"x", size=-512), "a member is described by -512 bytes"),
+        (described(tarfile.GNUTYPE_LONGNAME, b"x") * 900, "maximum recursion depth"),
+        (described(tarfile.XHDTYPE, b"17 hdrcharset=\xff\n"), "invalid start byte"),
+        (sparse(map="x,y"), "a member is a sparse file"),
+        (sparse(size="z"), "a member is a sparse file"),
+        (sparse(major="1", minor="0"), "a member is a sparse file"),
+        (sparse(map="0,1", realsize=str(8 << 30)), "a member is a sparse file"),
+        (old_sparse(), "a member is a sparse file"),
+        (sparse(realsize="z"), "invalid literal"),
+    ],
+)
+def test_what_an_archive_says_of_a_member_is_short_and_sound(tmp_path, head, message):
+    data = ENTRY.format("text").encode()
+    path = archive(tmp_path / "a.tar", [("test.xml", data)], "w")
+    path.write_bytes(head + path.read_bytes())
+    for read in (
+        lambda: unpack(path, {"test.xml": tmp_path / "out"}, 1 << 20),
+        lambda: list(READERS["webnlg"]({"test": path}, {})["test"]),
+    ):
+        with pytest.raises(UserError, match=f"truncated or damaged archive .*{message}") as error:
+            read()
+        one_sentence(error)
+
+
+def test_long_names_and_attributes_of_a_member_are_no_damage(tmp_path):
+    info = member(f"{'folder/' * 50}test.xml")
+    info.pax_headers = {"SCHILY.xattr.user.note": "x" * 70_000}
+    path = archive(tmp_path / "a.tar.gz", [(info, b"<x/>")])
+    with open_tar(path) as members:
+        assert [(name, file.read()) for name, _, file in members] == [(info.name, b"<x/>")]
+
+
+def test_the_members_of_an_archive_are_not_remembered(tmp_path):
+    """Nor what is said of all of them, which each may add to."""
+    path = archive(tmp_path / "a.tar", [("x", b"")], "w")
+    one = path.read_bytes()[:512]
+    path.write_bytes(b"".join(described(tarfile.XGLTYPE, b"13 a%06d=x\n" % number) + one for number in range(2000)))
+    tracemalloc.start()
+    with open_tar(path) as members:
+        assert sum(1 for _ in members) == 2000
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3 << 20  # that of tarfile is 58 MB
 
 
 # XML, JSON, YAML ------------------------------------------------------------------------------------------------------

@@ -199,6 +199,38 @@ def read_json(path: str | os.PathLike):
         raise UserError(f"{path}: not JSON ({error})") from None
 
 
+class TarMember(tarfile.TarInfo):
+    """A member whose description is short and sound; tarfile itself takes any length of it into memory, and raises
+    whatever comes of what stands there. Sparse files, which no release has, are whatever size they claim.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> TarMember:
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in DESCRIPTIONS and not 0 <= member.size <= LONGEST_DESCRIPTION:
+            raise tarfile.TarError(f"a member is described by {member.size} bytes")
+        return member
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> TarMember:
+        try:
+            return super().fromtarfile(archive)
+        except (ValueError, RecursionError) as error:
+            raise tarfile.TarError(str(error)) from None
+
+    def _refuse_sparse(self, *_) -> None:
+        raise tarfile.TarError("a member is a sparse file")
+
+    _proc_sparse = _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _refuse_sparse
+
+
+DESCRIPTIONS = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
+LONGEST_DESCRIPTION = 1 << 18  # bytes: a long name and extended attributes
+
+
 @contextlib.contextmanager
 def open_tar(path: str | os.PathLike) -> Iterator[Iterator[tuple[str, tarfile.TarInfo, tarfile.ExFileObject]]]:
     """Stream the regular files of a tar archive (plain, .gz, .bz2, .xz) in order; nothing is ever extracted by name.
@@ -214,7 +246,7 @@ def open_tar(path: str | os.PathLike) -> Iterator[Iterator[tuple[str, tarfile.Ta
             magic = raw.read(6)
         opener = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}.get(magic[:2], open)
         # tarfile's own stream mode checks no checksum and takes a cut-off .gz for a complete one, hence our own opener.
-        with opener(path, "rb") as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+        with opener(path, "rb") as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=TarMember) as archive:
             yield _safe_members(path, archive, stream)
     except DAMAGED as error:
         raise UserError(f"{path}: truncated or damaged archive ({error}); fetch it again") from None
@@ -227,7 +259,9 @@ def open_tar(path: str | os.PathLike) -> Iterator[Iterator[tuple[str, tarfile.Ta
 
 
 def _safe_members(path, archive: tarfile.TarFile, stream):
-    for member in archive:
+    while member := archive.next():
+        archive.members.clear()  # tarfile would remember each, and what is said of all
+        archive.pax_headers.clear()
         name = PurePosixPath(member.name)
         if name.is_absolute() or ".." in name.parts:
             raise UserError(f"{path}: member {member.name!r} lies outside the archive's folder; the archive is refused")
