@@ -1,5 +1,6 @@
 """Bad files, one kind a test: nothing in them runs, nothing leaves its folder, and the user reads one sentence."""
 
+import gzip
 import json
 import os
 import pickle
@@ -13,6 +14,7 @@ import zipfile
 from argparse import Namespace
 from pathlib import Path
 
+import common
 import fairseq
 import pytest
 import report
@@ -20,10 +22,11 @@ import table
 import tiny
 import torch
 import yaml
-from common import UserError, open_tar, run_main
+from common import UserError, open_tar, read_jsonl, run_main
 from config import EVALUATED, Configuration, check, check_flag, known_flags, load_yaml
 from conftest import REPOSITORY, archive
 from fairseq import checkpoint_utils
+from make_documents import paragraphs
 from prepare import prepare
 from readers import READERS
 from safetensors.torch import load_file, save_file
@@ -577,6 +580,21 @@ def test_odd_json_is_one_sentence(tmp_path, row):
         prepare("jsonl", {"train": tmp_path / "t.jsonl"}, {"id": "id"} if '"id"' in row else {}, tmp_path / "out")
     one_sentence(error)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_line_that_does_not_end_is_not_read(tmp_path, monkeypatch, more):
+    """Neither of a compressed file, where it takes no room, nor of an archive's member."""
+    monkeypatch.setattr(common, "LONGEST_LINE", 1 << 20)
+    data = b'{}\n{"x": "%s"}\n{}\n' % (b"a" * ((1 << 20) - 10 + more))
+    (tmp_path / "t.jsonl.gz").write_bytes(gzip.compress(data))
+    path = archive(tmp_path / "a.tar.gz", [("t.txt", data)])
+    for lines, name in ((read_jsonl(tmp_path / "t.jsonl.gz"), "t.jsonl.gz"), (paragraphs([path]), "a.tar.gz: t.txt")):
+        if more:
+            with pytest.raises(UserError, match=f"{name}, line 2: longer than 1 MiB"):
+                list(lines)
+        else:
+            assert len(list(lines)) == 3
 
 
 # The shell ------------------------------------------------------------------------------------------------------------

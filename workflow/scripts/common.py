@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from state import PROGRESS_LINE, State, describe
 from tqdm import tqdm
@@ -34,6 +35,7 @@ SPLITS = ("train", "valid", "test")
 # The official evaluations of WebNLG 2017 and of DART score against the first three texts of an entry.
 OFFICIAL_REFERENCES = 3
 SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+LONGEST_LINE = 64 << 20  # bytes; a few kB of a compressed file may be any number of them
 # What a truncated or damaged compressed file raises while it is read, whatever its format.
 DAMAGED = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, tarfile.TarError)
 # Of the disk, not of the program: full, over quota, read-only, no permission, broken.
@@ -140,11 +142,12 @@ def single_line(text: str) -> str:
     return " ".join(filter(None, text.replace("\t", "\n").splitlines())).strip()
 
 
-def _raw_lines(path: str | os.PathLike) -> Iterator[bytes]:
-    """Lines of a file, decompressed where its name ends in .gz."""
+@contextlib.contextmanager
+def _open(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A file to read, decompressed where its name ends in .gz."""
     try:
         with gzip.open(path, "rb") if str(path).endswith(".gz") else open(path, "rb") as file:
-            yield from file
+            yield file
     except DAMAGED as error:
         raise UserError(f"{path}: truncated or damaged ({error}); fetch it again") from None
     except OSError as error:
@@ -155,15 +158,18 @@ def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
     """(line number, line without its end) of a UTF-8 text file, plain or .gz; a byte-order mark and CRLF are taken off.
 
     Raises:
-        UserError: the file is missing, truncated, not UTF-8, or holds a NUL byte (named with its line).
+        UserError: the file is missing, truncated, not UTF-8, or holds a NUL byte or a line without an end (named).
     """
-    with contextlib.closing(_raw_lines(path)) as lines:
-        yield from decode_lines(lines, path)
+    with _open(path) as file:
+        yield from decode_lines(file, path)
 
 
-def decode_lines(lines: Iterable[bytes], name: object) -> Iterator[tuple[int, str]]:
-    """What `read_lines` does, for the lines of an open binary file (a member of an archive) that errors call `name`."""
+def decode_lines(file: BinaryIO, name: object) -> Iterator[tuple[int, str]]:
+    """What `read_lines` does, for an open binary file (a member of an archive) that errors call `name`."""
+    lines = iter(functools.partial(file.readline, LONGEST_LINE + 1), b"")
     for number, raw in enumerate(lines, 1):
+        if len(raw) > LONGEST_LINE:
+            raise UserError(f"{name}, line {number}: longer than {LONGEST_LINE >> 20} MiB; write shorter lines")
         if b"\0" in raw:
             raise UserError(f"{name}, line {number}: holds a NUL byte; the file is damaged or not text")
         try:
