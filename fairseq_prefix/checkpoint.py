@@ -36,6 +36,7 @@ FORMAT = 1
 METADATA_KEY = "prefix.metadata"  # of a checkpoint, whatever the method
 EXPORT_KEY = "fairseq_prefix"
 ABSENT_SYMBOLS = "decoder.absent_symbols"  # which symbols of the dictionary a GPT-2 does not know, as a mask
+MOST_LAYERS = 500  # of a base; the largest GPT-2 has 48
 BOOKKEEPING = (".version", "._float_tensor")  # ends of names that are fairseq's own and no weights
 
 
@@ -138,19 +139,31 @@ def sizes(base: Base) -> dict[str, int]:
     Raises:
         UsageError: the weights are not complete.
     """
-    family, found = family_of(base.state), {}
+    family, found, least = family_of(base.state), {}, 0
     try:
+        width = base.state[family.embedding].size(1)
         for part, side in zip(family.parts, ("source", "target")[-len(family.parts) :], strict=True):
-            layers = {name.split(".")[2] for name in base.state if name.startswith(f"{part}.layers.")}
-            found[f"{part}_layers"] = len(layers)
-            found[f"{part}_embed_dim"] = base.state[family.embedding].size(1)
-            found[f"{part}_ffn_embed_dim"] = base.state[f"{part}.layers.0.fc1.weight"].size(0)
-            found[f"max_{side}_positions"] = base.state[f"{part}.embed_positions.weight"].size(0) - 2
+            layers = len({name.split(".")[2] for name in base.state if name.startswith(f"{part}.layers.")})
+            inner = base.state[f"{part}.layers.0.fc1.weight"].size(0)
+            positions = base.state[f"{part}.embed_positions.weight"].size(0) - 2
+            found |= {f"{part}_layers": layers, f"{part}_embed_dim": width}
+            found |= {f"{part}_ffn_embed_dim": inner, f"max_{side}_positions": positions}
+            least += layers * (4 * width**2 + 2 * width * inner) + positions * width
     except KeyError as error:
         raise UsageError(f"{base.path} lacks {error}; this is no whole {family.name}") from None
     except IndexError:
         raise UsageError(f"{base.path}: its weights do not have the shapes of a {family.name}") from None
+    # A model takes memory for what its base claims: layers that are a name alone take none in a file.
+    deepest = max(found[f"{part}_layers"] for part in family.parts)
+    if min(found.values()) < 1 or deepest > MOST_LAYERS or least > _stored(base.state):
+        raise UsageError(f"{base.path} does not hold what its names and shapes claim; this is no whole {family.name}")
     return found
+
+
+def _stored(state: dict[str, Tensor]) -> int:
+    """How many numbers the tensors hold, of which several may be parts of one storage."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor for tensor in state.values()}
+    return sum(tensor.untyped_storage().nbytes() // tensor.element_size() for tensor in storages.values())
 
 
 def _convert_bart(folder: Path, config: dict, raw: dict[str, Tensor]) -> Base:

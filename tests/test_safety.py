@@ -34,8 +34,8 @@ from test_table import recorded
 from test_training import make_world, start, training
 from unpack import unpack
 
+from fairseq_prefix import api, loading
 from fairseq_prefix import checkpoint as files
-from fairseq_prefix import loading
 from fairseq_prefix.__main__ import main
 from fairseq_prefix.errors import UsageError
 
@@ -288,6 +288,44 @@ def test_a_tensor_is_not_larger_than_its_file(checkpoint, tmp_path, tensor):
     for read in (files.read_tuned, checkpoint_utils.load_checkpoint_to_cpu):
         with pytest.raises(UsageError, match="its tensor prefix.x is not stored element by element"):
             read(str(tmp_path / "large.pt"))
+
+
+# Bases ----------------------------------------------------------------------------------------------------------------
+
+
+def base_with(world, folder, state=(), **options):
+    """The base of `world` with other tensors, and with options of its own."""
+    model = torch.load(world / "base" / "model.pt", weights_only=True)["model"] | dict(state)
+    torch.save({"model": model, "args": Namespace(**options)}, folder / "model.pt")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {f"decoder.layers.{layer}.x": torch.zeros(1) for layer in range(600)},
+        {f"decoder.layers.{layer}.x": torch.zeros(1) for layer in range(60)},
+        {"encoder.layers.0.fc1.weight": torch.zeros(100_000, 1)},
+        {"decoder.embed_positions.weight": torch.zeros(100_000, 1)},
+        {"decoder.embed_positions.weight": torch.zeros(2, 64)},
+        {"encoder.embed_tokens.weight": torch.zeros(65, 10_000)},
+    ],
+    ids=["600 layers", "60 layers", "inner", "positions", "no positions", "width"],
+)
+def test_a_model_is_not_larger_than_its_base(world, tmp_path, state):
+    """Layers that are a name alone took 1 MB each."""
+    with pytest.raises(UsageError, match="model.pt does not hold what its names and shapes claim") as error:
+        api.load(base_with(world, tmp_path, state, decoder_attention_heads=2, encoder_attention_heads=2))
+    one_sentence(error)
+
+
+def test_tensors_that_share_a_storage_count_once(world, tmp_path):
+    state = torch.load(world / "base" / "model.pt", weights_only=True)["model"]
+    layers = {
+        name.replace("layers.0", f"layers.{n}"): state[name] for name in state if "layers.0" in name for n in range(50)
+    }
+    with pytest.raises(UsageError, match="model.pt does not hold what its names and shapes claim"):
+        api.load(base_with(world, tmp_path, layers))
 
 
 # Exports --------------------------------------------------------------------------------------------------------------
