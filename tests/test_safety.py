@@ -301,6 +301,21 @@ def base_with(world, folder, state=(), **options):
 
 
 @pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("decoder_attention_heads", value) for value in ("x", 0, -1, 7, 2.0, True, [2], 10**30)),
+        *(("encoder_attention_heads", 7), ("activation_fn", "nonsense"), ("activation_fn", ["gelu"])),
+        *(("encoder_normalize_before", 1), ("no_scale_embedding", "yes")),
+    ],
+)
+def test_what_a_base_says_of_itself_makes_a_model(world, tmp_path, option, value):
+    options = {"decoder_attention_heads": 2, "encoder_attention_heads": 2, option: value}
+    with pytest.raises(UsageError, match=f"its {option} is .*, of which no BART can be made") as error:
+        api.load(base_with(world, tmp_path, **options))
+    one_sentence(error)
+
+
+@pytest.mark.parametrize(
     "state",
     [
         {f"decoder.layers.{layer}.x": torch.zeros(1) for layer in range(600)},
