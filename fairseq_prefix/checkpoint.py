@@ -7,11 +7,12 @@ and dictionary, geometry and conventions. How files are read so that nothing in 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,11 +78,8 @@ def read_base(path: str, family: Family | None = None) -> Base:
             config, raw = _read_hugging_face(base)
             family = family or _family_of_config(base, config)
             _check_config(base, config, family.expected)
-            try:
+            with _of_family(base, family):
                 return family.convert(base, config, raw)
-            except (IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                raise UsageError(f"{base}: the weights are not a {family.name}'s ({reason})") from None
         if not (base / "model.pt").exists():
             raise UsageError(f"--base-model {path}: the folder holds neither model.pt nor config.json")
         base = base / "model.pt"
@@ -100,6 +98,16 @@ def read_base(path: str, family: Family | None = None) -> Base:
         )
     _check_weights(base, state["model"])
     return Base(base, dict(state["model"]), _symbols(base.parent), _whole_args(state))
+
+
+@contextlib.contextmanager
+def _of_family(path: Path, family: Family) -> Iterator[None]:
+    """Weights of any shapes and kinds are brought into this family's form, or refused in one sentence."""
+    try:
+        yield
+    except (IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"{path}: the weights are not a {family.name}'s ({reason})") from None
 
 
 def _read_hugging_face(folder: Path) -> tuple[dict, dict[str, Tensor]]:
@@ -307,9 +315,10 @@ def load_into(model: nn.Module, base: Base, dictionary: Dictionary, arch: str) -
         for part in family.parts
         for name, tensor in getattr(model, part).state_dict(prefix=f"{part}.").items()
     }
-    _place_rows(state, base, family, dictionary)
-    state |= dict.fromkeys((name for name in family.tied if name in wanted), state[family.embedding])
-    model.upgrade_state_dict_named(state, "")
+    with _of_family(base.path, family):
+        _place_rows(state, base, family, dictionary)
+        state |= dict.fromkeys((name for name in family.tied if name in wanted), state[family.embedding])
+        model.upgrade_state_dict_named(state, "")
     state = {name: tensor for name, tensor in state.items() if not name.endswith(BOOKKEEPING)}
     missing = [name for name in wanted if name not in state and not name.endswith(BOOKKEEPING)]
     surplus = [name for name in state if name not in wanted]

@@ -334,6 +334,18 @@ def test_a_model_is_not_larger_than_its_base(world, tmp_path, state):
     one_sentence(error)
 
 
+@pytest.mark.parametrize("name", ["encoder.embed_tokens.weight", "decoder.version", "decoder.absent_symbols"])
+def test_a_tensor_that_is_a_number_is_one_sentence(tmp_path, name):
+    family = "gpt2" if name == "decoder.absent_symbols" else "bart"
+    folder = tiny.save_base(tmp_path / "base", arch=f"full_{family}_tiny")
+    state = torch.load(folder / "model.pt", weights_only=True)
+    state["model"][name] = torch.tensor(1)
+    torch.save(state, folder / "model.pt")
+    with pytest.raises(UsageError, match="model.pt: the weights are not a (BART|GPT-2)'s") as error:
+        tiny.build(f"prefix_{family}_tiny", base_model=str(folder), prefix_length=1)
+    one_sentence(error)
+
+
 def test_tensors_that_share_a_storage_count_once(world, tmp_path):
     state = torch.load(world / "base" / "model.pt", weights_only=True)["model"]
     layers = {
