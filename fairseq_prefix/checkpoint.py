@@ -793,7 +793,8 @@ def describe(path: str) -> dict:
         loaded = load_tensors(Path(path))
         history = loaded.get("optimizer_history")
         last = history[-1] if isinstance(history, list) and history else None
-        updates = {"updates": last.get("num_updates")} if isinstance(last, dict) else {}
+        updates = last.get("num_updates") if isinstance(last, dict) else None
+        updates = {"updates": updates} if isinstance(updates, int) else {}
         state = loaded.get("model")
         if family_of(state) and METADATA_KEY not in state:
             return {**_describe_whole(path, loaded), **updates, "bytes": size}
@@ -817,7 +818,7 @@ def _describe_whole(path: str, loaded: dict) -> dict:
     left_out = (*family_of(loaded["model"]).tied, ABSENT_SYMBOLS)
     state = {name: tensor for name, tensor in loaded["model"].items() if not name.endswith(BOOKKEEPING)}
     count = sum(tensor.numel() for name, tensor in state.items() if name not in left_out)
-    model_args = _whole_args(loaded)
+    model_args = {key: value for key, value in _whole_args(loaded).items() if isinstance(value, str)}
     return {
         "kind": "whole model",
         "arch": model_args.get("arch"),

@@ -816,6 +816,16 @@ def test_inspect_does_not_steer_the_terminal(exported, capsys):
     assert "\x1b" not in capsys.readouterr().out
 
 
+def test_inspect_shows_no_tensors_among_the_options(checkpoint, world, tmp_path, capsys):
+    state = torch.load(checkpoint, weights_only=True)
+    state["optimizer_history"] = [{"num_updates": torch.zeros(2)}]
+    torch.save(state, tmp_path / "c.pt")
+    main(["inspect", str(tmp_path / "c.pt"), "--json"])
+    assert "updates" not in json.loads(capsys.readouterr().out)
+    main(["inspect", str(base_with(world, tmp_path, arch=[torch.zeros(2)]) / "model.pt"), "--json"])
+    assert json.loads(capsys.readouterr().out)["arch"] is None
+
+
 # Lock files -----------------------------------------------------------------------------------------------------------
 
 
