@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.tasks import TASK_REGISTRY
-from fairseq.utils import apply_to_sample
+from fairseq.utils import apply_to_sample, get_available_activation_fns
 from tqdm import tqdm
 
 from . import checkpoint as files
@@ -272,7 +272,19 @@ def _options_of(path: str) -> argparse.Namespace:
     given = {"base_model": path, "prefix_length": 1, "prefix_reparam": "flat", **sizes, **settings}
     args = argparse.Namespace(arch=arch, task=model_class.default_task, **given)
     ARCH_CONFIG_REGISTRY[arch](args)
+    for name in family.settings:
+        if not _is_sound(name, value := getattr(args, name, None), sizes["decoder_embed_dim"]):
+            raise UsageError(f"{path}: its {name} is {value!r}, of which no {family.name} can be made")
     return args
+
+
+def _is_sound(name: str, value: object, width: int) -> bool:
+    """Whether a base's option may be so; any value may be recorded."""
+    if name.endswith("attention_heads"):
+        return type(value) is int and value > 0 and width % value == 0
+    if name == "activation_fn":
+        return value in get_available_activation_fns()
+    return value is None or isinstance(value, bool)
 
 
 def _check_device(device: str) -> bool:

@@ -7,11 +7,12 @@ and dictionary, geometry and conventions. How files are read so that nothing in 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +37,7 @@ FORMAT = 1
 METADATA_KEY = "prefix.metadata"  # of a checkpoint, whatever the method
 EXPORT_KEY = "fairseq_prefix"
 ABSENT_SYMBOLS = "decoder.absent_symbols"  # which symbols of the dictionary a GPT-2 does not know, as a mask
+MOST_LAYERS = 500  # of a base; the largest GPT-2 has 48
 BOOKKEEPING = (".version", "._float_tensor")  # ends of names that are fairseq's own and no weights
 
 
@@ -76,11 +78,8 @@ def read_base(path: str, family: Family | None = None) -> Base:
             config, raw = _read_hugging_face(base)
             family = family or _family_of_config(base, config)
             _check_config(base, config, family.expected)
-            try:
+            with _of_family(base, family):
                 return family.convert(base, config, raw)
-            except (IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                raise UsageError(f"{base}: the weights are not a {family.name}'s ({reason})") from None
         if not (base / "model.pt").exists():
             raise UsageError(f"--base-model {path}: the folder holds neither model.pt nor config.json")
         base = base / "model.pt"
@@ -99,6 +98,16 @@ def read_base(path: str, family: Family | None = None) -> Base:
         )
     _check_weights(base, state["model"])
     return Base(base, dict(state["model"]), _symbols(base.parent), _whole_args(state))
+
+
+@contextlib.contextmanager
+def _of_family(path: Path, family: Family) -> Iterator[None]:
+    """Weights of any shapes and kinds are brought into this family's form, or refused in one sentence."""
+    try:
+        yield
+    except (IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"{path}: the weights are not a {family.name}'s ({reason})") from None
 
 
 def _read_hugging_face(folder: Path) -> tuple[dict, dict[str, Tensor]]:
@@ -138,19 +147,31 @@ def sizes(base: Base) -> dict[str, int]:
     Raises:
         UsageError: the weights are not complete.
     """
-    family, found = family_of(base.state), {}
+    family, found, least = family_of(base.state), {}, 0
     try:
+        width = base.state[family.embedding].size(1)
         for part, side in zip(family.parts, ("source", "target")[-len(family.parts) :], strict=True):
-            layers = {name.split(".")[2] for name in base.state if name.startswith(f"{part}.layers.")}
-            found[f"{part}_layers"] = len(layers)
-            found[f"{part}_embed_dim"] = base.state[family.embedding].size(1)
-            found[f"{part}_ffn_embed_dim"] = base.state[f"{part}.layers.0.fc1.weight"].size(0)
-            found[f"max_{side}_positions"] = base.state[f"{part}.embed_positions.weight"].size(0) - 2
+            layers = len({name.split(".")[2] for name in base.state if name.startswith(f"{part}.layers.")})
+            inner = base.state[f"{part}.layers.0.fc1.weight"].size(0)
+            positions = base.state[f"{part}.embed_positions.weight"].size(0) - 2
+            found |= {f"{part}_layers": layers, f"{part}_embed_dim": width}
+            found |= {f"{part}_ffn_embed_dim": inner, f"max_{side}_positions": positions}
+            least += layers * (4 * width**2 + 2 * width * inner) + positions * width
     except KeyError as error:
         raise UsageError(f"{base.path} lacks {error}; this is no whole {family.name}") from None
     except IndexError:
         raise UsageError(f"{base.path}: its weights do not have the shapes of a {family.name}") from None
+    # A model takes memory for what its base claims: layers that are a name alone take none in a file.
+    deepest = max(found[f"{part}_layers"] for part in family.parts)
+    if min(found.values()) < 1 or deepest > MOST_LAYERS or least > _stored(base.state):
+        raise UsageError(f"{base.path} does not hold what its names and shapes claim; this is no whole {family.name}")
     return found
+
+
+def _stored(state: dict[str, Tensor]) -> int:
+    """How many numbers the tensors hold, of which several may be parts of one storage."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor for tensor in state.values()}
+    return sum(tensor.untyped_storage().nbytes() // tensor.element_size() for tensor in storages.values())
 
 
 def _convert_bart(folder: Path, config: dict, raw: dict[str, Tensor]) -> Base:
@@ -294,9 +315,10 @@ def load_into(model: nn.Module, base: Base, dictionary: Dictionary, arch: str) -
         for part in family.parts
         for name, tensor in getattr(model, part).state_dict(prefix=f"{part}.").items()
     }
-    _place_rows(state, base, family, dictionary)
-    state |= dict.fromkeys((name for name in family.tied if name in wanted), state[family.embedding])
-    model.upgrade_state_dict_named(state, "")
+    with _of_family(base.path, family):
+        _place_rows(state, base, family, dictionary)
+        state |= dict.fromkeys((name for name in family.tied if name in wanted), state[family.embedding])
+        model.upgrade_state_dict_named(state, "")
     state = {name: tensor for name, tensor in state.items() if not name.endswith(BOOKKEEPING)}
     missing = [name for name in wanted if name not in state and not name.endswith(BOOKKEEPING)]
     surplus = [name for name in state if name not in wanted]
@@ -771,7 +793,8 @@ def describe(path: str) -> dict:
         loaded = load_tensors(Path(path))
         history = loaded.get("optimizer_history")
         last = history[-1] if isinstance(history, list) and history else None
-        updates = {"updates": last.get("num_updates")} if isinstance(last, dict) else {}
+        updates = last.get("num_updates") if isinstance(last, dict) else None
+        updates = {"updates": updates} if isinstance(updates, int) else {}
         state = loaded.get("model")
         if family_of(state) and METADATA_KEY not in state:
             return {**_describe_whole(path, loaded), **updates, "bytes": size}
@@ -795,7 +818,7 @@ def _describe_whole(path: str, loaded: dict) -> dict:
     left_out = (*family_of(loaded["model"]).tied, ABSENT_SYMBOLS)
     state = {name: tensor for name, tensor in loaded["model"].items() if not name.endswith(BOOKKEEPING)}
     count = sum(tensor.numel() for name, tensor in state.items() if name not in left_out)
-    model_args = _whole_args(loaded)
+    model_args = {key: value for key, value in _whole_args(loaded).items() if isinstance(value, str)}
     return {
         "kind": "whole model",
         "arch": model_args.get("arch"),

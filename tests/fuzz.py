@@ -17,6 +17,7 @@ import logging
 import math
 import multiprocessing
 import os
+import pickle
 import random
 import resource
 import shutil
@@ -318,11 +319,11 @@ def run_apart(name: str, cases: int, seed: int, last: Path) -> Outcome:
     """Fuzz one target in a process of its own, whose end is a finding; `last` is where it notes its cases."""
     fork = multiprocessing.get_context("fork")
     ours, theirs = fork.Pipe(duplex=False)
-    process = fork.Process(target=lambda: theirs.send(run(name, cases, seed)))
+    process = fork.Process(target=lambda: theirs.send_bytes(pickle.dumps(run(name, cases, seed))))
     process.start()
     theirs.close()
     try:
-        return ours.recv()
+        return pickle.loads(ours.recv_bytes())  # tensors as well, which `send` would share with a process that ends
     except EOFError:
         process.join()
         return Outcome(name, findings={f"the process ended with status {process.exitcode}": last.read_bytes()})
@@ -1004,7 +1005,7 @@ def _(case, folder):
     def refuse(*_, **__):
         raise OSError("no network here")
 
-    with mock.patch("urllib.request.urlopen", refuse):
+    with mock.patch("urllib.request.OpenerDirector.open", refuse):
         fetch(folder / "out", [case], None, [], "set/out")
 
 
@@ -1031,6 +1032,8 @@ def plugin_files() -> dict[str, bytes]:
         state = torch.load(folder / "c.pt", weights_only=True)
         torch.save(state, folder / "legacy.pt", _use_new_zipfile_serialization=False)
         whole = torch.load(base / "model.pt", weights_only=True)
+        whole["cfg"] = {"model": {**SMALL, "activation_fn": "gelu_accurate", "no_scale_embedding": True}}
+        torch.save(whole, base / "model.pt")
         torch.save(whole, folder / "old.pt", _use_new_zipfile_serialization=False)
         paths = {"checkpoint": "c.pt", "legacy": "legacy.pt", "export": "p.safetensors", "base": "base/model.pt"}
         for key, path in {**paths, "old_base": "old.pt", "dictionary": "base/dict.txt"}.items():
@@ -1104,13 +1107,23 @@ def _(case, folder):
 
 
 def fairseq_reads(path: Path) -> None:
-    """By fairseq's own function, as for a search."""
+    """By fairseq's own function, as for a search; what it would build a model of, it may evaluate."""
     from fairseq import checkpoint_utils
+    from omegaconf import OmegaConf
 
-    checkpoint_utils.load_checkpoint_to_cpu(str(path), {"base_model": "elsewhere"})
+    from fairseq_prefix.loading import check_contents
+
+    state = checkpoint_utils.load_checkpoint_to_cpu(str(path), {"base_model": "elsewhere"})
+    check_contents(OmegaConf.to_container(state["cfg"], resolve=True) if OmegaConf.is_config(state["cfg"]) else state)
 
 
-@target("checkpoint_contents", strategy=lambda: changed(_contents("checkpoint"), VALUES | _tensors()), share=0.5)
+CODE = st.sampled_from(
+    ["exit()", "'+str(exit())+'", "'${model.arch}'", "${model.arch}", "${oc.env:HOME}", "${${model.arch}:HOME}", "'a'"]
+    + [b"# coding: utf-7\n(1,#+AAo-exit()#\n)", b"1"]
+)
+
+
+@target("checkpoint_contents", strategy=lambda: changed(_contents("checkpoint"), VALUES | CODE | _tensors()), share=0.5)
 def _(case, folder):
     import torch
 
@@ -1145,17 +1158,17 @@ def _tensors() -> st.SearchStrategy:
 
 
 def base_is_read(folder: Path) -> None:
-    """A base as training and as the API read it."""
+    """A base as training and as the API read it, which may refuse what the other accepts."""
     import tiny
 
-    from fairseq_prefix import checkpoint as files
+    from fairseq_prefix import api
 
     if not (folder / "dict.txt").exists():
         written(folder, "dict.txt", plugin_files()["dictionary"])
-    base = files.read_base(str(folder))
-    files.sizes(base)
-    if base.rows is None:
+    with contextlib.suppress(UsageError):
         tiny.build("prefix_gpt2_tiny", base_model=str(folder), prefix_length=1, **SMALL)
+    with mock.patch.object(api, "read_vocabulary"):
+        api.load(folder)
 
 
 @target("base", samples=lambda: [plugin_files()["base"], plugin_files()["old_base"]], share=0.3)
@@ -1177,6 +1190,7 @@ def _(case, folder):
 
     config, weights, pickled = case
     written(folder, "config.json", json.dumps(config).encode())
+    written(folder, "dict.txt", b"".join(b"%d 1\n" % number for number in range(9)))
     weights = {str(name).encode("utf-8", "replace").decode(): tensor for name, tensor in weights.items()}
     if pickled:
         torch.save(weights, folder / "pytorch_model.bin")
@@ -1192,6 +1206,9 @@ def _gpt2_weights() -> dict:
 
     shapes = {"wte.weight": (9, 4), "wpe.weight": (8, 4), "ln_f.weight": (4,), "h.0.attn.c_attn.weight": (4, 12)}
     shapes |= {"h.0.attn.c_attn.bias": (12,), "h.0.mlp.c_fc.weight": (4, 8), "lm_head.weight": (9, 4)}
+    shapes |= {"h.0.mlp.c_fc.bias": (8,), "h.0.mlp.c_proj.weight": (8, 4), "h.0.attn.c_proj.weight": (4, 4)}
+    shapes |= {f"h.0.{name}.{kind}": (4,) for name in ("ln_1", "ln_2") for kind in ("weight", "bias")}
+    shapes |= dict.fromkeys(("ln_f.bias", "h.0.mlp.c_proj.bias", "h.0.attn.c_proj.bias"), (4,))
     return {name: torch.zeros(shape) for name, shape in shapes.items()}
 
 

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import os
 import re
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -30,6 +31,10 @@ def server():
         def do_GET(self):
             asked = self.headers.get("Range")
             httpd.requests.append(asked)
+            if httpd.location:
+                self.send_response(302)
+                self.send_header("Location", httpd.location)
+                return self.end_headers()
             if httpd.status:
                 return self.send_error(httpd.status)
             begin = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked else 0
@@ -51,6 +56,7 @@ def server():
 
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     httpd.data, httpd.tag, httpd.ranges, httpd.status, httpd.limits, httpd.requests = DATA, '"v1"', True, None, [], []
+    httpd.location = None
     httpd.url = f"http://127.0.0.1:{httpd.server_address[1]}/file.bin"
     thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -152,6 +158,16 @@ def test_failure_says_what_is_missing_and_how_to_supply_it(server, tmp_path):
 def test_only_fetchable_schemes(tmp_path):
     with pytest.raises(UserError, match="only http, https and file"):
         fetch(tmp_path / "file.bin", "ftp://127.0.0.1/file.bin")
+
+
+def test_a_server_that_sends_elsewhere_than_to_the_web_is_not_followed(server, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        other.settimeout(0.1)
+        server.location = f"ftp://127.0.0.1:{other.getsockname()[1]}/file.bin"
+        with pytest.raises(UserError, match="ftp://.*: only http and https addresses can be fetched"):
+            fetch(tmp_path / "file.bin", server.url)
+        with pytest.raises(TimeoutError):
+            other.accept()  # nobody has called
 
 
 # Mirrors --------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Bad files, one kind a test: nothing in them runs, nothing leaves its folder, and the user reads one sentence."""
 
+import gzip
 import json
 import os
 import pickle
@@ -8,10 +9,12 @@ import struct
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 import zipfile
 from argparse import Namespace
 from pathlib import Path
 
+import common
 import fairseq
 import pytest
 import report
@@ -19,10 +22,11 @@ import table
 import tiny
 import torch
 import yaml
-from common import UserError, open_tar, run_main
+from common import UserError, open_tar, read_jsonl, run_main
 from config import EVALUATED, Configuration, check, check_flag, known_flags, load_yaml
 from conftest import REPOSITORY, archive
 from fairseq import checkpoint_utils
+from make_documents import paragraphs
 from prepare import prepare
 from readers import READERS
 from safetensors.torch import load_file, save_file
@@ -30,8 +34,8 @@ from test_table import recorded
 from test_training import make_world, start, training
 from unpack import unpack
 
+from fairseq_prefix import api, loading
 from fairseq_prefix import checkpoint as files
-from fairseq_prefix import loading
 from fairseq_prefix.__main__ import main
 from fairseq_prefix.errors import UsageError
 
@@ -164,11 +168,38 @@ def test_no_option_of_a_checkpoint_is_evaluated(checkpoint, tmp_path, place, key
     one_sentence(error)
 
 
-def test_options_do_not_ask_for_the_environment(checkpoint, tmp_path):
-    state = with_option(torch.load(checkpoint, weights_only=True), "cfg", "activation_fn", "${oc.env:HOME}")
+QUOTED = f"'+str({CODE})+'"  # code, where it comes to stand between quotes
+COOKIE = f"# coding: utf-7\n(1,#+AAo-{CODE}#\n)".encode()  # a comment in UTF-8
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("activation_fn", "${oc.env:HOME}", "activation_fn refers to another value"),
+        ("activation_fn", "${${model.x}:HOME}", "activation_fn refers to another value"),
+        ("activation_fn", "\\${model.x}", "activation_fn refers to another value"),
+        ("adaptive_softmax_cutoff", "'${model.note}'", "adaptive_softmax_cutoff refers to another value"),
+        ("adaptive_softmax_cutoff", "'1,2'", "adaptive_softmax_cutoff is code"),
+        ("adaptive_softmax_cutoff", "{[]: 1}", "adaptive_softmax_cutoff is code"),
+        ("adaptive_softmax_cutoff", COOKIE, "adaptive_softmax_cutoff is code"),
+    ],
+)
+@pytest.mark.parametrize("place", ["cfg", "args"])
+def test_an_option_is_what_stands_there(checkpoint, tmp_path, place, key, value, message):
+    """Neither put together of others, nor of the environment, nor text that is decoded in its own way."""
+    state = with_option(torch.load(checkpoint, weights_only=True), place, key, value)
+    for model in (state["cfg"]["model"], state.get("args")):
+        model = vars(model) if isinstance(model, Namespace) else model or {}
+        model |= {"note": QUOTED, "x": "oc.env"}
     torch.save(state, tmp_path / "evil.pt")
-    with pytest.raises(UsageError, match="its option activation_fn asks for something outside the file"):
-        checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "evil.pt"))
+    with pytest.raises(UsageError, match=f"evil.pt cannot be loaded: its option {message}") as error:
+        checkpoint_utils.load_model_ensemble([str(tmp_path / "evil.pt")], task=tiny.make_task())
+    one_sentence(error)
+
+
+@pytest.mark.parametrize("value", [None, "None", 12, "12", "True", "(0.9, 0.98)", "[(256, 3)]", "{'name': 'linear'}"])
+def test_options_that_are_plain_values_pass(value):
+    loading.check_contents({"model": {"decoder_layers": value, "adam_betas": value}, "note": QUOTED})
 
 
 def test_every_option_that_fairseq_evaluates_is_known():
@@ -193,6 +224,22 @@ def test_every_flag_that_fairseq_evaluates_is_checked_in_the_configuration():
         with pytest.raises(UserError, match=f"mine.yaml: {flag}: fairseq would run"):
             check_flag("train", flag, CODE, "mine.yaml")
     check_flag("train", "adam-betas", "(0.9, 0.98)", "mine.yaml")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("adam-betas", "'${common.wandb_project}'", "refers to another value"),
+        ("wandb-project", "${oc.env:HOME}", "refers to another value"),
+        ("adam-betas", f'"{QUOTED}"', "fairseq would run"),
+        ("adam-betas", "{[]: 1}", "fairseq would run"),
+    ],
+)
+def test_a_flag_is_what_stands_there(flag, value, message):
+    """fairseq resolves what refers to others after it has read its command line."""
+    with pytest.raises(UserError, match=f"mine.yaml: .*{message}") as error:
+        check_flag("train", flag, value, "mine.yaml")
+    one_sentence(error)
 
 
 def run_fairseq(*arguments) -> str:
@@ -241,6 +288,71 @@ def test_a_tensor_is_not_larger_than_its_file(checkpoint, tmp_path, tensor):
     for read in (files.read_tuned, checkpoint_utils.load_checkpoint_to_cpu):
         with pytest.raises(UsageError, match="its tensor prefix.x is not stored element by element"):
             read(str(tmp_path / "large.pt"))
+
+
+# Bases ----------------------------------------------------------------------------------------------------------------
+
+
+def base_with(world, folder, state=(), **options):
+    """The base of `world` with other tensors, and with options of its own."""
+    model = torch.load(world / "base" / "model.pt", weights_only=True)["model"] | dict(state)
+    torch.save({"model": model, "args": Namespace(**options)}, folder / "model.pt")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("decoder_attention_heads", value) for value in ("x", 0, -1, 7, 2.0, True, [2], 10**30)),
+        *(("encoder_attention_heads", 7), ("activation_fn", "nonsense"), ("activation_fn", ["gelu"])),
+        *(("encoder_normalize_before", 1), ("no_scale_embedding", "yes")),
+    ],
+)
+def test_what_a_base_says_of_itself_makes_a_model(world, tmp_path, option, value):
+    options = {"decoder_attention_heads": 2, "encoder_attention_heads": 2, option: value}
+    with pytest.raises(UsageError, match=f"its {option} is .*, of which no BART can be made") as error:
+        api.load(base_with(world, tmp_path, **options))
+    one_sentence(error)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {f"decoder.layers.{layer}.x": torch.zeros(1) for layer in range(600)},
+        {f"decoder.layers.{layer}.x": torch.zeros(1) for layer in range(60)},
+        {"encoder.layers.0.fc1.weight": torch.zeros(100_000, 1)},
+        {"decoder.embed_positions.weight": torch.zeros(100_000, 1)},
+        {"decoder.embed_positions.weight": torch.zeros(2, 64)},
+        {"encoder.embed_tokens.weight": torch.zeros(65, 10_000)},
+    ],
+    ids=["600 layers", "60 layers", "inner", "positions", "no positions", "width"],
+)
+def test_a_model_is_not_larger_than_its_base(world, tmp_path, state):
+    """Layers that are a name alone took 1 MB each."""
+    with pytest.raises(UsageError, match="model.pt does not hold what its names and shapes claim") as error:
+        api.load(base_with(world, tmp_path, state, decoder_attention_heads=2, encoder_attention_heads=2))
+    one_sentence(error)
+
+
+@pytest.mark.parametrize("name", ["encoder.embed_tokens.weight", "decoder.version", "decoder.absent_symbols"])
+def test_a_tensor_that_is_a_number_is_one_sentence(tmp_path, name):
+    family = "gpt2" if name == "decoder.absent_symbols" else "bart"
+    folder = tiny.save_base(tmp_path / "base", arch=f"full_{family}_tiny")
+    state = torch.load(folder / "model.pt", weights_only=True)
+    state["model"][name] = torch.tensor(1)
+    torch.save(state, folder / "model.pt")
+    with pytest.raises(UsageError, match="model.pt: the weights are not a (BART|GPT-2)'s") as error:
+        tiny.build(f"prefix_{family}_tiny", base_model=str(folder), prefix_length=1)
+    one_sentence(error)
+
+
+def test_tensors_that_share_a_storage_count_once(world, tmp_path):
+    state = torch.load(world / "base" / "model.pt", weights_only=True)["model"]
+    layers = {
+        name.replace("layers.0", f"layers.{n}"): state[name] for name in state if "layers.0" in name for n in range(50)
+    }
+    with pytest.raises(UsageError, match="model.pt does not hold what its names and shapes claim"):
+        api.load(base_with(world, tmp_path, layers))
 
 
 # Exports --------------------------------------------------------------------------------------------------------------
@@ -386,6 +498,75 @@ def test_damage_that_only_bz2_notices_is_one_sentence(tmp_path):
     one_sentence(error)
 
 
+def described(kind: bytes, text: bytes, size: int | None = None) -> bytes:
+    """What stands before a member in an archive to say more of it."""
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, len(text) if size is None else size
+    return info.tobuf(tarfile.GNU_FORMAT) + text + bytes(-len(text) % 512)
+
+
+def sparse(**fields) -> bytes:
+    info = member("test.xml")
+    info.pax_headers = {f"GNU.sparse.{name}": value for name, value in fields.items()}
+    return info.tobuf(tarfile.PAX_FORMAT)
+
+
+def old_sparse() -> bytes:
+    return member("test.xml", tarfile.GNUTYPE_SPARSE).tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (described(tarfile.GNUTYPE_LONGNAME, bytes(300_000)), "a member is described by 300000 bytes"),
+        (described(tarfile.GNUTYPE_LONGLINK, b"x" * 300_000), "a member is described by 300000 bytes"),
+        (described(tarfile.XHDTYPE, b"x" * 300_000), "a member is described by 300000 bytes"),
+        (described(tarfile.XGLTYPE, b"x" * 300_000), "a member is described by 300000 bytes"),
+        (described(tarfile.GNUTYPE_LONGNAME, b"x", size=-512), "a member is described by -512 bytes"),
+        (described(tarfile.GNUTYPE_LONGNAME, b"x") * 900, "maximum recursion depth"),
+        (described(tarfile.XHDTYPE, b"17 hdrcharset=\xff\n"), "invalid start byte"),
+        (sparse(map="x,y"), "a member is a sparse file"),
+        (sparse(size="z"), "a member is a sparse file"),
+        (sparse(major="1", minor="0"), "a member is a sparse file"),
+        (sparse(map="0,1", realsize=str(8 << 30)), "a member is a sparse file"),
+        (old_sparse(), "a member is a sparse file"),
+        (sparse(realsize="z"), "invalid literal"),
+    ],
+)
+def test_what_an_archive_says_of_a_member_is_short_and_sound(tmp_path, head, message):
+    data = ENTRY.format("text").encode()
+    path = archive(tmp_path / "a.tar", [("test.xml", data)], "w")
+    path.write_bytes(head + path.read_bytes())
+    for read in (
+        lambda: unpack(path, {"test.xml": tmp_path / "out"}, 1 << 20),
+        lambda: list(READERS["webnlg"]({"test": path}, {})["test"]),
+    ):
+        with pytest.raises(UserError, match=f"truncated or damaged archive .*{message}") as error:
+            read()
+        one_sentence(error)
+
+
+def test_long_names_and_attributes_of_a_member_are_no_damage(tmp_path):
+    info = member(f"{'folder/' * 50}test.xml")
+    info.pax_headers = {"SCHILY.xattr.user.note": "x" * 70_000}
+    path = archive(tmp_path / "a.tar.gz", [(info, b"<x/>")])
+    with open_tar(path) as members:
+        assert [(name, file.read()) for name, _, file in members] == [(info.name, b"<x/>")]
+
+
+def test_the_members_of_an_archive_are_not_remembered(tmp_path):
+    """Nor what is said of all of them, which each may add to."""
+    path = archive(tmp_path / "a.tar", [("x", b"")], "w")
+    one = path.read_bytes()[:512]
+    path.write_bytes(b"".join(described(tarfile.XGLTYPE, b"13 a%06d=x\n" % number) + one for number in range(2000)))
+    tracemalloc.start()
+    with open_tar(path) as members:
+        assert sum(1 for _ in members) == 2000
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3 << 20  # that of tarfile is 58 MB
+
+
 # XML, JSON, YAML ------------------------------------------------------------------------------------------------------
 
 ENTRY = (
@@ -464,6 +645,21 @@ def test_odd_json_is_one_sentence(tmp_path, row):
         prepare("jsonl", {"train": tmp_path / "t.jsonl"}, {"id": "id"} if '"id"' in row else {}, tmp_path / "out")
     one_sentence(error)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_line_that_does_not_end_is_not_read(tmp_path, monkeypatch, more):
+    """Neither of a compressed file, where it takes no room, nor of an archive's member."""
+    monkeypatch.setattr(common, "LONGEST_LINE", 1 << 20)
+    data = b'{}\n{"x": "%s"}\n{}\n' % (b"a" * ((1 << 20) - 10 + more))
+    (tmp_path / "t.jsonl.gz").write_bytes(gzip.compress(data))
+    path = archive(tmp_path / "a.tar.gz", [("t.txt", data)])
+    for lines, name in ((read_jsonl(tmp_path / "t.jsonl.gz"), "t.jsonl.gz"), (paragraphs([path]), "a.tar.gz: t.txt")):
+        if more:
+            with pytest.raises(UserError, match=f"{name}, line 2: longer than 1 MiB"):
+                list(lines)
+        else:
+            assert len(list(lines)) == 3
 
 
 # The shell ------------------------------------------------------------------------------------------------------------
@@ -618,6 +814,16 @@ def test_inspect_does_not_steer_the_terminal(exported, capsys):
     save_file(load_file(exported), exported, {files.EXPORT_KEY: json.dumps(parts)})
     main(["inspect", str(exported)])
     assert "\x1b" not in capsys.readouterr().out
+
+
+def test_inspect_shows_no_tensors_among_the_options(checkpoint, world, tmp_path, capsys):
+    state = torch.load(checkpoint, weights_only=True)
+    state["optimizer_history"] = [{"num_updates": torch.zeros(2)}]
+    torch.save(state, tmp_path / "c.pt")
+    main(["inspect", str(tmp_path / "c.pt"), "--json"])
+    assert "updates" not in json.loads(capsys.readouterr().out)
+    main(["inspect", str(base_with(world, tmp_path, arch=[torch.zeros(2)]) / "model.pt"), "--json"])
+    assert json.loads(capsys.readouterr().out)["arch"] is None
 
 
 # Lock files -----------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from state import PROGRESS_LINE, State, describe
 from tqdm import tqdm
@@ -34,6 +35,7 @@ SPLITS = ("train", "valid", "test")
 # The official evaluations of WebNLG 2017 and of DART score against the first three texts of an entry.
 OFFICIAL_REFERENCES = 3
 SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+LONGEST_LINE = 64 << 20  # bytes; a few kB of a compressed file may be any number of them
 # What a truncated or damaged compressed file raises while it is read, whatever its format.
 DAMAGED = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, tarfile.TarError)
 # Of the disk, not of the program: full, over quota, read-only, no permission, broken.
@@ -140,11 +142,12 @@ def single_line(text: str) -> str:
     return " ".join(filter(None, text.replace("\t", "\n").splitlines())).strip()
 
 
-def _raw_lines(path: str | os.PathLike) -> Iterator[bytes]:
-    """Lines of a file, decompressed where its name ends in .gz."""
+@contextlib.contextmanager
+def _open(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A file to read, decompressed where its name ends in .gz."""
     try:
         with gzip.open(path, "rb") if str(path).endswith(".gz") else open(path, "rb") as file:
-            yield from file
+            yield file
     except DAMAGED as error:
         raise UserError(f"{path}: truncated or damaged ({error}); fetch it again") from None
     except OSError as error:
@@ -155,15 +158,18 @@ def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
     """(line number, line without its end) of a UTF-8 text file, plain or .gz; a byte-order mark and CRLF are taken off.
 
     Raises:
-        UserError: the file is missing, truncated, not UTF-8, or holds a NUL byte (named with its line).
+        UserError: the file is missing, truncated, not UTF-8, or holds a NUL byte or a line without an end (named).
     """
-    with contextlib.closing(_raw_lines(path)) as lines:
-        yield from decode_lines(lines, path)
+    with _open(path) as file:
+        yield from decode_lines(file, path)
 
 
-def decode_lines(lines: Iterable[bytes], name: object) -> Iterator[tuple[int, str]]:
-    """What `read_lines` does, for the lines of an open binary file (a member of an archive) that errors call `name`."""
+def decode_lines(file: BinaryIO, name: object) -> Iterator[tuple[int, str]]:
+    """What `read_lines` does, for an open binary file (a member of an archive) that errors call `name`."""
+    lines = iter(functools.partial(file.readline, LONGEST_LINE + 1), b"")
     for number, raw in enumerate(lines, 1):
+        if len(raw) > LONGEST_LINE:
+            raise UserError(f"{name}, line {number}: longer than {LONGEST_LINE >> 20} MiB; write shorter lines")
         if b"\0" in raw:
             raise UserError(f"{name}, line {number}: holds a NUL byte; the file is damaged or not text")
         try:
@@ -199,6 +205,38 @@ def read_json(path: str | os.PathLike):
         raise UserError(f"{path}: not JSON ({error})") from None
 
 
+class TarMember(tarfile.TarInfo):
+    """A member whose description is short and sound; tarfile itself takes any length of it into memory, and raises
+    whatever comes of what stands there. Sparse files, which no release has, are whatever size they claim.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> TarMember:
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in DESCRIPTIONS and not 0 <= member.size <= LONGEST_DESCRIPTION:
+            raise tarfile.TarError(f"a member is described by {member.size} bytes")
+        return member
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> TarMember:
+        try:
+            return super().fromtarfile(archive)
+        except (ValueError, RecursionError) as error:
+            raise tarfile.TarError(str(error)) from None
+
+    def _refuse_sparse(self, *_) -> None:
+        raise tarfile.TarError("a member is a sparse file")
+
+    _proc_sparse = _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _refuse_sparse
+
+
+DESCRIPTIONS = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
+LONGEST_DESCRIPTION = 1 << 18  # bytes: a long name and extended attributes
+
+
 @contextlib.contextmanager
 def open_tar(path: str | os.PathLike) -> Iterator[Iterator[tuple[str, tarfile.TarInfo, tarfile.ExFileObject]]]:
     """Stream the regular files of a tar archive (plain, .gz, .bz2, .xz) in order; nothing is ever extracted by name.
@@ -214,7 +252,7 @@ def open_tar(path: str | os.PathLike) -> Iterator[Iterator[tuple[str, tarfile.Ta
             magic = raw.read(6)
         opener = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}.get(magic[:2], open)
         # tarfile's own stream mode checks no checksum and takes a cut-off .gz for a complete one, hence our own opener.
-        with opener(path, "rb") as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+        with opener(path, "rb") as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=TarMember) as archive:
             yield _safe_members(path, archive, stream)
     except DAMAGED as error:
         raise UserError(f"{path}: truncated or damaged archive ({error}); fetch it again") from None
@@ -227,7 +265,9 @@ def open_tar(path: str | os.PathLike) -> Iterator[Iterator[tuple[str, tarfile.Ta
 
 
 def _safe_members(path, archive: tarfile.TarFile, stream):
-    for member in archive:
+    while member := archive.next():
+        archive.members.clear()  # tarfile would remember each, and what is said of all
+        archive.pax_headers.clear()
         name = PurePosixPath(member.name)
         if name.is_absolute() or ".." in name.parts:
             raise UserError(f"{path}: member {member.name!r} lies outside the archive's folder; the archive is refused")

@@ -570,6 +570,8 @@ def _paths(files: dict[str, dict], folder: str) -> dict[str, str]:
 def check_flag(command: str, flag: str, value, where: str) -> None:
     """Refuse a flag that the rules give, that no command of fairseq knows, or whose value cannot be meant."""
     _check_known(command, flag, value, where)
+    if "${" in str(value):  # fairseq resolves it between the quotes of a literal, too
+        raise UserError(f"{where}: {flag}: {value!r} refers to another value of fairseq's; write the value itself")
     if flag.endswith(EVALUATED) and not _is_literal(value):
         raise UserError(
             f"{where}: {flag}: fairseq would run {value!r} as Python; write a literal, such as (0.9, 0.999)"
@@ -583,12 +585,11 @@ def check_flag(command: str, flag: str, value, where: str) -> None:
 
 
 def _is_literal(value) -> bool:
-    """Whether Python evaluates the text to what stands there, and calls nothing for it."""
+    """Whether Python evaluates the text to what stands there, calls nothing for it, and has no text again."""
     try:
-        ast.literal_eval(str(value))
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return value is None
-    return True
+        return not isinstance(ast.literal_eval(str(value)), str | bytes)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return False
 
 
 def _check_known(command: str, flag: str, value, where: str) -> None:

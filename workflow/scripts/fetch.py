@@ -154,15 +154,14 @@ def receive(url: str, part: Path, tag: Path) -> None:
     if have:
         headers |= {"Range": f"bytes={have}-", "If-Range": version}
     try:
-        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+        opener = urllib.request.build_opener(_Redirect)
+        response = opener.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code == 416 and have:  # nothing beyond what we have: start afresh rather than trust it
             part.unlink()
             raise Interrupted("the server has nothing to add to what was downloaded before") from None
         raise
     with response:
-        if not url.startswith("file:"):
-            check_scheme(response.url, ("http", "https"))  # where the server sent us
         begin, total = content_range(response)
         if begin != have:
             have = 0  # the server sends the whole file: it knows no ranges, or the file has changed
@@ -179,6 +178,14 @@ def receive(url: str, part: Path, tag: Path) -> None:
                     raise Interrupted(f"broke off ({error})") from None
     if total is not None and part.stat().st_size != total:
         raise Interrupted(f"broke off at {part.stat().st_size} of {total} bytes")
+
+
+class _Redirect(urllib.request.HTTPRedirectHandler):
+    """Follows a server to the web alone, where urllib would go to FTP servers, too."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        check_scheme(newurl, ("http", "https"))
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def check_scheme(url: str, allowed: tuple[str, ...]) -> None:

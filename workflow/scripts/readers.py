@@ -24,6 +24,7 @@ from common import (
     DAMAGED,
     OFFICIAL_REFERENCES,
     SPLITS,
+    TarMember,
     UserError,
     json_row,
     open_tar,
@@ -321,11 +322,11 @@ def _xml_entries(path: Path) -> Iterator[_Entry]:
             yield from _parse_xml(file, str(path))
         return
     try:
-        is_archive = tarfile.is_tarfile(path)
+        tarfile.open(path, tarinfo=TarMember).close()
+    except tarfile.ReadError:
+        raise UserError(f"{path}: neither a file named .xml nor a tar archive (perhaps .gz) of such files") from None
     except (*DAMAGED, OSError) as error:
         raise UserError(f"{path}: truncated or damaged archive ({error}); fetch it again") from None
-    if not is_archive:
-        raise UserError(f"{path}: neither a file named .xml nor a tar archive (perhaps .gz) of such files")
     files: dict[str, list[_Entry]] = {}
     with open_tar(path) as members:
         for name, _, file in members:
