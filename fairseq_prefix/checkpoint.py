@@ -746,7 +746,7 @@ def _check_options(path: str, method: Method, model_args: object, task: object) 
     """
     with refusing(path):
         check_contents([model_args, task])
-    sound = isinstance(model_args, dict) and isinstance(task, dict)
+    sound = all(isinstance(part, dict) and all(isinstance(key, str) for key in part) for part in (model_args, task))
     arch, name = (model_args.get("arch"), task.get("_name")) if sound else (None, None)
     known = getattr(ARCH_MODEL_REGISTRY.get(arch), "method", None) if isinstance(arch, str) else None
     if known is None or known.name != method.name:

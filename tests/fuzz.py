@@ -1114,7 +1114,8 @@ def fairseq_reads(path: Path) -> None:
     from fairseq_prefix.loading import check_contents
 
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path), {"base_model": "elsewhere"})
-    check_contents(OmegaConf.to_container(state["cfg"], resolve=True) if OmegaConf.is_config(state["cfg"]) else state)
+    options = state.get("cfg")
+    check_contents(OmegaConf.to_container(options, resolve=True) if OmegaConf.is_config(options) else state)
 
 
 CODE = st.sampled_from(

@@ -816,6 +816,14 @@ def test_inspect_does_not_steer_the_terminal(exported, capsys):
     assert "\x1b" not in capsys.readouterr().out
 
 
+def test_options_whose_names_are_no_text_are_refused_in_a_sentence(checkpoint, tmp_path):
+    state = torch.load(checkpoint, weights_only=True)
+    state["cfg"]["model"] = {**vars(state["cfg"]["model"]), 7: 1}
+    torch.save(state, tmp_path / "c.pt")
+    with pytest.raises(UsageError, match="c.pt: its options name no architecture of a prefix"):
+        files.write_export(files.read_tuned(str(tmp_path / "c.pt")), str(tmp_path / "p.safetensors"))
+
+
 def test_inspect_shows_no_tensors_among_the_options(checkpoint, world, tmp_path, capsys):
     state = torch.load(checkpoint, weights_only=True)
     state["optimizer_history"] = [{"num_updates": torch.zeros(2)}]
