@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import signal
 import sys
 import tarfile
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPTS = REPOSITORY / "workflow" / "scripts"
 sys.path[:0] = [str(SCRIPTS), str(REPOSITORY)]
+# In the background of a script Ctrl-C is ignored, also by what the tests start, which is to know it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
