@@ -154,7 +154,7 @@ def test_a_system_against_itself_and_a_better_one(write_lines, tmp_path, capsys)
     worse = [text if n % 3 else "nothing of it" for n, text in enumerate(references)]
     first, better = write_lines("first", worse), write_lines("better", references)
     files = ["--hypotheses", first, "--references", write_lines("r", references), "--output", str(tmp_path / "o.json")]
-    main(["--metric", "bleu", "--metric", "rouge", *files, "--compare", better, first, "--trials", "200"])
+    main(["--metric", "bleu", "--metric", "rouge", *files, "--compare", better, "--compare", first, "--trials", "200"])
     for entry in json.loads((tmp_path / "o.json").read_text())["metrics"].values():
         for name, found in entry["comparisons"][better].items():
             assert found["difference"] == pytest.approx(found["score"] - entry["scores"][name])
@@ -180,7 +180,8 @@ def test_the_seed_decides_the_interval(score):
 def test_reference_files_line_by_line(write_lines, capsys):
     files = [write_lines("r0", ["a b c d e", "f g h i j"]), write_lines("r1", ["", "k l m n o"])]
     hypotheses = write_lines("h", ["a b c d e", "k l m n o"])
-    main(["--metric", "bleu", "--hypotheses", hypotheses, "--references", *files, "--samples", "40"])
+    named = [part for file in files for part in ("--references", file)]
+    main(["--metric", "bleu", "--hypotheses", hypotheses, *named, "--samples", "40"])
     assert "100.00" in (out := capsys.readouterr().out) and "nrefs:var" in out
     main(["--protocol", "webnlg", "--metric", 'bleu={"protocol": "webnlg"}', "--hypotheses", hypotheses]
          + ["--references", *files, "--samples", "40"])  # fmt: skip

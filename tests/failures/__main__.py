@@ -120,9 +120,16 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="tests/failures", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", choices=faults.FAULTS, metavar="FAULT", help=", ".join(faults.FAULTS))
     parser.add_argument(
-        "--stage", nargs="+", choices=playground.STAGES, metavar="STAGE", help=", ".join(playground.STAGES)
+        "--only", action="extend", nargs="+", choices=faults.FAULTS, metavar="FAULT", help=", ".join(faults.FAULTS)
+    )
+    parser.add_argument(
+        "--stage",
+        action="extend",
+        nargs="+",
+        choices=playground.STAGES,
+        metavar="STAGE",
+        help=", ".join(playground.STAGES),
     )
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="of what is random [%(default)s]")
     parser.add_argument("--resume", type=Path, metavar="DIR", help="the folder of a harness that was interrupted")

@@ -84,7 +84,11 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", required=True, help="the task's name, for the heading")
     parser.add_argument(
-        "--metric", nargs="*", default=[], help="the scores shown: {metric}.json is read from every run"
+        "--metric",
+        action="extend",
+        nargs="*",
+        default=[],
+        help="the scores shown: {metric}.json is read from every run",
     )
     parser.add_argument(
         "--run", type=Path, action="extend", nargs="+", required=True, metavar="DIR", help="as for table.py"

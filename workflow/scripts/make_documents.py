@@ -101,7 +101,9 @@ def _rows(found: Iterable[list[str]], paths: list[Path]) -> Iterator[dict]:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", type=Path, nargs="+", required=True, metavar="FILE", help=".txt, .txt.gz, .tar.gz")
+    parser.add_argument(
+        "--input", type=Path, action="extend", nargs="+", required=True, metavar="FILE", help=".txt, .txt.gz, .tar.gz"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="documents.jsonl")
     parser.add_argument("--max-words", type=int, default=100, metavar="N", help="of a document [%(default)s]")
     parser.add_argument(

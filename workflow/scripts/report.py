@@ -59,6 +59,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--table",
         type=Path,
+        action="extend",
         nargs="+",
         required=True,
         metavar="FILE",

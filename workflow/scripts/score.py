@@ -331,13 +331,20 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     against.add_argument(
         "--references",
         type=Path,
+        action="extend",
         nargs="+",
         metavar="FILE",
         help="references in text files instead, line by line; an empty line is a missing reference (in a single file "
         "for the protocol e2e it ends the references of one segment)",
     )
     against.add_argument(
-        "--compare", type=Path, nargs="+", default=[], metavar="FILE", help="other systems' hypotheses, to test against"
+        "--compare",
+        type=Path,
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="other systems' hypotheses, to test against",
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write everything as JSON")
     parser.add_argument(

@@ -75,7 +75,9 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         metavar="JSON",
         help='{"rows": [{"model", "method", "x", "runs": [folders]}]}',
     )
-    parser.add_argument("--metric", nargs="+", required=True, help="whose {metric}.json are read from every run")
+    parser.add_argument(
+        "--metric", action="extend", nargs="+", required=True, help="whose {metric}.json are read from every run"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the .txt; the others go beside it")
     return parser.parse_args(argv)
 

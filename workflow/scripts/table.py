@@ -67,7 +67,9 @@ def main(argv: list[str]) -> None:
 def parse_args(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", required=True, help="the task's name, for the heading")
-    parser.add_argument("--metric", nargs="+", required=True, help="whose {metric}.json are read from every run")
+    parser.add_argument(
+        "--metric", action="extend", nargs="+", required=True, help="whose {metric}.json are read from every run"
+    )
     parser.add_argument("--note", action="append", default=[], metavar="TEXT", help="a line below the table")
     parser.add_argument(
         "--run",
