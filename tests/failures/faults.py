@@ -384,7 +384,6 @@ def two_trainings(case: Case) -> str:
 OF_A_STAGE = (kill_script, kill_all, term_script, term_all, disk_full)
 OF_SNAKEMAKE = (clock, two_workflows)  # the same for every stage: some of each kind
 KINDS = ("fetch", "prepare", "encode", "train_prefix", "generate", "score", "table")
-SAME_SCRIPT = ("binarise_text", "binarise_pretraining")
 OF_A_FILE = (truncated, flipped)
 OF_A_TRAINING = (read_only, truncated_checkpoint, flipped_checkpoint, two_trainings)
 FAULTS = {fault.__name__: fault for fault in (*OF_A_STAGE, *OF_SNAKEMAKE, *OF_A_FILE, *OF_A_TRAINING)}
@@ -393,7 +392,7 @@ FAULTS = {fault.__name__: fault for fault in (*OF_A_STAGE, *OF_SNAKEMAKE, *OF_A_
 def cases() -> Iterator[tuple[str, str, str]]:
     """(fault, stage, detail) of all cases, a stage's together; the detail of damage is the file."""
     for name, stage in STAGES.items():
-        of_the_stage = (*(OF_A_STAGE if name not in SAME_SCRIPT else ()), *(OF_SNAKEMAKE if name in KINDS else ()))
+        of_the_stage = (*OF_A_STAGE, *(OF_SNAKEMAKE if name in KINDS else ()))
         yield from ((fault.__name__, name, "") for fault in of_the_stage)
         yield from ((fault.__name__, name, file) for fault in OF_A_FILE for file in stage.inputs)
         if name in TRAININGS:

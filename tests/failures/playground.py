@@ -87,6 +87,8 @@ TASK = {
     "metrics": {"bleu": {}, "rouge": {}},
     "generate": {"beam": 2, "max-len-b": 12},
 }
+DEMO_TASK = {key: TASK[key] for key in ("reader", "options", "metrics", "generate")}
+DEMO_TASK |= {"demo": {"kind": "table", "seed": 1}}
 STUDY = {"title": "Length", "question": "How long?", "paper": "200.", "x": ["prefix-length"]}
 STUDY |= {"methods": ["prefix~prefix-length=2", "prefix~prefix-length=3"], "models": ["toy"]}
 CONFIG = {"tasks": ["toy"], "models": ["toy"], "methods": ["base", "prefix", "finetune"], "seeds": [1]}
@@ -116,6 +118,7 @@ def _in(folder: str, *names: str) -> list[str]:
 
 STAGES = {
     "fetch": Stage(["resources/data/toy/train.jsonl"]),
+    "make_demo_task": Stage(_in("resources/demo/made", "train.jsonl", "valid.jsonl", "test.jsonl")),
     "prepare": Stage(
         _in("data/toy", "train.jsonl", "valid.jsonl", "test.jsonl", "data.json"),
         _in("resources/data/toy", "train.jsonl"),
@@ -171,6 +174,7 @@ STAGES = {
         ],
     ),
     "train_finetune": Stage(_in(f"{RUN}/finetune/1", "checkpoint.pt", "run.json"), ["bases/toy/dict.txt"]),
+    "curve": Stage([f"{PREFIX}/curve.svg"], [f"{PREFIX}/curve.tsv"]),
     "export_prefix": Stage([f"{PREFIX}/prefix.safetensors"], [f"{PREFIX}/checkpoint.pt"]),
     "import_prefix": Stage([f"{PREFIX}/imported.pt"], [f"{PREFIX}/prefix.safetensors"]),
     "generate": Stage(
@@ -198,7 +202,7 @@ def build(folder: Path) -> None:
     """Write configuration and raw files, and run everything once."""
     for kind, presets in {
         "models": {"toy": BART, "other": GPT2, "archived": ARCHIVED, "placed": PLACED},
-        **{"tasks": {"toy": TASK}, "studies": {"mine": STUDY}},
+        **{"tasks": {"toy": TASK, "made": DEMO_TASK}, "studies": {"mine": STUDY}},
     }.items():
         for name, preset in presets.items():
             _write(folder / "configs" / kind / f"{name}.yaml", yaml.safe_dump(preset))
