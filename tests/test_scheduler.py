@@ -1,6 +1,7 @@
-"""Snakemake's scheduler looks at the waiting jobs once per delay, however many asked for it."""
+"""Snakemake's scheduler: one look at the waiting jobs per delay, however many asked for it; SIGTERM at any moment."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 import scheduler
@@ -27,3 +28,17 @@ def test_one_timer_is_set_at_a_time_and_the_next_when_it_went_off(timers, monkey
     assert snakemake._open_jobs.acquire(blocking=False)
     snakemake._schedule_reevalutation(1)
     assert len(timers) == 2
+
+
+def test_a_signal_does_not_wait_for_the_lock_that_the_thread_it_interrupts_holds(monkeypatch):
+    monkeypatch.setattr(JobScheduler, "exit_gracefully", JobScheduler.exit_gracefully)
+    scheduler.handle_signals(SimpleNamespace(remote_exec=False))
+    snakemake = JobScheduler.__new__(JobScheduler)
+    snakemake._open_jobs, snakemake._lock, snakemake._user_kill = threading.Semaphore(0), threading.Lock(), None
+    snakemake._lock.acquire()
+    handler = threading.Thread(target=snakemake.exit_gracefully, args=(15, None), daemon=True)
+    handler.start()
+    handler.join(30)
+    assert not handler.is_alive() and snakemake._user_kill is None
+    snakemake._lock.release()
+    assert snakemake._open_jobs.acquire(timeout=30) and snakemake._user_kill == "graceful"

@@ -14,12 +14,12 @@ from checksums import check_files
 from common import PROGRESS, UserError
 from config import GPT2_VOCABULARIES, VARIANT, Configuration, arguments
 from metrics import METRICS, unavailable
-from scheduler import hand_signals_on, look_once_at_a_time
+from scheduler import handle_signals, look_once_at_a_time
 from snakemake.exceptions import WorkflowError
 from watch import attach
 
 look_once_at_a_time()
-hand_signals_on(workflow)
+handle_signals(workflow)
 attach(workflow)
 
 

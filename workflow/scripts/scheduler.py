@@ -1,9 +1,12 @@
-"""What Snakemake does not do: look at the waiting jobs no more often than needed, and, inside of a batch job, hand on
-the signal that is to end it.
+"""What Snakemake does not do: look at the waiting jobs no more often than needed, answer SIGTERM at any moment, and,
+inside of a batch job, hand on the signal that is to end it.
 
 Snakemake (seen in 9.27) limits how many jobs start in a second: after each look at the waiting jobs it sets a timer for
 the next look. Each job that ends makes it look once more, and so adds a timer that renews itself for good. After some
 hundred jobs it does nothing but look, and takes a core from them. With one timer at a time it does what it is meant to.
+
+Its handler of SIGTERM takes a lock that the thread which it interrupts holds while a job that has ended is wound up:
+a SIGTERM at that moment, and it waits for itself for good.
 
 Inside of a batch job it answers SIGTERM by waiting for its command, and tells it nothing; SIGUSR1 ends it. Slurm (with
 proctrack/cgroup, its default) sends what is to end a job to this Snakemake alone, so that a training would learn of its
@@ -12,6 +15,7 @@ time limit, of scancel or of a preemption when it is killed.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import signal
 import threading
@@ -41,18 +45,21 @@ def _set_one_timer(scheduler: JobScheduler, delay: float) -> None:
     timer.start()
 
 
-def hand_signals_on(workflow) -> None:
-    """For a Snakemake inside of a batch job: SIGTERM and SIGUSR1 end its command, which may save something first."""
-    if not workflow.remote_exec:
-        return
+def handle_signals(workflow) -> None:
+    """SIGTERM makes Snakemake wait for its jobs and end, whatever it is at. In a batch job, SIGTERM and SIGUSR1 end its
+    command, which may save something first.
+    """
     wait = JobScheduler.exit_gracefully
+    in_batch_job = workflow.remote_exec
 
     def exit_gracefully(self: JobScheduler, *args) -> None:
-        _end_commands()
-        wait(self, *args)
+        if in_batch_job:
+            _end_commands()
+        _thread.start_new_thread(wait, (self, *args))  # not threading.Thread, which takes locks, too
 
     JobScheduler.exit_gracefully = exit_gracefully  # its handler of SIGTERM
-    signal.signal(signal.SIGUSR1, lambda number, _: _end_commands())
+    if in_batch_job:
+        signal.signal(signal.SIGUSR1, lambda number, _: _end_commands())
 
 
 def _end_commands() -> None:
