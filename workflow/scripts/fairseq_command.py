@@ -136,10 +136,10 @@ def _ended_with_us(process: subprocess.Popen | Fork, launcher: list[str] | None)
 
 def _tell_to_end(pid: int, launcher: list[str] | None) -> None:
     """With a signal that reaches the trainings, whoever has started them."""
-    started = psutil.Process(pid).children() if launcher else []
-    if started and launcher[0] == "srun":  # at SIGTERM it would kill them; this one it hands on
+    if launcher and launcher[0] == "srun":  # at SIGTERM it would kill them; this one it hands on
         os.kill(pid, signal.SIGUSR1)
-    elif started:  # by torchrun, which hands one signal on, and would kill them at a second, such as Slurm's
+    elif launcher and (started := psutil.Process(pid).children()):
+        # By torchrun, which hands one signal on, and would kill them at a second, such as Slurm's.
         for training in started:
             training.terminate()
     else:
