@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .adapter import adapter_size
-from .errors import UsageError
+from .errors import UsageError, first_line
 from .loading import atomically, check_contents, load_tensors, refusing
 from .prefix import SITES, Evaluated, Prefix, SiteGeometry
 from .prompt import empty_prompt
@@ -106,8 +106,7 @@ def _of_family(path: Path, family: Family) -> Iterator[None]:
     try:
         yield
     except (IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"{path}: the weights are not a {family.name}'s ({reason})") from None
+        raise UsageError(f"{path}: the weights are not a {family.name}'s ({first_line(error)})") from None
 
 
 def _read_hugging_face(folder: Path) -> tuple[dict, dict[str, Tensor]]:
@@ -287,8 +286,7 @@ def read_dictionary(path: Path) -> Dictionary:
     try:
         return Dictionary.load(str(path))
     except Exception as error:  # fairseq raises that very class for what is not UTF-8
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"{path} is not a fairseq dictionary ({reason})") from None
+        raise UsageError(f"{path} is not a fairseq dictionary ({first_line(error)})") from None
 
 
 def _symbols(folder: Path) -> list[str] | None:
@@ -734,8 +732,7 @@ def read_tuned(path: str) -> TunedFile:
     try:
         return TunedFile(metadata, model_args, task, state, method.fold(metadata, state))
     except Exception as error:  # metadata and names may be anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"{path}: the {method.noun} does not fit its metadata ({reason})") from None
+        raise UsageError(f"{path}: the {method.noun} does not fit its metadata ({first_line(error)})") from None
 
 
 def _check_options(path: str, method: Method, model_args: object, task: object) -> None:

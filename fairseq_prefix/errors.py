@@ -1,4 +1,4 @@
-"""The error of a user's mistake."""
+"""The error of a user's mistake, and what its sentence takes from other errors."""
 
 
 class UsageError(SystemExit):
@@ -16,3 +16,8 @@ class UsageError(SystemExit):
 def printable(text: str) -> str:
     """The text with what would steer a terminal spelt out: what a file says may stand in a message."""
     return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
+
+
+def first_line(error: Exception) -> str:
+    """What another error says, as a part of a sentence; its kind if it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

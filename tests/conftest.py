@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import random
 import signal
 import sys
@@ -28,6 +29,19 @@ def shared_data():
         return path
 
     return find
+
+
+@pytest.fixture
+def stand_in(tmp_path_factory, monkeypatch):
+    """A function that puts a shell script in the place of a command, first on the path."""
+    folder = tmp_path_factory.mktemp("programs")
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+    def write(name: str, script: str) -> None:
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+
+    return write
 
 
 def write_world(folder: Path, count: int) -> Path:

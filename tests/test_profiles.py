@@ -1,6 +1,5 @@
 """What profiles/pbs makes of the answers of PBS."""
 
-import os
 import subprocess
 
 import pytest
@@ -25,13 +24,10 @@ DOWN = "qstat: cannot connect to server pbs (errno=111)"
         ((1, NO_HISTORY), (153, UNKNOWN), "success"),  # its files tell
     ],
 )
-def test_the_state_of_a_pbs_job(tmp_path, with_history, without, expected):
+def test_the_state_of_a_pbs_job(stand_in, with_history, without, expected):
     answers = {"-x": with_history, "-f": without or (9, "not asked")}
     lines = [f'{option}) cat <<"E"\n{text}\nE\nexit {status} ;;' for option, (status, text) in answers.items()]
-    qstat = tmp_path / "qstat"
-    qstat.write_text("#!/bin/sh\nexec 2>&1\ncase $1 in\n" + "\n".join(lines) + "\nesac\n")
-    qstat.chmod(0o755)
-    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    stand_in("qstat", "exec 2>&1\ncase $1 in\n" + "\n".join(lines) + "\nesac")
     status = [REPOSITORY / "profiles" / "pbs" / "status.sh", "7"]
-    result = subprocess.run(status, env=environment, capture_output=True, text=True)
+    result = subprocess.run(status, capture_output=True, text=True)
     assert result.stdout.split() == [expected] and result.returncode == 0

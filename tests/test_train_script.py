@@ -323,13 +323,10 @@ def test_the_attempt_before_may_still_be_ending_on_another_machine(tmp_path, mon
     assert "waiting for the same training to end on elsewhere" in capsys.readouterr().err
 
 
-def test_srun_is_told_to_end_by_a_signal_that_it_hands_on(tmp_path, monkeypatch):
+def test_srun_is_told_to_end_by_a_signal_that_it_hands_on(stand_in, tmp_path):
     """At SIGTERM it kills what it has started."""
-    srun = tmp_path / "srun"
     traps = "".join(f"trap 'echo {name}; exit' {name}\n" for name in ("TERM", "USR1"))
-    srun.write_text(f"#!/bin/sh\n{traps}echo ready\nwhile :; do sleep 0.05; done\n")
-    srun.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    stand_in("srun", f"{traps}echo ready\nwhile :; do sleep 0.05; done")
     lines = []
 
     def on_line(line: str) -> bool:

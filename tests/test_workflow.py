@@ -53,6 +53,11 @@ def start_snakemake(folder: Path, *arguments: str, **environment: str) -> subpro
     )
 
 
+def unlock(folder: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(REPOSITORY / "workflow" / "scripts" / "unlock.py")]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
 def snakemake(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
     process = start_snakemake(folder, *arguments, **environment)
     stdout, stderr = process.communicate()
@@ -405,8 +410,7 @@ def test_a_lock_that_a_killed_snakemake_left_is_taken_away(workflow):
     (locks / "0.output.lock").write_text("results/toy/bleu.txt\n")
     (workflow / "results" / "toy" / "bleu.txt").unlink()
     assert "locked" in snakemake(workflow).stderr
-    unlock = [sys.executable, str(REPOSITORY / "workflow" / "scripts" / "unlock.py")]
-    result = subprocess.run(unlock, cwd=workflow, capture_output=True, text=True)
+    result = unlock(workflow)
     assert result.returncode == 0, result.stderr
     assert snakemake(workflow).returncode == 0
 
@@ -453,13 +457,12 @@ def test_two_workflows_that_fill_one_cache_at_once_end_with_the_same_files(workf
     assert not list((tmp_path / "cache").rglob("*.part")) and not list((tmp_path / "cache").rglob("work-*"))
 
 
-def test_slurm_jobs_that_a_killed_snakemake_left_are_cancelled_and_no_others(tmp_path):
+def test_slurm_jobs_that_a_killed_snakemake_left_are_cancelled_and_no_others(stand_in, tmp_path):
     """Those sent from this very folder; the Snakemake inside of one of them is no living workflow."""
     jobs = f"7|{tmp_path}|rule_train_wildcards_x\n8|/elsewhere|rule_train_wildcards_x\n9|{tmp_path}|mine\n"
     programs = {"squeue": f"test -e cancelled || printf '{jobs}'", "scancel": 'echo "$@" > cancelled'}
-    for name, program in programs.items():
-        (tmp_path / name).write_text(f"#!/bin/sh\n{program}\n")
-        (tmp_path / name).chmod(0o755)
+    for name, script in programs.items():
+        stand_in(name, script)
     program = tmp_path / "snakemake"
     program.write_text("import sys; print(flush=True); sys.stdin.read()")
     of_a_job = subprocess.Popen(
@@ -470,9 +473,7 @@ def test_slurm_jobs_that_a_killed_snakemake_left_are_cancelled_and_no_others(tmp
         text=True,
     )
     of_a_job.stdout.readline()
-    unlock = [sys.executable, str(REPOSITORY / "workflow" / "scripts" / "unlock.py")]
-    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    result = subprocess.run(unlock, cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    result = unlock(tmp_path)
     of_a_job.communicate("")
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "cancelled").read_text() == "7\n"
@@ -480,19 +481,15 @@ def test_slurm_jobs_that_a_killed_snakemake_left_are_cancelled_and_no_others(tmp
 
 
 @pytest.mark.parametrize("sent", [True, False])
-def test_a_lock_stays_while_slurm_does_not_answer_of_the_jobs_sent_from_here(tmp_path, sent):
+def test_a_lock_stays_while_slurm_does_not_answer_of_the_jobs_sent_from_here(stand_in, tmp_path, sent):
     """Slurm's commands are there on machines of no cluster, too, and fail."""
     (tmp_path / ".snakemake" / "locks").mkdir(parents=True)
     if sent:
         (tmp_path / ".snakemake" / "slurm_logs").mkdir()
     lock = tmp_path / ".snakemake" / "locks" / "0.output.lock"
     lock.write_text("x\n")
-    squeue = tmp_path / "squeue"
-    squeue.write_text("#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact slurm controller' >&2\nexit 1\n")
-    squeue.chmod(0o755)
-    unlock = [sys.executable, str(REPOSITORY / "workflow" / "scripts" / "unlock.py")]
-    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    result = subprocess.run(unlock, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    stand_in("squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2\nexit 1")
+    result = unlock(tmp_path)
     assert (result.returncode == 1) == lock.exists() == sent, result.stderr
     assert ("squeue failed (slurm_load_jobs error: Unable to contact" in result.stderr) == sent
 
@@ -522,8 +519,7 @@ def test_the_lock_of_a_living_snakemake_stays(tmp_path):
         [sys.executable, str(program)], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     living.stdout.readline()
-    unlock = [sys.executable, str(REPOSITORY / "workflow" / "scripts" / "unlock.py")]
-    result = subprocess.run(unlock, cwd=tmp_path, capture_output=True, text=True)
+    result = unlock(tmp_path)
     living.communicate("")
     assert result.returncode == 1
     assert f"process {living.pid}" in result.stderr and "wait for it to end" in result.stderr

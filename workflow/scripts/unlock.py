@@ -45,9 +45,9 @@ def slurm_jobs() -> list[str]:
         UserError: Slurm does not answer, and jobs have been sent from here.
     """
     result = subprocess.run(["squeue", "--me", "--noheader", "--format=%i|%Z|%k"], capture_output=True, text=True)
-    if result.returncode != 0 and not Path(".snakemake/slurm_logs").exists():
-        return []  # the machine may have Slurm's commands and belong to no cluster
     if result.returncode != 0:
+        if not Path(".snakemake/slurm_logs").exists():
+            return []  # the machine may have Slurm's commands and belong to no cluster
         reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(f"squeue failed ({reason}), so jobs may be running; try again when Slurm answers")
     rows = [line.split("|", 2) for line in result.stdout.splitlines()]
