@@ -15,7 +15,7 @@ from fairseq.tasks import TASK_REGISTRY
 
 from . import api
 from . import checkpoint as files
-from .errors import UsageError, printable
+from .errors import UsageError, ending_with_a_sentence, printable
 
 DECODING = {  # option of fairseq's -> what it is
     "beam": "beam size",
@@ -42,7 +42,7 @@ def generate(args: argparse.Namespace) -> None:
             try:
                 _answer(model, [_task_and_text(number, line, model.tasks)], options)
             except UsageError as error:
-                print(error, file=sys.stderr)
+                print(f"error: {error}", file=sys.stderr)
     else:
         lines = enumerate(sys.stdin.buffer, 1)
         _answer(model, [_task_and_text(number, line, model.tasks) for number, line in lines], options)
@@ -119,7 +119,11 @@ def _print(description: dict, as_json: bool) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point; see `--help`."""
+    """Run one command; see `--help`.
+
+    Raises:
+        UsageError: an option or a file is wrong.
+    """
     parser = argparse.ArgumentParser(prog="python -m fairseq_prefix", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -170,5 +174,11 @@ def main(argv: list[str] | None = None) -> None:
     args.run(args)
 
 
-if __name__ == "__main__":
+@ending_with_a_sentence()
+def cli_main() -> None:
+    """Entry point: what is wrong ends the command with one sentence."""
     main()
+
+
+if __name__ == "__main__":
+    cli_main()

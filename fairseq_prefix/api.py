@@ -7,15 +7,21 @@
     print(model.generate(["a text", "another"], tasks=["xsum", "webnlg"], beam=6))
 
 Texts are encoded, cut, searched and decoded as the workflow does it. Nothing is unpickled but tensors and plain
-containers. Mistakes are `UsageError`s (a `SystemExit`: catch it by its name). A `Model` serves one thread at a time.
+containers. A wrong argument or file raises `UsageError`, a `ValueError` of one or two sentences. Threads may share a
+`Model`: their calls run one after another.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+import os
+import reprlib
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from itertools import groupby
+from numbers import Integral, Real
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,13 +33,14 @@ from tqdm import tqdm
 
 from . import checkpoint as files
 from .bank import PrefixBank
-from .errors import UsageError
+from .errors import UsageError, first_line
 from .linear import speed_up
 from .model import Prefixed
 from .prefix import Prefix, SiteGeometry
 from .task import ConditionalGenerationConfig, PairTask
 from .vocabulary import ByteBPE, SentencePiece, read_vocabulary
 
+LARGEST_LENPEN = 10  # a length to a higher power exceeds what scores in fp32 can be divided by
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -50,24 +57,29 @@ def load(base: str | Path, vocabulary: str | Path | None = None, device: str = "
         dtype: fp32, bf16 or, on a GPU, fp16. Prefixes stay in fp32 and are cast where they are used.
 
     Raises:
-        UsageError: a file is missing or damaged, or of something else.
+        UsageError: an argument is not one of these, or a file is missing, damaged or of the wrong kind.
     """
+    _check_path("base", base)
+    if vocabulary is not None:
+        _check_path("vocabulary", vocabulary)
     on_gpu = _check_device(device)
-    if dtype not in DTYPES or dtype == "fp16" and not on_gpu:
-        raise UsageError(f"dtype is {dtype!r}; choose fp32 or bf16, or on a GPU fp16")
+    if not isinstance(dtype, str) or dtype not in DTYPES or dtype == "fp16" and not on_gpu:
+        raise UsageError(f"dtype is {dtype!r}; choose 'fp32' or 'bf16', or on a GPU 'fp16'")
     folder = Path(base) if Path(base).is_dir() else Path(base).parent
     place = Path(vocabulary) if vocabulary else folder
+    dictionary_path = _first_existing(folder / "dict.txt", place / "dict.txt")
     args = _options_of(str(base))
     model_class = ARCH_MODEL_REGISTRY[args.arch]
-    dictionary = files.read_dictionary(_first_existing(folder / "dict.txt", place / "dict.txt"))
+    dictionary = files.read_dictionary(dictionary_path)
     subwords = read_vocabulary(place, dictionary, leading_space=model_class.family is files.GPT2)
     config = ConditionalGenerationConfig(max_source_tokens=sys.maxsize)  # each prefix has its own limit
     task = TASK_REGISTRY[model_class.default_task](config, dictionary, dictionary)
     model = model_class.build_model(args, task)
+    del args.base
     model.use(PrefixBank())
     model.to(device=device, dtype=DTYPES[dtype]).eval()
     speed_up(model, packing=True)
-    return Model(model, task, subwords)
+    return Model(model, task, subwords, dictionary_path)
 
 
 class _Use(NamedTuple):
@@ -79,14 +91,26 @@ class _Use(NamedTuple):
 
 
 class Model:
-    """A frozen base and the prefixes that were added to it, each under the name of its task."""
+    """A frozen base and the prefixes that were added to it, each under the name of its task.
 
-    def __init__(self, model: Prefixed, task: PairTask, vocabulary: ByteBPE | SentencePiece):
+    Threads may share a model. Its calls run one after another, so that each text gets the prefix of its own task.
+    """
+
+    def __init__(self, model: Prefixed, task: PairTask, vocabulary: ByteBPE | SentencePiece, dictionary_path: Path):
         """`load` makes one."""
         self._model, self._task, self._vocabulary = model, task, vocabulary
+        self._dictionary_path = dictionary_path
         self._bank: PrefixBank = model.prefix
+        self._lock = threading.Lock()  # held by whoever selects prefixes or changes which there are
+        self._positions = model.max_decoder_positions()  # without a prefix
         usual = ConditionalGenerationConfig().max_source_tokens
-        self._uses = {None: self._use(None, min(usual, model.source_room(model.args)), infix=False)}
+        self._uses = {None: self._use(0, min(usual, model.source_room(model.args)), infix=False)}
+
+    def __getstate__(self) -> dict:  # a lock cannot be copied
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state, _lock=threading.Lock())
 
     @property
     def tasks(self) -> list[str]:
@@ -95,21 +119,29 @@ class Model:
 
     @torch.inference_mode(False)
     def add(self, name: str, path: str | Path) -> None:
-        """Add a prefix: prefix.safetensors, or the checkpoint of a training.
+        """Add a prefix: prefix.safetensors, or the checkpoint of a training. Nothing is added where this fails.
 
         Raises:
             UsageError: it is no prefix, or one of another base, dictionary or family, or the name is taken.
         """
+        _check_path("path", path)
         file = files.read_tuned(str(path))
         self._verify(path, file.metadata)
         geometry = {site: SiteGeometry(**shape) for site, shape in file.metadata["geometry"].items()}
         prefix = Prefix(geometry, "flat")
         prefix.set_output(file.folded)
-        device = self._model.decoder.embed_tokens.weight.device
-        self._bank.add(name, prefix.requires_grad_(False).to(device).eval())
+        prefix.requires_grad_(False).to(self._model.decoder.embed_tokens.weight.device).eval()
         conventions = file.metadata["conventions"]
         infix = conventions.get("prefix_position") == "infix"
-        self._uses[name] = self._use(name, conventions["max_source_tokens"], infix)
+        use = self._use(prefix.length("decoder"), conventions["max_source_tokens"], infix)
+        if use.room < 2:
+            raise UsageError(
+                f"{path}: {prefix.length('decoder')} virtual tokens and a source of {use.max_source_tokens} tokens "
+                f"leave no room for an output in the {self._positions} positions of the base"
+            )
+        with self._lock:
+            self._bank.add(name, prefix)
+            self._uses[name] = use
 
     def remove(self, name: str) -> None:
         """Take a prefix out.
@@ -117,8 +149,9 @@ class Model:
         Raises:
             UsageError: there is none of this name.
         """
-        self._bank.remove(name)
-        del self._uses[name]
+        with self._lock:
+            self._bank.remove(name)
+            del self._uses[name]
 
     @torch.no_grad()
     def generate(
@@ -148,38 +181,46 @@ class Model:
             progress: show a bar on stderr when it takes long.
 
         Raises:
-            UsageError: a task is unknown, a text is empty, or the options contradict each other.
+            UsageError: a task is unknown, a text is empty or no str, or an option is out of its range or contradicts
+                another.
         """
-        if beam < 1 or batch_size < 1:
-            raise UsageError(f"beam is {beam} and batch_size {batch_size}; both have to be 1 or more")
-        if isinstance(texts, str):
-            raise UsageError("texts is one text; pass a list of texts")
-        texts, tasks = list(texts), [tasks] * len(texts) if tasks is None or isinstance(tasks, str) else list(tasks)
-        if len(texts) != len(tasks):
-            raise UsageError(f"there are {len(texts)} texts, but {len(tasks)} tasks")
-        self._bank.select(tasks)  # all names are known
-        uses = [self._uses[name] for name in tasks]
-        ids = [self._encode(number, text, use) for number, (text, use) in enumerate(zip(texts, uses, strict=True), 1)]
-        dataset = self._task.build_dataset_for_inference(ids, [len(row) for row in ids])
-        limits = [
-            min(int(max_len_a * size + max_len_b), use.room - 1)
-            for size, use in zip(dataset.src_sizes, uses, strict=True)
-        ]
-        for number, limit in enumerate(limits, 1):
-            if min_len > limit:
-                raise UsageError(f"min_len is {min_len}, but text {number} may get {limit} tokens at most")
+        texts, tasks = _rows(texts, tasks)
+        beam, batch_size = _number("beam", beam, int, 1), _number("batch_size", batch_size, int, 1)
+        max_len_a, max_len_b = _number("max_len_a", max_len_a, float, 0), _number("max_len_b", max_len_b, int, 0)
+        min_len = _number("min_len", min_len, int, 0)
         options = argparse.Namespace(
-            beam=beam, lenpen=lenpen, min_len=min_len, no_repeat_ngram_size=no_repeat_ngram_size
+            beam=beam,
+            lenpen=_number("lenpen", lenpen, float, -LARGEST_LENPEN, LARGEST_LENPEN),
+            min_len=min_len,
+            no_repeat_ngram_size=_number("no_repeat_ngram_size", no_repeat_ngram_size, int, 0),
         )
-        found = [""] * len(texts)
-        with _bar(len(texts), progress) as bar:
-            for (limit, infix), rows in self._batches(dataset, limits, tasks, batch_size):
-                options.max_len_b = limit
-                self._model.decoder.infix = infix
-                for row, hypothesis in self._search(dataset, rows, tasks, options):
-                    found[row] = self._decode(hypothesis)
-                bar.update(len(rows))
+        with self._lock:
+            uses = [self._uses[name] for name in self._known(tasks)]
+            ids = [self._encode(number, *row) for number, row in enumerate(zip(texts, uses, strict=True), 1)]
+            dataset = self._task.build_dataset_for_inference(ids, [len(row) for row in ids])
+            limits = [
+                min(int(max_len_a * size + max_len_b), use.room - 1)
+                for size, use in zip(dataset.src_sizes, uses, strict=True)
+            ]
+            for number, limit in enumerate(limits, 1):
+                if min_len > limit:
+                    raise UsageError(f"min_len is {min_len}, but text {number} may get {limit} tokens at most")
+            found = [""] * len(texts)
+            with _bar(len(texts), progress) as bar:
+                for (limit, infix), rows in self._batches(dataset, limits, tasks, batch_size):
+                    options.max_len_b = limit
+                    self._model.decoder.infix = infix
+                    for row, hypothesis in self._search(dataset, rows, tasks, options):
+                        found[row] = self._decode(hypothesis)
+                    bar.update(len(rows))
         return found
+
+    def _known(self, tasks: list[str | None]) -> list[str | None]:
+        """The names, of which each is None or has a prefix."""
+        for name in tasks:
+            if name is not None:
+                self._bank[name]  # raises where there is none
+        return tasks
 
     def _batches(self, dataset, limits, tasks, size: int) -> Iterator[tuple[tuple[int, bool], list[int]]]:
         """Rows that are searched together: the same longest length and kind of prefix, sources of similar length."""
@@ -224,10 +265,10 @@ class Model:
         text = self._vocabulary.decode(pieces)
         return " ".join(filter(None, text.replace("\t", "\n").splitlines())).strip()
 
-    def _use(self, name: str | None, max_source_tokens: int, infix: bool) -> _Use:
-        self._bank.select([name])
+    def _use(self, length: int, max_source_tokens: int, infix: bool) -> _Use:
+        """How a prefix with `length` virtual tokens in the decoder is used."""
         one_text = "separator" in self._task.conventions()  # of source and target, which share the positions
-        room = self._model.max_decoder_positions() - (max_source_tokens if one_text else 0)
+        room = self._positions - (length + max_source_tokens if one_text else 0)
         return _Use(max_source_tokens, infix, room)
 
     def _verify(self, path: str | Path, metadata: dict) -> None:
@@ -237,22 +278,29 @@ class Model:
         family = getattr(ARCH_MODEL_REGISTRY.get(metadata["arch"]), "family", None)
         if family is not model.family:
             raise UsageError(f"{path} is a prefix of {metadata['arch']}, but the base is a {model.family.name}")
+        if metadata["dictionary_fingerprint"] != model.dictionary_fingerprint:  # the base's depends on it
+            raise UsageError(
+                f"{path} was trained with another dictionary than {self._dictionary_path}; "
+                "check that this file is complete and the one that the data was binarised with"
+            )
         if metadata["base_fingerprint"] != model.base_fingerprint:
             raise UsageError(
                 f"{path} was trained over another base (fingerprint {metadata['base_fingerprint'][:12]}) than "
                 f"{model.args.base_model} ({model.base_fingerprint[:12]}); load the base that it belongs to"
             )
-        if metadata["dictionary_fingerprint"] != model.dictionary_fingerprint:
-            raise UsageError(f"{path} was trained with another dictionary; lay the one of its data beside the base")
-        if metadata["conventions"]["bos"] != model.conventions["bos"]:
-            raise UsageError(f"{path} was trained without <s> around the text (--task translation); it cannot be added")
+        theirs, ours = metadata["conventions"], model.conventions
+        if any(theirs.get(key) != ours.get(key) for key in ("bos", "separator")):
+            raise UsageError(f"{path} was trained with --task translation, and not as the base reads texts here")
+        if theirs.get("max_source_tokens", -1) < 0:
+            raise UsageError(f"{path} does not say how long its sources may be; export it again from its checkpoint")
         for site, shape in metadata["geometry"].items():
             if vars(model.site_geometry(site, shape["length"])) != shape:
                 raise UsageError(f"{path}: the prefix does not fit the base's {site} attention")
 
 
 def _options_of(path: str) -> argparse.Namespace:
-    """The options of a prefix's model over this base: an architecture, and what the weights show of their sizes.
+    """The options of a prefix's model over this base: an architecture, what the weights show of their sizes, and the
+    base itself as `base`, so that it is read and checked once.
 
     One virtual token is asked for, which a bank replaces: without any a BART's attention would be fairseq's own.
     """
@@ -270,7 +318,7 @@ def _options_of(path: str) -> argparse.Namespace:
     else:
         raise UsageError(f"{path} does not say how many attention heads it has, and no architecture is of its size")
     given = {"base_model": path, "prefix_length": 1, "prefix_reparam": "flat", **sizes, **settings}
-    args = argparse.Namespace(arch=arch, task=model_class.default_task, **given)
+    args = argparse.Namespace(arch=arch, task=model_class.default_task, base=base, **given)
     ARCH_CONFIG_REGISTRY[arch](args)
     for name in family.settings:
         if not _is_sound(name, value := getattr(args, name, None), sizes["decoder_embed_dim"]):
@@ -291,11 +339,52 @@ def _check_device(device: str) -> bool:
     """Whether it is a GPU."""
     try:
         place = torch.device(device)
-    except RuntimeError:
-        raise UsageError(f"device is {device!r}; choose cpu, cuda, or cuda:1 and so on") from None
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"device is {device!r}, but there are {torch.cuda.device_count()} GPUs here; choose another")
+        torch.zeros(1, device=place).item()
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(
+            f"device is {device!r}, which is not available here ({first_line(error)}); "
+            "choose cpu, or cuda, cuda:1 and so on where there are GPUs"
+        ) from None
     return place.type == "cuda"
+
+
+def _check_path(name: str, path: object) -> None:
+    if not isinstance(path, str | os.PathLike) or not str(path):
+        raise UsageError(f"{name} is {path!r}; expected a path")
+
+
+def _rows(texts: object, tasks: object) -> tuple[list[str], list[str | None]]:
+    """Texts, and the name of each one's task."""
+    if isinstance(texts, str | bytes):
+        raise UsageError("texts is one text; pass a list of texts")
+    texts = _list("texts", texts)
+    tasks = [tasks] * len(texts) if tasks is None or isinstance(tasks, str) else _list("tasks", tasks)
+    if len(texts) != len(tasks):
+        raise UsageError(f"there are {len(texts)} texts, but {len(tasks)} tasks")
+    for number, (text, task) in enumerate(zip(texts, tasks, strict=True), 1):
+        if not isinstance(text, str):
+            raise UsageError(f"text {number} is {reprlib.repr(text)}; expected a str")
+        if not (task is None or isinstance(task, str)):
+            raise UsageError(f"the task of text {number} is {reprlib.repr(task)}; expected a name or None")
+    return texts, tasks
+
+
+def _list(name: str, values: object) -> list:
+    if isinstance(values, Iterable) and not isinstance(values, Mapping | Set | bytes):  # in an order that is theirs
+        return list(values)
+    raise UsageError(f"{name} is {reprlib.repr(values)}; expected a list")
+
+
+def _number(
+    name: str, value: object, kind: type[int] | type[float], least: float, most: float = math.inf
+) -> int | float:
+    """An option's value, of whatever type of number (numpy's too), as a plain one."""
+    if isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool):
+        if least <= value <= most and math.isfinite(value):
+            return kind(value)
+    what = "a whole number" if kind is int else "a number"
+    limits = f"from {least} to {most}" if math.isfinite(most) else f"of at least {least}"
+    raise UsageError(f"{name} is {reprlib.repr(value)}; expected {what} {limits}")
 
 
 def _first_existing(*paths: Path) -> Path:

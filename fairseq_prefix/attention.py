@@ -37,6 +37,11 @@ class PrefixAttention(MultiheadAttention):
         """Say which prefix feeds this module. (A tuple holds it: as an attribute it would be registered as a child.)"""
         self._attached = (prefix, site, layer)
 
+    def begin(self, rows: int) -> None:
+        """Tell what is attached that a pass over a batch of `rows` sentences begins."""
+        prefix, _, _ = self._attached
+        prefix.begin(rows)
+
     @property
     def attached_length(self) -> int:
         """How many virtual tokens come before the keys, in the row that has most."""

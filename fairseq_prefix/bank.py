@@ -5,10 +5,12 @@
     bank.select(["xsum", "webnlg", None])  # a batch of three; the last one is for the base alone
     model(**sample["net_input"])           # or a search
 
-fairseq sorts the rows of a batch by length: its `sample["id"]` says which example a row is.
+A selection serves one pass over a batch of its size: a forward pass with its backward pass, or a search. Another batch
+requires a selection of its own. fairseq sorts the rows of a batch by length: its `sample["id"]` says which example a
+row is.
 
 Prefixes may differ in length, in their sites, and in how they are parametrised. In training the gradients reach those
-of the batch's rows; select again only after the backward pass.
+of the batch's rows; select again only after the backward pass. A bank serves one thread at a time.
 
 Letters at line ends: B rows of a batch (sentences), P virtual tokens of the longest prefix, H heads, d width of a head.
 """
@@ -36,6 +38,7 @@ class PrefixBank(nn.Module):
         self.prefixes = nn.ModuleList()  # a ModuleDict would refuse names such as "v1.1" and "train"
         self._names: list[str] = []
         self._chosen: list[Prefix | None] | None = None  # those of the batch, each once
+        self._begun = False  # whether a pass has used the selection
         for name, prefix in (prefixes or {}).items():
             self.add(name, prefix)
 
@@ -82,7 +85,7 @@ class PrefixBank(nn.Module):
         self._chosen = None
 
     def select(self, rows: Sequence[str | None]) -> None:
-        """Say which prefix each row of the coming batches has; None is the base alone.
+        """Say which prefix each row of the next batch has; None is the base alone.
 
         Raises:
             UsageError: there is no prefix of one of these names.
@@ -90,8 +93,12 @@ class PrefixBank(nn.Module):
         if isinstance(rows, str):
             raise UsageError(f"select takes a name for each row of a batch; {rows!r} is one name")
         rows = list(rows)
+        for name in rows:
+            if name is not None:
+                self._number(name)
         distinct = list(dict.fromkeys(rows))
         self._chosen = [None if name is None else self[name] for name in distinct]
+        self._begun = False
         device = next((parameter.device for parameter in self.parameters()), None)
         self._places = [distinct.index(name) for name in rows]  # B, among those chosen
         of_rows = torch.tensor(self._places, dtype=torch.long, device=device)
@@ -105,6 +112,25 @@ class PrefixBank(nn.Module):
     def _apply(self, fn, recurse: bool = True) -> PrefixBank:
         self._chosen = None  # what was chosen is on the device where the bank was
         return super()._apply(fn, recurse)
+
+    def begin(self, rows: int) -> None:
+        """Use the selection for the pass over a batch of `rows` sentences that begins.
+
+        Raises:
+            UsageError: the selection has another size or was used before, or there is none.
+        """
+        self._selected()
+        if len(self._places) != rows:
+            raise UsageError(
+                f"prefixes are selected for {len(self._places)} rows, but the batch has {rows}; "
+                "call the bank's select(...) with a name for each row"
+            )
+        if self._begun:
+            raise UsageError(
+                f"the prefixes selected for {rows} rows were used for an earlier batch; "
+                "call the bank's select(...) before each pass"
+            )
+        self._begun = True
 
     def refresh(self) -> None:
         """Evaluate the prefixes of the batch anew for the forward pass that begins, as `Prefix.refresh` does."""
@@ -141,7 +167,7 @@ class PrefixBank(nn.Module):
 
     def _selected(self) -> list[Prefix | None]:
         if self._chosen is None:
-            raise UsageError("it is not said which prefixes the rows of the batch have; call the bank's select(...)")
+            raise UsageError("no prefixes are selected for the rows of the batch; call the bank's select(...) first")
         return self._chosen
 
     @property

@@ -232,6 +232,11 @@ class PrefixEncoder(Encoder):
 
     layer_class = PrefixEncoderLayer
 
+    def forward(self, src_tokens, *args, **kwargs):
+        """As fairseq's: every pass over a batch, teacher-forced or a search, begins here."""
+        self.layers[0].self_attn.begin(len(src_tokens))
+        return super().forward(src_tokens, *args, **kwargs)
+
     def reorder_encoder_out(self, encoder_out, new_order):
         """Keep one row per sentence: `PrefixAttention` projects it once and follows the search by itself."""
         return encoder_out

@@ -67,7 +67,7 @@ class Family(NamedTuple):
 
 
 def read_base(path: str, family: Family | None = None) -> Base:
-    """Read `--base-model`: a folder with model.pt and dict.txt, a .pt file, or a Hugging Face folder.
+    """Read a base: a folder with model.pt and dict.txt, a .pt file, or a Hugging Face folder.
 
     Raises:
         UsageError: nothing there, or not of this family, or where none is given of none that is known here.
@@ -81,21 +81,16 @@ def read_base(path: str, family: Family | None = None) -> Base:
             with _of_family(base, family):
                 return family.convert(base, config, raw)
         if not (base / "model.pt").exists():
-            raise UsageError(f"--base-model {path}: the folder holds neither model.pt nor config.json")
+            raise UsageError(f"{path}: the folder holds neither model.pt nor config.json")
         base = base / "model.pt"
     elif not base.exists():
-        raise UsageError(
-            f"--base-model {path}: no such file or folder (when generating, say where it is with "
-            f"--model-overrides \"{{'base_model': 'PATH'}}\")"
-        )
+        raise UsageError(f"{path}: no such file or folder; expected a base")
     state = load_tensors(base)
     found = family_of(state.get("model"))
     if found is None and family is None:
-        raise UsageError(f"--base-model {base} is neither a BART nor a GPT-2 of fairseq's")
+        raise UsageError(f"{base} is neither a BART nor a GPT-2 of fairseq's")
     if family is not None and found is not family:
-        raise UsageError(
-            f"--base-model {base} is not a fairseq {family.name} checkpoint (it has no {family.embedding})"
-        )
+        raise UsageError(f"{base} is not a fairseq {family.name} checkpoint (it has no {family.embedding})")
     _check_weights(base, state["model"])
     return Base(base, dict(state["model"]), _symbols(base.parent), _whole_args(state))
 
@@ -105,6 +100,8 @@ def _of_family(path: Path, family: Family) -> Iterator[None]:
     """Weights of any shapes and kinds are brought into this family's form, or refused in one sentence."""
     try:
         yield
+    except UsageError:
+        raise
     except (IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"{path}: the weights are not a {family.name}'s ({first_line(error)})") from None
 
@@ -124,7 +121,7 @@ def _read_hugging_face(folder: Path) -> tuple[dict, dict[str, Tensor]]:
         weights = load_tensors(folder / "pytorch_model.bin")
         _check_weights(folder / "pytorch_model.bin", weights)
         return config, weights
-    raise UsageError(f"--base-model {folder}: neither model.safetensors nor pytorch_model.bin is there")
+    raise UsageError(f"{folder}: neither model.safetensors nor pytorch_model.bin is there")
 
 
 def _check_config(folder: Path, config: dict, expected: dict) -> None:
@@ -628,6 +625,8 @@ def unpack_metadata(state: dict[str, Tensor]) -> dict:
         )
     try:
         return _checked(json.loads(bytes((255 - state[METADATA_KEY]).tolist()).decode("ascii")))
+    except UsageError:
+        raise
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError):
         raise UsageError(
             "the checkpoint's metadata is damaged (checkpoints of a prefix and the like cannot be averaged)"
@@ -765,6 +764,8 @@ def _read_export(path: str) -> tuple[dict, dict, dict, dict[str, Tensor]]:
         model_args, task = header.pop("model_args"), header.pop("task")
         (metadata,) = header.values()  # under the name of the method
         return _checked(metadata), model_args, task, method_of(metadata).unfold(tensors)
+    except UsageError:
+        raise
     except Exception as error:  # its header may be anything
         raise UsageError(
             f"{path} is no export of a prefix, prompt, adapters or top layers, or is damaged ({error})"

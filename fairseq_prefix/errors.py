@@ -1,16 +1,47 @@
-"""The error of a user's mistake, and what its sentence takes from other errors."""
+"""The error of a user's mistake, how a command ends with its sentence, and parts of such sentences."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
 
 
-class UsageError(SystemExit):
-    """A wrong option or file, in one or two sentences that say what to do.
+class UsageError(ValueError):
+    """A wrong option, argument or file, in one or two sentences that say what to do.
 
-    It derives from `SystemExit` so that fairseq's own commands end with the sentence alone: they wrap any other error
-    raised while a model is built or a checkpoint loaded in a traceback or two. A program that uses the plugin as a
-    library can catch it by its name.
+    Applications catch it as any other error. Commands end with its sentence alone (`ending_with_a_sentence`).
     """
 
     def __init__(self, message: str):
-        super().__init__(f"error: {printable(message)}")
+        super().__init__(printable(message))
+
+
+@contextlib.contextmanager
+def ending_with_a_sentence() -> Iterator[None]:
+    """End the program with status 1 and one sentence on stderr where the block fails because of a `UsageError`."""
+    try:
+        yield
+    except Exception as error:
+        if (sentence := _usage_error_behind(error)) is None:
+            raise
+        raise SystemExit(f"error: {sentence}") from None
+
+
+def _usage_error_behind(error: BaseException | None) -> str | None:
+    """The sentence of the `UsageError` that is, or led to, this error.
+
+    fairseq wraps what goes wrong while it loads a checkpoint, and torch reports the error of another process as the
+    text of its traceback.
+    """
+    while error is not None:
+        if isinstance(error, UsageError):
+            return str(error)
+        name = re.escape(f"{UsageError.__module__}.{UsageError.__qualname__}")
+        if found := re.search(rf"^{name}: (.+)$", str(error), re.MULTILINE):
+            return found[1]
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def printable(text: str) -> str:

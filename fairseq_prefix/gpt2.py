@@ -190,6 +190,7 @@ class SourceReader:
     def forward_torchscript(self, net_input: dict[str, Tensor]) -> dict:
         """Keys and values of the sources (B x S, padded on the right), and where what follows them has its place."""
         source, lengths, state = net_input["src_tokens"], net_input["src_lengths"], {}
+        self.decoder.begin(len(source))
         if source.size(1):
             self.decoder.read(source, lengths, state)
         padding = torch.arange(source.size(1), device=source.device) >= lengths[:, None]
@@ -223,6 +224,10 @@ class GPT2Decoder(SearchedDecoder, TransformerDecoderBase):
         """That of each row, where they differ: B x 1."""
         return self.layers[0].self_attn.attached_lengths
 
+    def begin(self, rows: int) -> None:
+        """Begin a pass over a batch of `rows` sentences."""
+        self.layers[0].self_attn.begin(rows)
+
     def max_positions(self) -> int:
         """What the prefix leaves for source, `</s>` and target."""
         return self.embed_positions.max_positions - self.prefix_length
@@ -230,6 +235,7 @@ class GPT2Decoder(SearchedDecoder, TransformerDecoderBase):
     def forward(self, prev_output_tokens, encoder_out=None, incremental_state=None, features_only=False, **unused):
         """Whole texts that have no source, or the next step of a search."""
         if incremental_state is None:
+            self.begin(len(prev_output_tokens))
             lengths = torch.full_like(prev_output_tokens[:, 0], prev_output_tokens.size(1))
             x = self.read(prev_output_tokens, lengths)
         else:
@@ -241,6 +247,7 @@ class GPT2Decoder(SearchedDecoder, TransformerDecoderBase):
 
     def continue_source(self, source: Tensor, lengths: Tensor, target: Tensor) -> tuple[Tensor, dict]:
         """Logits at the tokens of `target`, which follow the source: B x T x V."""
+        self.begin(len(source))
         text = self._join(source, lengths, target)
         columns = lengths[:, None] + torch.arange(target.size(1), device=target.device)
         columns = columns.clamp(max=text.size(1) - 1)  # at the target's padding: anything

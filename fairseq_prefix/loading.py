@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import errno
 import functools
 import os
 import shutil
 import struct
-import tempfile
+import threading
+import uuid
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +27,7 @@ from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .errors import UsageError
+from .errors import UsageError, first_line
 
 # Reading --------------------------------------------------------------------------------------------------------------
 
@@ -175,20 +177,27 @@ def guard_loading() -> None:
     checkpoint_utils.load_checkpoint_to_cpu, checkpoint_utils._upgrade_state_dict = load_checked, upgrade_checked
 
 
+_ENVIRONMENT = threading.Lock()  # all threads have the same
+
+
 @contextlib.contextmanager
 def _tensors_alone() -> Iterator[None]:
-    """`torch.load` unpickles nothing but tensors and plain types, whatever the environment says."""
+    """`torch.load` unpickles nothing but tensors and plain types, whatever the environment says.
+
+    One thread at a time: of two that overlap, the first to leave would take the protection from the other.
+    """
     variables = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "0"}
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    with _ENVIRONMENT:
+        before = {name: os.environ.get(name) for name in variables}
+        os.environ.update(variables)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
 
 
 # Writing --------------------------------------------------------------------------------------------------------------
@@ -198,32 +207,27 @@ def atomically(path: str | os.PathLike, write: Callable[[str], None]) -> None:
     """Call `write(temporary)` and give the file its final name only if that succeeds.
 
     Raises:
-        UsageError: the disk is full, or nothing may be written there.
+        UsageError: the path is not one of a file in an existing folder, the disk is full, or writing is not permitted.
     """
+    if str(path).endswith(os.sep) or Path(path).is_dir():
+        raise UsageError(f"{path} is a folder; expected the name of the file to write")
     path = Path(path)
-    temporary = None
+    if not path.parent.is_dir():
+        raise UsageError(f"{path} cannot be written: there is no folder {path.parent}; create it first")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        os.close(handle)
-        write(temporary)
-        os.chmod(temporary, 0o666 & ~_umask())
+        write(str(temporary))
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         if isinstance(error, OSError | SafetensorError | RuntimeError):  # the last one is torch's
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            raise UsageError(f"{path} cannot be written ({reason}); is there room on the disk?") from None
+            reason = getattr(error, "strerror", None) or first_line(error)
+            full = getattr(error, "errno", None) in (None, errno.ENOSPC, errno.EDQUOT)
+            raise UsageError(f"{path} cannot be written ({reason}){'; is there room on the disk?' * full}") from None
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def make_copies_atomic() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from fairseq.data import encoders
@@ -80,8 +81,18 @@ class FromBase:
         speed_up(self, packing=True)
 
     def load_base(self, args, task) -> None:
-        """Fill the model from `args.base_model` and remember the fingerprints."""
-        base = files.read_base(args.base_model, self.family)
+        """Fill the model from `args.base_model` and remember the fingerprints.
+
+        Who has read the base already passes it on as `args.base` (an object that no checkpoint can hold).
+        """
+        base = getattr(args, "base", None)
+        if not isinstance(base, files.Base):
+            if not Path(args.base_model).exists():
+                raise UsageError(
+                    f"--base-model {args.base_model}: no such file or folder (when generating, say where it is with "
+                    f"--model-overrides \"{{'base_model': 'PATH'}}\")"
+                )
+            base = files.read_base(args.base_model, self.family)
         files.load_into(self, base, task.source_dictionary, getattr(args, "arch", "?"))
         self.base_fingerprint = files.fingerprint(self, task.source_dictionary)
 

@@ -196,6 +196,9 @@ class Evaluated(FullPrecision):
 class KeysAndValues(Evaluated):
     """Virtual tokens that attention layers ask for: they are evaluated to L x 2 x H x P x d."""
 
+    def begin(self, rows: int) -> None:
+        """Do nothing before a pass over a batch: all its rows have the same virtual tokens. (`PrefixBank` selects.)"""
+
     def lengths(self, site: str) -> int:
         """How many virtual tokens the rows of a batch have: all the same."""
         return self.length(site)

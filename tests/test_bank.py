@@ -238,7 +238,7 @@ def test_half_precision_decodes(tasks, dtype):
 
 def test_prefixes_come_and_go_and_mistakes_are_one_sentence(tasks):
     bank = PrefixBank({name: tasks.bank[name] for name in ("one", "two")})
-    with pytest.raises(UsageError, match="not said which prefixes the rows of the batch have; call .* select"):
+    with pytest.raises(UsageError, match="no prefixes are selected for the rows of the batch; call .* select"):
         bank.key_value("decoder", 0)
     with pytest.raises(UsageError, match="no prefix 'three'; there are: one, two"):
         bank.select(["one", "three"])

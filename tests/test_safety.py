@@ -804,7 +804,7 @@ def test_messages_do_not_steer_the_terminal(monkeypatch):
     with pytest.raises(SystemExit) as error:
         run_main(fail)
     assert error.value.code == "error: a\\x1b[2Jb"
-    assert str(UsageError("a\x1b[2Jb\n")) == "error: a\\x1b[2Jb\\n"
+    assert str(UsageError("a\x1b[2Jb\n")) == "a\\x1b[2Jb\\n"
 
 
 def test_inspect_does_not_steer_the_terminal(exported, capsys):

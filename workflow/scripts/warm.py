@@ -30,7 +30,7 @@ from typing import IO
 
 PLUGIN = Path(__file__).resolve().parents[2] / "fairseq_prefix"
 ADDRESS = "PREFIX_WARM"
-ENTRY_POINTS = {"fairseq_cli.train": "cli_main", "fairseq_cli.generate": "cli_main", "fairseq_prefix.__main__": "main"}
+ENTRY_POINTS = dict.fromkeys(("fairseq_cli.train", "fairseq_cli.generate", "fairseq_prefix.__main__"), "cli_main")
 STREAMS = 2  # file descriptors of a request: stdout, stderr, and any number that the process is to hold
 LARGEST_REQUEST = 1 << 20
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
