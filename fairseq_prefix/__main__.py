@@ -77,13 +77,19 @@ def export(args: argparse.Namespace) -> None:
     """Checkpoint -> prefix.safetensors, or what the method's is called."""
     file = files.read_tuned(args.checkpoint)
     files.write_export(file, args.output)
+    _print_written(args.output, file)
+
+
+def _print_written(path: str, file: files.TunedFile) -> None:
     stored = sum(tensor.numel() for tensor in file.folded.values())
-    print(f"{args.output}: {stored:,} parameters, {Path(args.output).stat().st_size:,} bytes")
+    print(f"{path}: {stored:,} parameters, {Path(path).stat().st_size:,} bytes")
 
 
 def import_(args: argparse.Namespace) -> None:
     """An export -> a checkpoint that fairseq-generate and fairseq-interactive read."""
-    files.import_export(files.read_tuned(args.export), args.output, args.base_model)
+    file = files.read_tuned(args.export)
+    files.import_export(file, args.output, args.base_model)
+    _print_written(args.output, file)
 
 
 def base(args: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -281,9 +282,18 @@ def read_dictionary(path: Path) -> Dictionary:
     if not path.exists():
         raise UsageError(f"{path}: no such file; the base's dictionary has to lie beside it")
     try:
-        return Dictionary.load(str(path))
+        dictionary = Dictionary.load(str(path))
     except Exception as error:  # fairseq raises that very class for what is not UTF-8
         raise UsageError(f"{path} is not a fairseq dictionary ({first_line(error)})") from None
+    dictionary.path = path
+    return dictionary
+
+
+def _blamed(dictionary: Dictionary) -> tuple[str, str]:
+    """What a sentence calls a dictionary that is not the base's, and what to do."""
+    if path := getattr(dictionary, "path", None):
+        return str(path), "expected the complete dict.txt of the base"
+    return "the dictionary of the data", "binarise the data with the base's dict.txt"
 
 
 def _symbols(folder: Path) -> list[str] | None:
@@ -382,10 +392,8 @@ def _reordered_rows(rows: Tensor, base: Base, dictionary: Dictionary) -> tuple[T
     end = base.rows["</s>"]
     unknown = [symbol for symbol, row in base.rows.items() if symbol not in dictionary.indices and row != end]
     if unknown:
-        raise UsageError(
-            f"{base.path}: token {unknown[0]} is not in the dictionary of the data; "
-            "binarise the data with the dict.txt of the base's BPE"
-        )
+        name, remedy = _blamed(dictionary)
+        raise UsageError(f"{base.path}: token {unknown[0]} is not in {name}; {remedy}")
     indices = torch.tensor([base.rows.get(symbol, -1) for symbol in dictionary.symbols])
     placed = rows[indices.clamp(min=0)] * indices.ge(0)[:, None]
     absent = indices.eq(-1) | indices.eq(end)
@@ -402,10 +410,9 @@ def _fit_rows(rows: Tensor, base: Base, dictionary: Dictionary) -> Tensor:
     size, has_mask = len(dictionary), dictionary.symbols[-1] == "<mask>"
     surplus = rows.size(0) - size
     if surplus < 0 or surplus > 1 and base.symbols is None:
-        raise UsageError(
-            f"{base.path} has {rows.size(0)} embeddings, but the dictionary of the data has {size} symbols; "
-            "binarise the data with the base's dict.txt (and lay it beside the base)"
-        )
+        name, remedy = _blamed(dictionary)
+        remedy += "" if base.symbols else " (and lay it beside the base)"
+        raise UsageError(f"{base.path} has {rows.size(0)} embeddings, but {name} has {size} symbols; {remedy}")
     if has_mask and surplus:
         return torch.cat([rows[: size - 1], rows[-1:]])
     return rows[:size]
@@ -715,8 +722,7 @@ def read_tuned(path: str) -> TunedFile:
     Raises:
         UsageError: it is neither, or damaged.
     """
-    if not Path(path).is_file():
-        raise UsageError(f"{path}: no such file")
+    check_file(path)
     if str(path).endswith(".safetensors"):
         metadata, model_args, task, state = _read_export(path)
     else:
@@ -732,6 +738,18 @@ def read_tuned(path: str) -> TunedFile:
         return TunedFile(metadata, model_args, task, state, method.fold(metadata, state))
     except Exception as error:  # metadata and names may be anything
         raise UsageError(f"{path}: the {method.noun} does not fit its metadata ({first_line(error)})") from None
+
+
+def check_file(path: str) -> None:
+    """Refuse what is no file.
+
+    Raises:
+        UsageError: nothing is there, or something else.
+    """
+    if Path(path).is_dir():
+        raise UsageError(f"{path} is a folder; expected a file in it, such as checkpoint_best.pt or prefix.safetensors")
+    if not Path(path).is_file():
+        raise UsageError(f"{path}: no such file")
 
 
 def _check_options(path: str, method: Method, model_args: object, task: object) -> None:
@@ -786,7 +804,8 @@ def describe(path: str) -> dict:
     geometry, conventions, updates, bytes, and others that a method has; where a whole model was trained, only those
     that it has.
     """
-    size = Path(path).stat().st_size if Path(path).is_file() else 0
+    check_file(path)
+    size = Path(path).stat().st_size
     if not str(path).endswith(".safetensors") and size:
         loaded = load_tensors(Path(path))
         history = loaded.get("optimizer_history")
@@ -854,7 +873,12 @@ def write_export(file: TunedFile, path: str) -> None:
 
     Of a prefix or a prompt that is one tensor per site, P x (L*2*D) or P x D; of adapters and top layers those that
     were trained.
+
+    Raises:
+        UsageError: the path is not one of a file that can be written, or does not end in .safetensors.
     """
+    if not str(path).endswith(".safetensors"):
+        raise UsageError(f"{path}: expected a name that ends in .safetensors, by which an export is recognised")
     metadata = folded_metadata(file.metadata)
     sizes = {k: v for k, v in file.model_args.items() if k.startswith(("encoder_", "decoder_"))}
     model_args = {**sizes, **{k: file.model_args[k] for k in MODEL_ARGS_KEPT if k in file.model_args}}
@@ -889,7 +913,12 @@ def import_export(file: TunedFile, path: str, base_model: str) -> None:
 def write_checkpoint(path: str, cfg, model_state: dict[str, Tensor]) -> None:
     """Write a checkpoint that `fairseq-generate` and `fairseq-interactive` read, of a model that was not trained
     here.
+
+    Raises:
+        UsageError: the path is not one of a file that can be written, or is one of an export.
     """
+    if str(path).endswith(".safetensors"):
+        raise UsageError(f"{path}: expected a name that does not end in .safetensors, such as prefix.pt")
     state = {
         "args": None,
         "cfg": OmegaConf.to_container(cfg, resolve=True, enum_to_str=True),
@@ -909,4 +938,6 @@ def configuration(model_args: dict, task: dict, base_model: str):
     args = options.parse_args_and_arch(options.get_training_parser(), command)
     vars(args).update(model_args)
     vars(args).update({key: value for key, value in task.items() if key != "_name"})
-    return convert_namespace_to_omegaconf(args)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Hydra's, about how fairseq uses it
+        return convert_namespace_to_omegaconf(args)

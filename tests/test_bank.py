@@ -253,6 +253,55 @@ def test_prefixes_come_and_go_and_mistakes_are_one_sentence(tasks):
     assert bank.folded_size == tasks.bank["two"].folded_size + tasks.bank["one"].folded_size
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("names", [["one", "two"], ["one", "one"], [None, None], ["one", "two", "train", None]])
+def test_a_selection_of_another_size_than_the_batch_is_refused(tasks, names):
+    """Also where all rows have the same prefix, of which one row would do."""
+    message = f"selected for {len(names)} rows, but the batch has 3"
+    rows = random_rows(tasks.family, random.Random(1), 3)
+    tasks.bank.select(names)
+    with pytest.raises(UsageError, match=message):
+        search(tasks.model, tasks.family, rows, beam=2)
+    with pytest.raises(UsageError, match=message):
+        loss(tasks.model, teacher_forced(tasks.family, random.Random(1), 3))
+
+
+@torch.no_grad()
+def test_a_selection_serves_one_pass(tasks):
+    """Whoever forgets to select for the next batch would get the prefixes of the last one."""
+    rng = random.Random(1)
+    passes = {
+        "search": lambda: search(tasks.model, tasks.family, random_rows(tasks.family, rng, 2), beam=2),
+        "forward": lambda: loss(tasks.model, teacher_forced(tasks.family, rng, 2)),
+    }
+    for first in passes.values():
+        for second in passes.values():
+            tasks.bank.select(["one", "train"])
+            first()
+            with pytest.raises(UsageError, match=r"used for an earlier batch; call the bank's select\(...\) before each"):
+                second()
+    tasks.bank.select(["two", "one"])
+    passes["search"]()
+
+
+@torch.no_grad()
+def test_nothing_runs_before_prefixes_are_selected(tasks):
+    bank = PrefixBank({"one": tasks.bank["one"]})
+    tasks.model.use(bank)
+    try:
+        for run in (
+            lambda: search(tasks.model, tasks.family, random_rows(tasks.family, random.Random(1), 2), beam=2),
+            lambda: loss(tasks.model, teacher_forced(tasks.family, random.Random(1), 2)),
+        ):
+            with pytest.raises(UsageError, match="no prefixes are selected"):
+                run()
+    finally:
+        tasks.model.use(tasks.bank)
+    for names, message in (([["one"]], "no prefix .'one'."), ([1], "no prefix 1"), ("one", "is one name")):
+        with pytest.raises(UsageError, match=message):
+            bank.select(names)
+
+
 def test_a_model_of_fairseqs_own_attention_takes_no_bank(tmp_path):
     """With no prefix anywhere BART's layers are fairseq's."""
     model = methods.build("prefix", "bart", methods.make_base(tmp_path, "bart"), prefix_length=0)

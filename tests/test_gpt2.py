@@ -243,7 +243,7 @@ def edited(folder, target, config=None, change=None):
         (
             {},
             lambda raw: raw.update({"transformer.wte.weight": torch.zeros(120, 128)}),
-            "token 101 is not in the dictionary of the data; binarise the data with the dict.txt of the base's BPE",
+            "token 101 is not in the dictionary of the data; binarise the data with the base's dict.txt",
         ),
     ],
 )
