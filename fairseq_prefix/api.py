@@ -68,14 +68,16 @@ def load(base: str | Path, vocabulary: str | Path | None = None, device: str = "
     folder = Path(base) if Path(base).is_dir() else Path(base).parent
     place = Path(vocabulary) if vocabulary else folder
     dictionary_path = _first_existing(folder / "dict.txt", place / "dict.txt")
-    args = _options_of(str(base))
+    weights = files.read_base(str(base))
+    args = _options_of(str(base), weights)
     model_class = ARCH_MODEL_REGISTRY[args.arch]
     dictionary = files.read_dictionary(dictionary_path)
     subwords = read_vocabulary(place, dictionary, leading_space=model_class.family is files.GPT2)
     config = ConditionalGenerationConfig(max_source_tokens=sys.maxsize)  # each prefix has its own limit
     task = TASK_REGISTRY[model_class.default_task](config, dictionary, dictionary)
+    task.base = weights
     model = model_class.build_model(args, task)
-    del args.base
+    del task.base  # the model has copied it
     model.use(PrefixBank())
     model.to(device=device, dtype=DTYPES[dtype]).eval()
     speed_up(model, packing=True)
@@ -105,12 +107,6 @@ class Model:
         self._positions = model.max_decoder_positions()  # without a prefix
         usual = ConditionalGenerationConfig().max_source_tokens
         self._uses = {None: self._use(0, min(usual, model.source_room(model.args)), infix=False)}
-
-    def __getstate__(self) -> dict:  # a lock cannot be copied
-        return {name: value for name, value in vars(self).items() if name != "_lock"}
-
-    def __setstate__(self, state: dict) -> None:
-        vars(self).update(state, _lock=threading.Lock())
 
     @property
     def tasks(self) -> list[str]:
@@ -298,13 +294,11 @@ class Model:
                 raise UsageError(f"{path}: the prefix does not fit the base's {site} attention")
 
 
-def _options_of(path: str) -> argparse.Namespace:
-    """The options of a prefix's model over this base: an architecture, what the weights show of their sizes, and the
-    base itself as `base`, so that it is read and checked once.
+def _options_of(path: str, base: files.Base) -> argparse.Namespace:
+    """The options of a prefix's model over this base: an architecture, and what the weights show of their sizes.
 
     One virtual token is asked for, which a bank replaces: without any a BART's attention would be fairseq's own.
     """
-    base = files.read_base(path)
     family = files.family_of(base.state)
     sizes = files.sizes(base)
     settings = {name: value for name, value in base.settings.items() if name in family.settings and value is not None}
@@ -318,7 +312,7 @@ def _options_of(path: str) -> argparse.Namespace:
     else:
         raise UsageError(f"{path} does not say how many attention heads it has, and no architecture is of its size")
     given = {"base_model": path, "prefix_length": 1, "prefix_reparam": "flat", **sizes, **settings}
-    args = argparse.Namespace(arch=arch, task=model_class.default_task, base=base, **given)
+    args = argparse.Namespace(arch=arch, task=model_class.default_task, **given)
     ARCH_CONFIG_REGISTRY[arch](args)
     for name in family.settings:
         if not _is_sound(name, value := getattr(args, name, None), sizes["decoder_embed_dim"]):

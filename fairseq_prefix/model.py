@@ -83,10 +83,10 @@ class FromBase:
     def load_base(self, args, task) -> None:
         """Fill the model from `args.base_model` and remember the fingerprints.
 
-        Who has read the base already passes it on as `args.base` (an object that no checkpoint can hold).
+        Who has read the base already passes it on as `task.base`.
         """
-        base = getattr(args, "base", None)
-        if not isinstance(base, files.Base):
+        base = getattr(task, "base", None)
+        if base is None:
             if not Path(args.base_model).exists():
                 raise UsageError(
                     f"--base-model {args.base_model}: no such file or folder (when generating, say where it is with "

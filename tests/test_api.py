@@ -5,9 +5,14 @@ import io
 import json
 import os
 import random
+import re
 import shutil
+import subprocess
 import sys
+import threading
 from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import binarise
 import bpe
@@ -15,6 +20,7 @@ import encode
 import hypotheses
 import learn_vocabulary
 import methods
+import numpy
 import pytest
 import tiny
 import torch
@@ -22,11 +28,15 @@ from conftest import REPOSITORY, example
 from fairseq import options
 from fairseq.data import Dictionary
 from fairseq_cli import generate as fairseq_generate
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import fairseq_prefix.api as api
 from fairseq_prefix import checkpoint as files
 from fairseq_prefix.__main__ import main
+from fairseq_prefix.bank import PrefixBank
 from fairseq_prefix.errors import UsageError
+from fairseq_prefix.task import ConditionalGenerationTask
 from fairseq_prefix.vocabulary import read_vocabulary
 
 TEXTS = [
@@ -273,6 +283,62 @@ def test_a_hugging_face_folder_is_loaded_whatever_its_sizes(hugging_face, byte_b
     assert ours.decode(["<s>", "70", "madeupword0000", "<unk>", "71"]) == theirs.decode(["70", "<unk>", "71"])
 
 
+@pytest.mark.parametrize("family", ["bart", "gpt2"])
+def test_a_base_is_read_once(request, family, monkeypatch):
+    """Of a large one that takes seconds and gigabytes."""
+    read, calls = files.load_tensors, []
+    world = request.getfixturevalue(family)
+    monkeypatch.setattr(files, "load_tensors", lambda path: calls.append(path.name) or read(path))
+    model = world.load("short")
+    assert calls == ["model.pt"] and not hasattr(model._task, "base"), "nor kept beside the model"
+
+
+# Threads --------------------------------------------------------------------------------------------------------------
+
+
+def in_threads(*functions):
+    with ThreadPoolExecutor(len(functions)) as threads:
+        return [call.result() for call in [threads.submit(function) for function in functions]]
+
+
+def test_threads_that_share_a_model_get_the_outputs_of_their_own_tasks(bart, monkeypatch):
+    """The first search waits, its prefixes being selected, for another thread to select others."""
+    model, selections, both = bart.load(), [], threading.Event()
+    expected = [model.generate(TEXTS, name, **FLAGS) for name in ("short", "v1.1")]
+    select, step = PrefixBank.select, ConditionalGenerationTask.inference_step
+
+    def note(bank, rows):
+        select(bank, rows)
+        selections.append(threading.get_ident())
+        if len({*selections}) == 2:
+            both.set()
+
+    def wait(*given):
+        both.wait(timeout=0.5)  # in vain where threads take turns
+        return step(*given)
+
+    monkeypatch.setattr(PrefixBank, "select", note)
+    monkeypatch.setattr(ConditionalGenerationTask, "inference_step", wait)
+    found = in_threads(*(partial(model.generate, TEXTS, name, **FLAGS) for name in ("short", "v1.1")))
+    assert found == expected and found[0] != found[1] and both.is_set()
+
+
+def test_a_prefix_is_removed_when_nothing_is_generated_with_it(bart, monkeypatch):
+    model, started, step = bart.load(), threading.Event(), ConditionalGenerationTask.inference_step
+    expected = model.generate(TEXTS, "short", batch_size=2, **FLAGS)
+
+    def note(*given):
+        started.set()
+        return step(*given)
+
+    monkeypatch.setattr(ConditionalGenerationTask, "inference_step", note)
+    found, _ = in_threads(
+        partial(model.generate, TEXTS, "short", batch_size=2, **FLAGS),
+        lambda: started.wait() and model.remove("short"),
+    )
+    assert found == expected and model.tasks == ["v1.1"]
+
+
 # What is refused ------------------------------------------------------------------------------------------------------
 
 
@@ -303,19 +369,102 @@ def test_files_that_do_not_fit_are_refused_in_one_sentence(bart, gpt2, tmp_path)
     assert model.tasks == ["short"]
 
 
-def test_wrong_arguments_are_refused_in_one_sentence(bart):
-    model = bart.load("short")
-    for texts, tasks, given, message in (
+def test_an_incomplete_dictionary_is_blamed_itself(bart, hugging_face, tmp_path):
+    """The fingerprint of a base depends on its dictionary."""
+    family, folder = hugging_face
+    for place in (shutil.copytree(bart.base, tmp_path / "base"), folder):
+        lines = (place / "dict.txt").read_text().splitlines(keepends=True)
+        (place / "dict.txt").write_text("".join(lines[:-5]))
+    with pytest.raises(UsageError, match="short.safetensors was trained with another dictionary than .*base/dict.txt"):
+        api.load(tmp_path / "base").add("short", bart.prefixes["short"])
+    if family == "gpt2":  # whose rows have names
+        with pytest.raises(UsageError, match="token .* is not in .*/dict.txt; expected the complete dict.txt of the"):
+            api.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        ("max_source_tokens", "does not say how long its sources may be"),
+        ("bos", "none of this plugin's|is damaged"),
+        ("separator", "was trained with --task translation"),
+    ],
+)
+def test_an_addition_that_fails_leaves_nothing(gpt2, tmp_path, lost, message):
+    path, model = tmp_path / "p.safetensors", gpt2.load("short")
+    with safe_open(gpt2.prefixes["v1.1"], framework="pt") as file:
+        header = json.loads(file.metadata()[files.EXPORT_KEY])
+    del header["prefix"]["conventions"][lost]
+    save_file(load_file(gpt2.prefixes["v1.1"]), path, {files.EXPORT_KEY: json.dumps(header)})
+    with pytest.raises(UsageError, match=message):
+        model.add("other", path)
+    with pytest.raises(UsageError, match="has to be a text, not ''"):
+        model.add("", gpt2.prefixes["v1.1"])
+    assert model.tasks == ["short"] and len(model.generate(["the cat"], "short")) == 1
+    model.add("other", gpt2.prefixes["v1.1"])
+    assert model.tasks == ["short", "other"]
+
+
+def test_a_prefix_that_leaves_no_room_for_an_output_is_refused(gpt2, tmp_path):
+    path = gpt2.make_prefix(tmp_path / "p.safetensors", 500, prefix_length=3)
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()[files.EXPORT_KEY])
+    header["prefix"]["conventions"]["max_source_tokens"] = 508
+    save_file(load_file(path), path, {files.EXPORT_KEY: json.dumps(header)})
+    with pytest.raises(UsageError, match="3 virtual tokens and a source of 508 tokens leave no room .* 512 positions"):
+        gpt2.load("short").add("long", path)
+
+
+NAN, INFINITY = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("texts", "tasks", "given", "message"),
+    [
         ("the cat", "short", {}, "texts is one text; pass a list"),
+        (b"the cat", "short", {}, "texts is one text; pass a list"),
+        (None, "short", {}, "texts is None; expected a list"),
+        ({"the cat"}, "short", {}, "texts is {'the cat'}; expected a list"),
+        ([None], "short", {}, "text 1 is None; expected a str"),
+        (["the cat", b"box"], "short", {}, "text 2 is b'box'; expected a str"),
+        (["the cat", NAN], "short", {}, "text 2 is nan; expected a str"),
         (["the cat"], ["short", "short"], {}, "there are 1 texts, but 2 tasks"),
-        (["the cat", " "], "short", {}, "text 2: nothing is left of it in this vocabulary"),
+        (["the cat"], 5, {}, "tasks is 5; expected a list"),
+        (["the cat"], [["short"]], {}, "the task of text 1 is .'short'.; expected a name or None"),
+        (["the cat"], "other", {}, "no prefix 'other'; there are: short"),
+        (["the cat", " ", "a box"], "short", {}, "text 2"),
         (["the cat"], "short", {"min_len": 20, "max_len_b": 9}, "min_len is 20, but text 1 may get 9 tokens at most"),
-        (["the cat"], "short", {"beam": 0}, "beam is 0 and batch_size 32; both have to be 1 or more"),
-        (["the cat"], "short", {"batch_size": -1}, "beam is 5 and batch_size -1; both have"),
+        (["the cat"], "short", {"beam": 0}, "beam is 0; expected a whole number of at least 1"),
+        (["the cat"], "short", {"beam": 2.0}, "beam is 2.0; expected a whole number of at least 1"),
+        (["the cat"], "short", {"beam": True}, "beam is True; expected a whole number"),
+        (["the cat"], "short", {"beam": "4"}, "beam is '4'; expected a whole number"),
+        (["the cat"], "short", {"batch_size": -1}, "batch_size is -1; expected a whole number of at least 1"),
+        (["the cat"], "short", {"batch_size": None}, "batch_size is None; expected a whole number"),
+        (["the cat"], "short", {"max_len_a": NAN}, "max_len_a is nan; expected a number of at least 0"),
+        (["the cat"], "short", {"max_len_a": INFINITY}, "max_len_a is inf; expected a number"),
+        (["the cat"], "short", {"max_len_b": 9.5}, "max_len_b is 9.5; expected a whole number"),
+        (["the cat"], "short", {"min_len": -1}, "min_len is -1; expected a whole number"),
+        (["the cat"], "short", {"lenpen": NAN}, "lenpen is nan; expected a number from -10 to 10"),
+        (["the cat"], "short", {"lenpen": 1e5}, "lenpen is 100000.0; expected a number from -10 to 10"),
+        (["the cat"], "short", {"no_repeat_ngram_size": -1}, "no_repeat_ngram_size is -1; expected a whole number"),
         (["\ud800"], "short", {}, "text 1 cannot be encoded in this vocabulary"),
-    ):
-        with pytest.raises(UsageError, match=message):
-            model.generate(texts, tasks, **given)
+    ],
+)
+def test_wrong_arguments_are_refused_in_one_sentence(with_short, texts, tasks, given, message):
+    with pytest.raises(UsageError, match=message):
+        with_short.generate(texts, tasks, **given)
+
+
+@pytest.fixture(scope="module")
+def with_short(bart):
+    return bart.load("short")
+
+
+def test_numbers_of_numpy_are_numbers(with_short):
+    flags = {
+        name: numpy.int32(value) if isinstance(value, int) else numpy.float32(0.8) for name, value in FLAGS.items()
+    }
+    assert with_short.generate(iter(TEXTS), "short", **flags) == with_short.generate(TEXTS, "short", **FLAGS)
 
 
 def test_a_blank_text_is_refused_whatever_the_vocabulary(gpt2):
@@ -323,9 +472,9 @@ def test_a_blank_text_is_refused_whatever_the_vocabulary(gpt2):
         gpt2.load("short").generate([" "], "short")
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta", None, 99])
 def test_a_device_that_is_not_there_is_refused_in_one_sentence(bart, device):
-    with pytest.raises(UsageError, match=f"device is '{device}'"):
+    with pytest.raises(UsageError, match=f"device is {device!r}, which is not available here"):
         api.load(bart.base, device=device)
 
 
@@ -348,19 +497,94 @@ def test_a_base_or_vocabulary_that_cannot_be_used_is_refused_in_one_sentence(bar
         (strange, {}, "model_type is 't5'; it has to be bart or gpt2"),
         (tmp_path / "nowhere", {}, "no such file or folder"),
         (bart.base, {"vocabulary": tmp_path / "spm.model"}, "spm.model is not a sentencepiece model"),
-        (bart.base, {"dtype": "fp16"}, "choose fp32 or bf16, or on a GPU fp16"),
+        (bart.base, {"dtype": "fp16"}, "choose 'fp32' or 'bf16', or on a GPU 'fp16'"),
+        (bart.base, {"dtype": torch.float32}, "dtype is torch.float32; choose 'fp32'"),
+        (bart.base, {"dtype": []}, "dtype is ..; choose 'fp32'"),
+        (None, {}, "base is None; expected a path"),
+        (bart.base, {"vocabulary": 5}, "vocabulary is 5; expected a path"),
     ):
-        with pytest.raises(UsageError, match=message):
+        with pytest.raises(UsageError, match=message) as error:
             api.load(base, **given)
+        assert "--" not in str(error.value), "an application has no options"
     with pytest.raises(UsageError, match="text 1: '.*' is not in the base's dict.txt; pass the base's vocabulary"):
         api.load(bart.base, vocabulary=gpt2.base).generate(["the cat"], None)
 
 
 def tiny_safetensors(folder):
-    from safetensors.torch import save_file
-
     save_file({"weight": torch.zeros(2)}, folder / "some.safetensors")
     return folder / "some.safetensors"
+
+
+# The program around it ------------------------------------------------------------------------------------------------
+
+HOST = """
+import logging, signal, sys, warnings
+if "configured" in sys.argv:
+    logging.basicConfig(level=logging.INFO)
+def state():
+    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    return [*logging.root.handlers], logging.root.level, handlers, sys.excepthook
+before, filters = state(), [*warnings.filters]
+import fairseq_prefix.api as prefix
+assert state() == before and warnings.filters == filters, "importing"
+model = prefix.load(sys.argv[1])
+model.add("short", sys.argv[2])
+model.generate(["the cat"], "short")
+assert state() == before, "using"
+try:
+    model.generate([None], "short")
+except Exception:
+    pass
+"""
+
+
+@pytest.mark.parametrize("logging", ["configured", "untouched"])
+def test_an_application_keeps_its_log_its_warnings_and_its_signals(bart, logging):
+    command = [sys.executable, "-c", HOST, str(bart.base), str(bart.prefixes["short"]), logging]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_the_commands_say_one_line(bart, tmp_path):
+    def command(*arguments):
+        command = [sys.executable, "-m", "fairseq_prefix", *map(str, arguments)]
+        result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+        return result.returncode, result.stdout, result.stderr
+
+    base, path = ("--base-model", bart.base), tmp_path / "p.pt"
+    status, output, errors = command("import", bart.prefixes["short"], path, *base)
+    assert (status, errors) == (0, "") and re.fullmatch(rf"{path}: [0-9,]+ parameters, [0-9,]+ bytes\n", output)
+    message = (
+        f"error: {tmp_path} is a folder; expected a file in it, such as checkpoint_best.pt or prefix.safetensors\n"
+    )
+    assert command("inspect", tmp_path) == (1, "", message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("export", "CHECKPOINT", "nodir/p.safetensors"), "there is no folder .*nodir; create it first"),
+        (("export", "CHECKPOINT", "nodir/"), "nodir/"),
+        (
+            ("export", "CHECKPOINT", "folder.safetensors"),
+            "folder.safetensors is a folder; expected the name of the file",
+        ),
+        (("export", "CHECKPOINT", "p.pt"), "p.pt: expected a name that ends in .safetensors"),
+        (("export", ".", "p.safetensors"), "is a folder; expected a file in it"),
+        (("import", "EXPORT", "nodir/p.pt", "--base-model", "base"), "there is no folder .*nodir; create it first"),
+        (("import", "EXPORT", "p.safetensors", "--base-model", "base"), "a name that does not end in .safetensors"),
+        (("import", ".", "p.pt", "--base-model", "base"), "is a folder; expected a file in it"),
+        (("inspect", "."), "is a folder; expected a file in it"),
+        (("inspect", "nothing.pt"), "nothing.pt: no such file"),
+    ],
+)
+def test_a_path_of_the_wrong_kind_is_refused_and_nothing_is_made(bart, tmp_path, monkeypatch, arguments, message):
+    files_of = {"CHECKPOINT": f"{bart.prefixes['short']}.pt", "EXPORT": str(bart.prefixes["short"])}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.safetensors").mkdir()
+    with pytest.raises(UsageError, match=message):
+        main([files_of.get(argument, argument) for argument in arguments])
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.safetensors"]
 
 
 # The command ----------------------------------------------------------------------------------------------------------
