@@ -278,7 +278,7 @@ def test_a_selection_serves_one_pass(tasks):
         for second in passes.values():
             tasks.bank.select(["one", "train"])
             first()
-            with pytest.raises(UsageError, match=r"used for an earlier batch; call the bank's select\(...\) before each"):
+            with pytest.raises(UsageError, match=r"used for an earlier batch; call the bank's select\(...\)"):
                 second()
     tasks.bank.select(["two", "one"])
     passes["search"]()

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import threading
 import tracemalloc
 import zipfile
 from argparse import Namespace
@@ -131,6 +132,37 @@ def test_an_environment_variable_does_not_let_fairseq_unpickle(checkpoint, tmp_p
         checkpoint_utils.load_checkpoint_to_cpu(str(path))
     assert checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint))["model"]
     assert os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1"
+
+
+def test_two_threads_that_load_leave_the_environment_as_it_was(monkeypatch):
+    """The second one begins while the first one loads, and ends after it."""
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    began, first_ended, protected = threading.Event(), threading.Event(), []
+
+    def second():
+        with loading._tensors_alone():
+            began.set()
+            first_ended.wait()
+            protected.append(os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "0")
+
+    thread = threading.Thread(target=second)
+    with loading._tensors_alone():
+        thread.start()
+        began.wait(timeout=0.3)  # in vain where it waits for its turn
+    first_ended.set()
+    thread.join()
+    assert protected == [True] and os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1"
+
+
+def test_writing_a_file_does_not_touch_the_umask_of_the_process(tmp_path, monkeypatch):
+    """It is one for all threads: of two that set and restore it, the other may restore what the first one set."""
+    monkeypatch.setattr(os, "umask", None)
+    loading.atomically(tmp_path / "x.pt", lambda path: torch.save({}, path))
+    save_file({"x": torch.zeros(2)}, tmp_path / "plain.safetensors")
+    loading.atomically(tmp_path / "x.safetensors", lambda path: save_file({"x": torch.zeros(2)}, path))
+    (tmp_path / "plain").touch()
+    modes = {path.name: path.stat().st_mode for path in tmp_path.iterdir()}
+    assert modes["x.pt"] == modes["plain"] and modes["x.safetensors"] == modes["plain.safetensors"]
 
 
 @pytest.mark.parametrize("name", ["evil.pt", "folder/pytorch_model.bin", "folder/model.pt"])
