@@ -626,7 +626,7 @@ def unpack_metadata(state: dict[str, Tensor]) -> dict:
         UsageError: there is none, or it is damaged, or of a later format or method.
     """
     if METADATA_KEY not in state:
-        kind = "a whole model, which belongs to --base-model" if family_of(state) else "something else"
+        kind = "a whole model, which belongs to --base-model or api.load" if family_of(state) else "something else"
         raise UsageError(
             f"this checkpoint is not a prefix's (nor a prompt's, nor of adapters or top layers) but {kind}"
         )
@@ -729,7 +729,10 @@ def read_tuned(path: str) -> TunedFile:
         loaded = load_tensors(Path(path))
         if not isinstance(loaded.get("model"), dict) or not isinstance(loaded.get("cfg"), dict):
             raise UsageError(f"{path} is not a fairseq checkpoint")
-        metadata = unpack_metadata(loaded["model"])
+        try:
+            metadata = unpack_metadata(loaded["model"])
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from None
         state = {name: tensor for name, tensor in loaded["model"].items() if name != METADATA_KEY}
         model_args, task = (_plain(loaded["cfg"].get(part) or {}) for part in ("model", "task"))
     method = method_of(metadata)
