@@ -14,7 +14,6 @@ containers. A wrong argument or file raises `UsageError`, a `ValueError` of one 
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import reprlib
 import sys
@@ -369,16 +368,12 @@ def _list(name: str, values: object) -> list:
     raise UsageError(f"{name} is {reprlib.repr(values)}; expected a list")
 
 
-def _number(
-    name: str, value: object, kind: type[int] | type[float], least: float, most: float = math.inf
-) -> int | float:
+def _number(name: str, value: object, kind: type, least: int, most: int = sys.maxsize) -> int | float:
     """An option's value, of whatever type of number (numpy's too), as a plain one."""
-    if isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool):
-        if least <= value <= most and math.isfinite(value):
-            return kind(value)
+    if isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool) and least <= value <= most:
+        return kind(value)
     what = "a whole number" if kind is int else "a number"
-    limits = f"from {least} to {most}" if math.isfinite(most) else f"of at least {least}"
-    raise UsageError(f"{name} is {reprlib.repr(value)}; expected {what} {limits}")
+    raise UsageError(f"{name} is {reprlib.repr(value)}; expected {what} from {least} to {most}")
 
 
 def _first_existing(*paths: Path) -> Path:
