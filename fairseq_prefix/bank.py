@@ -67,7 +67,7 @@ class PrefixBank(nn.Module):
             UsageError: the name is taken, or none.
         """
         if not (isinstance(name, str) and name):
-            raise UsageError(f"the name of a prefix has to be a text, not {name!r}")
+            raise UsageError(f"the name of a prefix must be a non-empty string, not {name!r}")
         if name in self._names:
             raise UsageError(f"there is a prefix {name!r} already; remove it first, or name the other one differently")
         self._names.append(name)

@@ -370,15 +370,16 @@ def test_files_that_do_not_fit_are_refused_in_one_sentence(bart, gpt2, tmp_path)
 
 
 def test_an_incomplete_dictionary_is_blamed_itself(bart, hugging_face, tmp_path):
-    """The fingerprint of a base depends on its dictionary."""
+    """And not the base, whose fingerprint depends on it."""
     family, folder = hugging_face
     for place in (shutil.copytree(bart.base, tmp_path / "base"), folder):
         lines = (place / "dict.txt").read_text().splitlines(keepends=True)
         (place / "dict.txt").write_text("".join(lines[:-5]))
-    with pytest.raises(UsageError, match="short.safetensors was trained with another dictionary than .*base/dict.txt"):
+    with pytest.raises(UsageError, match="dict.txt") as error:
         api.load(tmp_path / "base").add("short", bart.prefixes["short"])
+    assert "over another base" not in str(error.value)
     if family == "gpt2":  # whose rows have names
-        with pytest.raises(UsageError, match="token .* is not in .*/dict.txt; expected the complete dict.txt of the"):
+        with pytest.raises(UsageError, match="token .*dict.txt"):
             api.load(folder)
 
 
@@ -398,7 +399,7 @@ def test_an_addition_that_fails_leaves_nothing(gpt2, tmp_path, lost, message):
     save_file(load_file(gpt2.prefixes["v1.1"]), path, {files.EXPORT_KEY: json.dumps(header)})
     with pytest.raises(UsageError, match=message):
         model.add("other", path)
-    with pytest.raises(UsageError, match="has to be a text, not ''"):
+    with pytest.raises(UsageError, match="must be a non-empty string, not ''"):
         model.add("", gpt2.prefixes["v1.1"])
     assert model.tasks == ["short"] and len(model.generate(["the cat"], "short")) == 1
     model.add("other", gpt2.prefixes["v1.1"])

@@ -127,7 +127,7 @@ def test_a_prefix_may_have_two_names_and_a_bank_is_not_saved_as_a_whole(tasks):
         tasks.model.state_dict()
     with pytest.raises(UsageError, match="'one' is one name"):
         bank.select("one")
-    with pytest.raises(UsageError, match="has to be a text, not None"):
+    with pytest.raises(UsageError, match="must be a non-empty string, not None"):
         bank.add(None, first)
     tasks.model.use(first)
     assert any(name.startswith("prefix.") for name in tasks.model.state_dict())
