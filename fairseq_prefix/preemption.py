@@ -44,8 +44,7 @@ def save_when_told_to_end() -> None:
 
     def call_main(cfg, main, **arguments):
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                signal.signal(number, _hand_on)
+            _handle(_hand_on)
         try:
             call(cfg, main, **arguments)
         except torch.multiprocessing.ProcessExitedException as error:
@@ -86,8 +85,7 @@ class Preemption:
         self._train_step, self._get_train_iterator = trainer.train_step, trainer.get_train_iterator
         trainer.train_step, trainer.get_train_iterator = self._step, self._next_iterator
         Preemption.watching = True
-        for number in SIGNALS:
-            signal.signal(number, self._note)
+        _handle(self._note)
 
     def _note(self, number, _frame) -> None:
         self._signal = number
@@ -127,6 +125,13 @@ class Preemption:
         cfg = self._trainer.cfg
         cfg.dataset.disable_validation = True
         cfg.optimization.stop_time_hours = 1e-9
+
+
+def _handle(handler) -> None:
+    """Install a handler for the signals, except for those that the parent process has set to be ignored."""
+    for number in SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def _end(trainer, number: int) -> None:

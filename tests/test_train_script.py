@@ -17,6 +17,7 @@ import record
 import train
 from common import UserError
 from conftest import SCRIPTS, example
+from test_signal_handlers import ignored_by
 
 STUBS = Path(__file__).parent / "stubs"
 
@@ -237,6 +238,43 @@ def test_what_ends_the_script_ends_fairseq(run, tmp_path, number):
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_that_the_parent_ignores_ends_neither_the_script_nor_fairseq(run, tmp_path, number):
+    """As `nohup snakemake ... &`, when its terminal is closed."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        process, child = hang(run, tmp_path)
+    finally:
+        signal.signal(number, before)
+    process.send_signal(number)
+    assert number in ignored_by(process.pid) and number in ignored_by(child)
+    assert process.poll() is None and not is_gone(child)
+    process.terminate()
+    process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM and is_gone(child)
+
+
+def test_a_training_that_does_not_end_is_killed_after_the_time_that_the_user_allows(tmp_path, monkeypatch, capfd):
+    code = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); signal.pause()"
+    monkeypatch.setenv("PREFIX_GRACE_SECONDS", "1")
+
+    def on_line(line: str) -> bool:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return True
+
+    with pytest.raises(fairseq_command.Interrupted):
+        fairseq_command.run("unused", [], tmp_path / "log", on_line, launcher=[sys.executable, "-c", code])
+    assert "killed after 1 s; PREFIX_GRACE_SECONDS sets how long saving may take" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["two minutes", "0"])
+def test_a_time_to_save_that_is_no_number_of_seconds_is_refused_before_the_training(run, tmp_path, value):
+    result = run("--lr", "0.1", PREFIX_GRACE_SECONDS=value)
+    assert result.returncode == 1 and not (tmp_path / "train.log").exists()
+    expected = f"error: PREFIX_GRACE_SECONDS={value}: expected a whole number of seconds above 0"
+    assert result.stderr.splitlines()[-1] == expected
+
+
 def test_a_training_left_behind_by_a_killed_workflow_is_ended_by_the_next(run, tmp_path):
     process, child = hang(run, tmp_path)
     process.kill()
@@ -300,7 +338,7 @@ def test_on_a_file_system_without_locks_a_notice_is_all(tmp_path, monkeypatch, c
 
 def test_a_training_on_another_machine_is_named_with_its_slurm_job(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
-    monkeypatch.setattr(fairseq_command, "GRACE_SECONDS", 0)
+    monkeypatch.setattr(fairseq_command, "grace_seconds", lambda: 0)
     with fairseq_command.exclusive(tmp_path / "training.lock"):
         monkeypatch.setattr(fairseq_command.socket, "gethostname", lambda: "elsewhere")
         here = json.loads((tmp_path / "training.lock").read_text())["host"]

@@ -1,9 +1,9 @@
-"""Check an environment that the lock files were installed into; run by workflow/setup.sh, with that environment's Python.
+"""Check an environment that the lock files were installed into; workflow/setup.sh runs it with its Python.
 
-Two requirements are left out on purpose: torchaudio, which only fairseq's speech tasks import, and whose only build on the
-package index does not load beside a torch for CPUs; and pycocotools, which pycocoevalcap uses for images only. Both are
-taken out of the metadata of what was installed, so that `pip check` reports what is really missing. A torchaudio that an
-earlier set-up has installed and that cannot be imported is removed: transformers would try to load it.
+Two requirements are left out on purpose: torchaudio, which only fairseq's speech tasks import and whose only build on
+the package index does not load beside a torch for CPUs; and pycocotools, which pycocoevalcap uses for images only. Both
+are deleted from the metadata of the installed packages, so that `pip check` reports only what is really missing. A
+torchaudio of an earlier set-up that cannot be imported is removed: transformers would try to load it.
 """
 
 from __future__ import annotations

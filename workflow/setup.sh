@@ -41,13 +41,14 @@ wait_for_others() {
     "$python" -c '' 2>/dev/null || python=$(find_python)
     exec 9>>.venv.lock
     "$python" - <<'END'
-import fcntl, signal, sys
-signal.signal(signal.SIGINT, signal.SIG_DFL)
+import fcntl, sys
 try:
     fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
 except BlockingIOError:
     print("Another set-up runs in this folder; waiting until it ends", flush=True)
     fcntl.flock(9, fcntl.LOCK_EX)
+except KeyboardInterrupt:
+    sys.exit(130)
 except OSError as error:
     print(f"notice: .venv.lock: {error.strerror}; start no other set-up in this folder meanwhile", file=sys.stderr)
 END

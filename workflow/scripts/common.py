@@ -27,6 +27,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from signal_handlers import handle
 from state import PROGRESS_LINE, State, describe
 from tqdm import tqdm
 
@@ -59,7 +60,7 @@ def run_main(main: Callable[[list[str]], None]) -> None:
 
     SIGTERM ends it as Ctrl-C does, so that files half written are removed.
     """
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    handle([signal.SIGTERM], lambda number, _: sys.exit(128 + number))
     try:
         main(sys.argv[1:])
     except UserError as error:

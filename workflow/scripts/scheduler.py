@@ -22,6 +22,7 @@ import threading
 from collections.abc import Iterator
 
 import psutil
+from signal_handlers import handle, is_ignored
 from snakemake.scheduling.job_scheduler import JobScheduler
 
 
@@ -57,9 +58,10 @@ def handle_signals(workflow) -> None:
             _end_commands()
         _thread.start_new_thread(wait, (self, *args))  # not threading.Thread, which takes locks, too
 
-    JobScheduler.exit_gracefully = exit_gracefully  # its handler of SIGTERM
+    # Snakemake installs its handler of SIGTERM later, also where the parent process has set the signal to be ignored.
+    JobScheduler.exit_gracefully = signal.SIG_IGN if is_ignored(signal.SIGTERM) else exit_gracefully
     if in_batch_job:
-        signal.signal(signal.SIGUSR1, lambda number, _: _end_commands())
+        handle([signal.SIGUSR1], lambda number, _: _end_commands())
 
 
 def _end_commands() -> None:

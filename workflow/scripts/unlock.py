@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 from common import UserError, progress, run_main
+from fairseq_command import grace_seconds
 
 
 def main(argv: list[str]) -> None:
@@ -58,11 +59,11 @@ def cancel(jobs: list[str]) -> None:
     """Cancel these jobs and wait until they have ended: their trainings save what they have.
 
     Raises:
-        UserError: they have not ended after two minutes.
+        UserError: they have not ended after two minutes, or twice the time that they have to save.
     """
     print(f"notice: cancelling Slurm jobs of a Snakemake that was killed: {', '.join(jobs)}", file=sys.stderr)
     subprocess.run(["scancel", *jobs], check=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + max(120, 2 * grace_seconds())
     for left in progress(iter(slurm_jobs, []), "waiting for them to end", unit="look"):
         if time.monotonic() > deadline:
             raise UserError(f"jobs {', '.join(left)} were cancelled and do not end; look at them with squeue")
