@@ -10,17 +10,13 @@ from pathlib import Path
 PROJECT = Path(workflow.basedir)
 sys.path.append(str(PROJECT / "workflow" / "scripts"))
 
-from checksums import check_files
 from common import PROGRESS, UserError
 from config import GPT2_VOCABULARIES, VARIANT, Configuration, arguments
 from metrics import METRICS, unavailable
-from scheduler import handle_signals, look_once_at_a_time
 from snakemake.exceptions import WorkflowError
-from watch import attach
+from snakemake_hooks import AT_START, OF_RULES, install
 
-look_once_at_a_time()
-handle_signals(workflow)
-attach(workflow)
+install(workflow, AT_START)
 
 
 def load_configuration():

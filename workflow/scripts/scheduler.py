@@ -23,13 +23,33 @@ from collections.abc import Iterator
 
 import psutil
 from signal_handlers import handle, is_ignored
+from snakemake.exceptions import WorkflowError
 from snakemake.scheduling.job_scheduler import JobScheduler
+from snakemake_interface_executor_plugins.settings import ExecMode
 
 
-def look_once_at_a_time() -> None:
-    """For the Snakemake of this process; of a version whose scheduler has no such timers nothing is changed."""
-    if hasattr(JobScheduler, "_schedule_reevalutation"):  # its spelling
-        JobScheduler._schedule_reevalutation = _set_one_timer
+def refuse_what_cannot_run(workflow) -> None:
+    """Stop before a run in which Snakemake would wait for ever, because its options let no job begin.
+
+    Raises:
+        WorkflowError: no cores, or no jobs.
+    """
+    if workflow.exec_mode != ExecMode.DEFAULT or workflow.output_settings.dryrun:
+        return
+    limits = {"cores": workflow.resource_settings.cores, "jobs": workflow.resource_settings.nodes}
+    for name, limit in limits.items():
+        if limit is not None and limit < 1:
+            raise WorkflowError(f"--{name} {limit}: no job can run; expected a number above 0")
+
+
+def look_once_at_a_time(_workflow) -> None:
+    """For the Snakemake of this process.
+
+    Raises:
+        AttributeError: its scheduler has no such timers.
+    """
+    _ = JobScheduler._schedule_reevalutation  # its spelling
+    JobScheduler._schedule_reevalutation = _set_one_timer
 
 
 def _set_one_timer(scheduler: JobScheduler, delay: float) -> None:
