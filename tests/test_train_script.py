@@ -30,10 +30,10 @@ def run(tmp_path):
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "model.pt").write_bytes(b"weights")
 
-    def start(*flags: str, **environment: str) -> subprocess.Popen:
+    def start(*flags: str, output: str = "run", **environment: str) -> subprocess.Popen:
         command = [sys.executable, str(SCRIPTS / "train.py"), "--data", "bin", "--arch", "prefix_bart_tiny"]
-        command += ["--base-model", "base", "--seed", "3", "--output", "run/checkpoint.pt"]
-        command += ["--run-json", "run/run.json", "--log", "train.log", "--", *flags]
+        command += ["--base-model", "base", "--seed", "3", "--output", f"{output}/checkpoint.pt"]
+        command += ["--run-json", f"{output}/run.json", "--log", "train.log", "--", *flags]
         environment = {**os.environ, "PYTHONPATH": str(STUBS), **environment}
         return subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
 
@@ -252,6 +252,21 @@ def test_a_signal_that_the_parent_ignores_ends_neither_the_script_nor_fairseq(ru
     process.terminate()
     process.communicate()
     assert process.returncode == 128 + signal.SIGTERM and is_gone(child)
+
+
+def test_trainings_side_by_side_see_one_gpu_each(run, tmp_path):
+    environment = {"CUDA_VISIBLE_DEVICES": "4,5,6", "TMPDIR": str(tmp_path)}
+    seen = []
+    for number in range(3):
+        os.mkfifo(tmp_path / f"pipe{number}")
+        hanging = {"STUB_TRAIN": "hang", "STUB_PIPE": f"pipe{number}"} | environment
+        process = run.start("--lr", "0.1", output=f"run{number}", **hanging)
+        child = (tmp_path / f"pipe{number}").read_text()
+        seen.append((process, Path(f"/proc/{child}/environ").read_bytes().split(b"\0")))
+    assert [b"CUDA_VISIBLE_DEVICES=%d" % gpu in variables for gpu, (_, variables) in zip((4, 5, 6), seen, strict=True)]
+    for process, _ in seen:
+        process.terminate()
+        process.communicate()
 
 
 def test_a_training_that_does_not_end_is_killed_after_the_time_that_the_user_allows(tmp_path, monkeypatch, capfd):

@@ -144,8 +144,8 @@ def architecture(wildcards):
 
 
 # What a job may take. On a cluster, jobs that are killed for memory or time are sent again (`retries` of its profile), and
-# the second attempt asks for twice as much, the third for three times. A job is a `gpu_job` of the machine that it runs
-# on: how many of them there may be at a time is in profiles/default, and is of no concern to a cluster.
+# the second attempt asks for twice as much, the third for three times. `gpu_jobs` counts the GPUs that a job takes of the
+# machine that it runs on: how many there are is in profiles/default, and is of no concern to a cluster.
 
 
 def growing(amount):

@@ -27,7 +27,7 @@ rule train:
     threads: lambda wildcards: threads_of(wildcards) * processes_here(wildcards)
     resources:
         gpu=gpus_of_training,
-        gpu_jobs=gpus_of,
+        gpu_jobs=lambda wildcards: gpus_of(wildcards) * shares(wildcards)["gpus"],
         nodes=lambda wildcards: shares(wildcards)["nodes"],
         mpi=if_across_nodes(lambda shared, small: "srun"),
         gres=if_across_nodes(lambda shared, small: None if small else f"gpu:{shared['gpus']}"),

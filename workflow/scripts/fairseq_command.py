@@ -23,6 +23,7 @@ from typing import IO
 
 import psutil
 from common import UserError
+from gpus import own_gpus
 from signal_handlers import handle
 from warm import ENDING, Fork, start, start_anew
 
@@ -78,6 +79,7 @@ def run(
     on_line: Callable[[str], bool] = lambda line: True,
     lock: IO[str] | None = None,
     launcher: list[str] | None = None,
+    gpus: int = 1,
 ) -> float:
     """Run `python -m {module}` to its end; every line that it prints goes to `on_line`, and to the log if that says so.
 
@@ -86,6 +88,7 @@ def run(
     Args:
         lock: from `exclusive`; the child holds it as well, should this process be killed alone.
         launcher: a command that starts the module in several processes, with the arguments after its own.
+        gpus: how many GPUs it is to see, if this machine has any; 0: all.
 
     Raises:
         UserError: the command failed; with the reason it gave, and where its log is. Or see `grace_seconds`.
@@ -93,11 +96,11 @@ def run(
     """
     grace = grace_seconds()
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "w", encoding="utf-8") as log_file:
+    with open(log, "w", encoding="utf-8") as log_file, own_gpus(gpus) as held:
         log_file.write(f"{module} {' '.join(arguments)}\n")
         log_file.flush()
         # Errors go to the file: a pipe, of its own or shared, would let a warning fall into the middle of a line.
-        held = [lock.fileno()] if lock else []
+        held += [lock.fileno()] if lock else []
         if launcher:
             process = start_anew([*launcher, *arguments], log_file, held)
         else:

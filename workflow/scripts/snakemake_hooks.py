@@ -17,6 +17,7 @@ FIRST_UNTESTED = "9.28"
 # (module, function that takes the workflow, whether it replaces a method, what is lost without it)
 AT_START = (
     ("watch", "attach", False, "Snakemake's own display is shown, and `make status` does not see this run"),
+    ("gpus", "leave_to_batch_system", False, "jobs of a batch system choose among the GPUs that they were given"),
     ("scheduler", "refuse_what_cannot_run", False, "options with which no job can run are not refused"),
     ("scheduler", "look_once_at_a_time", True, "Snakemake takes a core for itself after some hundred jobs"),
     ("scheduler", "handle_signals", True, "trainings in batch jobs may not learn of signals"),

@@ -192,7 +192,8 @@ def run_or_save(
         return True
 
     try:
-        return run("fairseq_cli.train", arguments, args.log, watch, lock, launcher(args.gpus, args.nodes))
+        gpus = args.gpus if args.nodes == 1 else 0
+        return run("fairseq_cli.train", arguments, args.log, watch, lock, launcher(args.gpus, args.nodes), gpus)
     except Interrupted as interrupted:
         bar.close()
         name, of_total = interrupted.signal.name, f" of {total}" if total else ""

@@ -86,7 +86,7 @@ def _planned(workflow, job) -> dict:
         "needs": [dag.jobid(needed) for needed in dag.dependencies[job]],
         "cores": min(job.threads, workflow._cores or job.threads) if workflow.local_exec else 1,
         "gpus": int(job.resources.get("gpu_jobs", 0) or 0),
-        "light": workflow.is_local(job.rule),
+        "light": job.rule.norun or job.rule.name in workflow._localrules,
         "needed": bool(dag.needrun(job)),
     }
 
