@@ -414,6 +414,11 @@ def test_a_lock_that_a_killed_snakemake_left_is_taken_away(workflow):
     assert "notice: taking away the lock of a Snakemake that was killed" in result.stderr
 
 
+def test_after_make_clean_only_tables_are_made_again(workflow):
+    subprocess.run(["make", "-f", REPOSITORY / "Makefile", "clean"], cwd=workflow, check=True)
+    assert planned(snakemake(workflow, "--dry-run", "--quiet", "none")) == {"table": 3, "costs": 1}
+
+
 def share(cache: Path, workflow: Path, folder: Path) -> Path:
     """A folder of another user, with the configuration of a workflow and links to a cache."""
     folder.mkdir()
