@@ -189,7 +189,7 @@ def test_a_later_process_with_the_number_of_a_dead_owner_is_not_taken_for_it(loc
     owner = json.loads(note.read_text())
     with pytest.raises(UserError, match=f"running in this directory already .process {os.getpid()}."):
         unlock.main([])
-    note.write_text(json.dumps(owner | {"begin": owner["begin"] - 60}))
+    note.write_text(json.dumps(owner | {"began": "1" + owner["began"]}))
     unlock.main([])
     assert not list(unlock.LOCKS.iterdir()) and not note.exists()
 

@@ -44,7 +44,7 @@ def python(*arguments: str) -> subprocess.CompletedProcess:
 def drop_requirement(installed: Distribution, requirement: str) -> None:
     """Delete a requirement from the metadata of an installed package, and correct the package's RECORD."""
     text = installed.read_text("METADATA")
-    dropped = re.sub(rf"^Requires-Dist: {re.escape(requirement)}\b.*\n", "", text, flags=re.MULTILINE)
+    dropped = re.sub(rf"^Requires-Dist: {re.escape(requirement)}(?![\w.-]).*\n", "", text, flags=re.MULTILINE)
     if dropped == text:
         return
     name = next(file for file in installed.files if file.name == "METADATA" and file.parent.suffix == ".dist-info")

@@ -252,9 +252,7 @@ def start(folder: Path, *targets: str) -> subprocess.Popen:
 
 
 def snakemake(folder: Path, *targets: str) -> subprocess.CompletedProcess:
-    """Run Snakemake to its end, after taking away the lock of one that was killed, as `make demo` does."""
-    unlock = [sys.executable, str(SCRIPTS / "unlock.py")]
-    subprocess.run(unlock, cwd=folder, capture_output=True)
+    """Run Snakemake to its end; it takes away the lock of one that was killed itself."""
     status = start(folder, *targets).wait()
     return subprocess.CompletedProcess(targets, status, (folder / "snakemake.log").read_text(errors="replace"))
 

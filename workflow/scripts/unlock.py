@@ -30,6 +30,7 @@ from fairseq_command import grace_seconds
 
 LOCKS = Path(".snakemake") / "locks"  # Snakemake's own; it makes the folder
 OWNERS = Path(".snakemake") / "owners"  # a note for each process that holds such a lock
+BOOT = "/proc/sys/kernel/random/boot_id"
 
 
 def main(argv: list[str]) -> None:
@@ -65,7 +66,7 @@ def unlock_after_a_kill(_workflow) -> None:
                         raise WorkflowError(str(error)) from None
                 stack.enter_context(lock_directory(self))
                 stack.callback(note.unlink, missing_ok=True)
-                owner = {"host": socket.gethostname(), "pid": os.getpid(), "begin": psutil.Process().create_time()}
+                owner = {"host": socket.gethostname(), "pid": os.getpid(), "began": _began(os.getpid())}
                 note.write_text(json.dumps(owner), encoding="utf-8")
             yield
 
@@ -107,7 +108,7 @@ def refuse_if_living() -> None:
     for note in notes:
         try:
             owner = json.loads(note.read_text(encoding="utf-8"))
-            host, pid, begin = owner["host"], int(owner["pid"]), float(owner["begin"])
+            host, pid, began = owner["host"], int(owner["pid"]), owner["began"]
         except (OSError, ValueError, LookupError, TypeError):  # of one that was killed as it wrote it
             continue
         if host != socket.gethostname():
@@ -115,7 +116,7 @@ def refuse_if_living() -> None:
                 f"Snakemake locked this directory on {host} (process {pid}), which cannot be looked at from here; wait "
                 f"for it to end. If it was killed, run the same command there, or delete {note} and run it here"
             )
-        living += [pid] if _is_process(pid, begin) else []
+        living += [pid] if _began(pid) == began else []
     if not notes:
         living = [process.pid for process in psutil.process_iter() if runs_here(process)]
     if living:
@@ -125,13 +126,13 @@ def refuse_if_living() -> None:
         )
 
 
-def _is_process(pid: int, begin: float) -> bool:
-    """Whether this process is there; a later one may have its number."""
+def _began(pid: int) -> str | None:
+    """When this process began, in a form that no change of the clock touches; None if there is no such process."""
     try:
-        process = psutil.Process(pid)
-        return abs(process.create_time() - begin) < 1 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
+        state, *numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if state == "Z" else f"{numbers[18]} after boot {Path(BOOT).read_text().strip()}"
+    except OSError:
+        return None
 
 
 def jobs_left() -> list[str]:
