@@ -2,6 +2,7 @@
 
 import math
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -254,3 +255,11 @@ def test_a_subset_scores_as_if_alone():
 def test_bertscore_says_what_it_needs():
     with pytest.raises(UserError, match="bertscore needs the (package bert-score|options model)"):
         score("bertscore", ["a"], [["a"]])
+
+
+def test_a_bert_score_that_cannot_be_imported_is_not_blamed_on_the_options(tmp_path, monkeypatch):
+    (tmp_path / "config.json").touch()
+    monkeypatch.setitem(sys.modules, "bert_score", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    with pytest.raises(UserError, match="^bertscore: the package bert-score cannot be imported .import of bert_score"):
+        score("bertscore", ["a"], [["a"]], model=str(tmp_path), layer=1)

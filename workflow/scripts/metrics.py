@@ -23,6 +23,7 @@ from multiprocessing import get_context
 import java_tools
 import numpy as np
 from common import OFFICIAL_REFERENCES, UserError, progress
+from gpus import own_gpus
 
 # What the leaderboard of each protocol presents. A protocol also says how texts are prepared, which references count.
 PROTOCOLS = {
@@ -523,11 +524,14 @@ def bertscore(segments: Segments, options: dict) -> Statistics:
     values = np.zeros(len(segments.hypotheses))
     try:
         from bert_score import BERTScorer
-
-        scorer = BERTScorer(model_type=model, num_layers=layer, nthreads=segments.threads)
-        if kept:
-            chosen = [segments.hypotheses[index] for index in kept], [segments.references[index] for index in kept]
-            values[kept] = scorer.score(*chosen)[2].numpy()
+    except (ImportError, OSError) as error:  # OSError: a library of one of its packages does not load
+        raise UserError(f"bertscore: the package bert-score cannot be imported ({error})") from None
+    try:
+        with own_gpus(1):
+            scorer = BERTScorer(model_type=model, num_layers=layer, nthreads=segments.threads)
+            if kept:
+                chosen = [segments.hypotheses[index] for index in kept], [segments.references[index] for index in kept]
+                values[kept] = scorer.score(*chosen)[2].numpy()
     except (ImportError, OSError, ValueError, AssertionError, KeyError, AttributeError, OverflowError) as error:
         raise _options_error("bertscore", options, error) from None
     parts = {"model": os.path.basename(os.path.normpath(model)), "layer": layer, "idf": "no"}
