@@ -416,7 +416,7 @@ def test_a_lock_that_a_killed_snakemake_left_is_taken_away(workflow):
 
 def test_after_make_clean_only_tables_are_made_again(workflow):
     subprocess.run(["make", "-f", REPOSITORY / "Makefile", "clean"], cwd=workflow, check=True)
-    assert planned(snakemake(workflow, "--dry-run", "--quiet", "none")) == {"table": 3, "costs": 1}
+    assert planned(snakemake(workflow, "--dry-run")) == {"table": 3, "costs": 1}
 
 
 def share(cache: Path, workflow: Path, folder: Path) -> Path:

@@ -1,7 +1,7 @@
 """Delete all that the workflow made in this folder, trained models included, after a question; `make clean-trained`.
 
-Fetched files (resources/) stay. There is no target that deletes data, logs or .snakemake and keeps the models: without
-these Snakemake would train the models again.
+Fetched files (resources/) stay. No target deletes data or logs and keeps the models: without either of them
+Snakemake would train the models again (tables of costs read what it measured of a training, in logs).
 """
 
 from __future__ import annotations
