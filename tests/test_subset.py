@@ -95,7 +95,24 @@ def test_more_than_there_are_is_one_sentence_and_leaves_nothing(whole, tmp_path,
     assert not list((tmp_path / "o").iterdir())
 
 
-def test_too_few_to_validate_with(whole, tmp_path, write_jsonl):
-    write_jsonl("whole/valid.jsonl", [example(0, "a", "b")])
-    with pytest.raises(UserError, match="toy@10-1: 3 examples are to be drawn from .*valid.jsonl, which has only 1"):
+def test_where_there_are_fewer_to_validate_with_all_are_taken_and_a_notice_says_so(whole, tmp_path, capsys):
+    draw(whole, "toy", 40, 1, tmp_path / "enough")
+    assert "notice" not in capsys.readouterr().err
+    report = json.loads((whole / "data.json").read_text())
+    text = "".join((whole / "valid.jsonl").read_text().splitlines(keepends=True)[:3])
+    (whole / "valid.jsonl").write_text(text)
+    report["counts"]["valid"] = {"examples": 3, "references": 9}
+    (whole / "data.json").write_text(json.dumps(report))
+    report = draw(whole, "toy", 40, 1, tmp_path / "out")
+    assert (tmp_path / "out" / "valid.jsonl").read_text() == text
+    assert (report["drawn"], report["counts"]["valid"]["references"]) == ({"train": 40, "valid": 9}, 9)
+    assert "notice: toy@40-1 is validated on all 9 pairs of toy, not 12" in capsys.readouterr().err
+
+
+def test_without_any_to_validate_with_there_is_no_subset(whole, tmp_path):
+    report = json.loads((whole / "data.json").read_text())
+    report["counts"]["valid"] = {"examples": 0, "references": 0}
+    (whole / "data.json").write_text(json.dumps(report))
+    (whole / "valid.jsonl").write_text("")
+    with pytest.raises(UserError, match="toy@10-1: 1 examples are to be drawn from .*valid.jsonl, which has only 0"):
         draw(whole, "toy", 10, 1, tmp_path / "o")

@@ -1,7 +1,7 @@
 """Generate with fairseq-generate: progress as one bar; the output is complete or absent.
 
 fairseq mixes its log with the hypotheses; only the lines of the examples (S-, T-, H-, D-, P-) are kept, which are the
-same bytes whenever the same checkpoint reads the same data. There has to be exactly one hypothesis per example.
+same bytes whenever the same checkpoint reads the same data. There must be exactly one hypothesis per encoded line.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import re
 from pathlib import Path
 
-from common import UserError, atomic_open, progress, run_main
+from common import EVALUATED, UserError, atomic_open, encoded_lines, progress, run_main
 from fairseq_command import fit_machine, run, split_arguments
 from state import State
 from warm import PLUGIN
@@ -28,15 +28,14 @@ def main(argv: list[str]) -> None:
 
 def generate(args: argparse.Namespace, flags: list[str], state: State) -> None:
     """Write generate.txt from what fairseq-generate prints."""
-    arguments = [str(args.data), "--path", str(args.checkpoint), "--gen-subset", "test"]
+    arguments = [str(args.data), "--path", str(args.checkpoint), "--gen-subset", args.split]
     arguments += fit_machine(flags)
     if args.base_model:
         arguments += ["--model-overrides", repr({"base_model": str(args.base_model)})]
     arguments += ["--user-dir", str(PLUGIN), "--log-format", "none"]
     arguments += ["--distributed-world-size", "1"]  # or fairseq takes the share of one of all GPUs that it sees
 
-    with open(args.examples, "rb") as examples:
-        expected = sum(1 for _ in examples)
+    expected = sum(encoded_lines(args.examples, args.split))
     bar = progress(None, f"generating {args.output.parent}", total=expected, state=state, unit=" texts")
     with atomic_open(args.output) as output, contextlib.closing(bar):
 
@@ -64,7 +63,8 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         epilog="What follows -- is given to fairseq-generate as it is.",
     )
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="what fairseq-preprocess wrote")
-    parser.add_argument("--examples", type=Path, required=True, metavar="FILE", help="test.jsonl: one line per example")
+    parser.add_argument("--examples", type=Path, required=True, metavar="FILE", help="the prepared split: test.jsonl")
+    parser.add_argument("--split", choices=EVALUATED, default="test", help="which split it is [%(default)s]")
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="the model")
     parser.add_argument(
         "--base-model", type=Path, metavar="DIR", help="the base, if the checkpoint holds a prefix only"
