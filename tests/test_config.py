@@ -623,6 +623,14 @@ def test_a_method_for_some_sizes_is_refused_for_others(task, method, sizes):
     configuration(tasks=[task], methods=[method], overrides={"tasks": {f"@{size}": {"train": {"max-update": 300}}}})
 
 
+def test_a_method_for_some_sizes_is_noticed_on_a_whole_task(tmp_path):
+    note = "prefix_low has max-update for 50, 100, 200, 500 examples; on all of e2e it gets the task's"
+    study = planned_study(tmp_path, methods=["prefix_low", "prefix"], x=["size"], sizes=[50, "all"])
+    assert study.study_notes("own", "e2e") == [note] and study.study_notes("low_data", "e2e") == []
+    study = configuration(methods=["prefix", "prefix_low"])
+    assert study.notes("e2e") == [note] and study.notes("e2e@50-1") == []
+
+
 def test_a_task_that_does_not_say_its_pairs_is_not_trained_on_a_subset_for_hundreds_of_epochs(tmp_path):
     preset = {"reader": "jsonl", "options": {"source": "a", "target": "b"}, "inputs": {"train": {"path": "t"}}}
     preset |= {"metrics": {"bleu": {}}, "train": {"batch-size": 16, "max-update": 2000}}

@@ -4,7 +4,9 @@ import json
 
 import pytest
 from common import UserError
-from conftest import example
+from config import load_yaml
+from conftest import REPOSITORY, example
+from readers import READERS, Deferred
 from subset import draw, main
 
 
@@ -116,3 +118,14 @@ def test_without_any_to_validate_with_there_is_no_subset(whole, tmp_path):
     (whole / "valid.jsonl").write_text("")
     with pytest.raises(UserError, match="toy@10-1: 1 examples are to be drawn from .*valid.jsonl, which has only 0"):
         draw(whole, "toy", 10, 1, tmp_path / "o")
+
+
+@pytest.mark.parametrize("task", ["e2e", "aeslc", "dialogsum", "scitldr"])
+def test_presets_say_how_many_pairs_the_real_data_has(shared_data, task):
+    values = load_yaml(REPOSITORY / "configs" / "tasks" / f"{task}.yaml")
+    packed = task in ("aeslc", "dialogsum")
+    for split, count in values["pairs"].items():
+        path = shared_data(f"{task}/{values['inputs'][split]['file']}{'.gz' if packed else ''}")
+        examples = READERS[values["reader"]]({split: path}, values["options"])[split]
+        made = (item.function(*item.arguments) if isinstance(item, Deferred) else item for item in examples)
+        assert sum(len(example.references) for example in made) == count

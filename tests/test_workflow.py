@@ -216,6 +216,7 @@ def test_a_method_that_fits_one_of_two_models_is_left_out_for_the_other_with_a_n
     targets = ["results/e2e/bleu.txt", "results/e2e/costs.txt", "--configfile", "mine.yaml"]
     result = snakemake(tmp_path, "--dry-run", "--printshellcmds", *targets)
     assert planned(result)["train"] == 3
+    assert result.stderr.count("notice: infix of bart_large: left out") == 1
     commands = [line for line in (result.stdout + result.stderr).splitlines() if re.search(r"(table|costs)\.py", line)]
     assert len(commands) == 2
     for command in commands:

@@ -258,6 +258,7 @@ def scored_metrics(task):
 
 def tabulated(wildcards):
     """The metrics of a table (one, or for `scores` all of the task's), and sentences about what is missing or changed."""
+    announce(study.gaps(wildcards.task))
     metrics, missing = scored_metrics(wildcards.task) if wildcards.table == "scores" else ([wildcards.table], [])
     return metrics, missing + study.notes(wildcards.task)
 
@@ -293,6 +294,17 @@ def scored(task, metrics):
     return [f"{run}/{metric}.json" for run in run_folders(task) for metric in metrics]
 
 
+notices = set()
+
+
+def announce(sentences):
+    """Say while planning, once each, what is not run as it was configured; the tables say it again."""
+    for sentence in sentences:
+        if sentence not in notices:
+            notices.add(sentence)
+            print(f"notice: {sentence}", file=sys.stderr)
+
+
 def rows_of_study(name, task):
     """What study.py gets: the rows, and the sentences below them where there are any."""
     notes = study.study_notes(name, task)
@@ -305,6 +317,7 @@ def runs_of_study(name, task):
 
 def scores_of_study(name, task):
     """The scores that a study's runs end in; with `partial: true` those that are there, the others count as failed."""
+    announce(study.study_gaps(name, task))
     part = "valid/" if study.study(name).get("split") == "valid" else ""
     files = [f"{run}/{part}{metric}.json" for run in runs_of_study(name, task) for metric in scored_metrics(task)[0]]
     return [file for file in files if os.path.exists(file)] if study.partial else files

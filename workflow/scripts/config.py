@@ -212,7 +212,7 @@ class Configuration:
             for model, method in self._combinations():
                 for command in COMMANDS:
                     self.flags(command, task, model, method)
-        self._plans: dict[tuple[str, str], tuple[list[dict], list[str]]] = {}
+        self._plans: dict[tuple[str, str], tuple[list[dict], list[str], list[str]]] = {}
         self.studies = self._tasks_of_studies(values.get("studies", []))
         for name, tasks in self.studies.items():
             for task in filter(self.known("tasks").__contains__, tasks):  # a study of a subset has no rule
@@ -280,9 +280,24 @@ class Configuration:
     def _unfit(self, method: str, model: str) -> UserError:
         return UserError(f"{self.file}: {method} is not for {model}, but for {self.method(method)['families']} only")
 
+    def gaps(self, task: str) -> list[str]:
+        """Sentences about what was configured for a task and is not run, or not as it was meant."""
+        return [*self._left_out(self.methods), *self._unsized(task, self.methods)]
+
     def notes(self, task: str) -> list[str]:
-        """Sentences below a task's tables: which runs are left out, and which flags `overrides` changes."""
-        return [*self._left_out(self.methods), *self._changed([(task, *pair) for pair in self._combinations()])]
+        """Sentences below a task's tables: `gaps`, and which flags `overrides` changes."""
+        return [*self.gaps(task), *self._changed([(task, *pair) for pair in self._combinations()])]
+
+    def _unsized(self, task: str, methods: Iterable[str]) -> list[str]:
+        """Which methods have values for subsets of some sizes, and none for the whole task."""
+        if subset(task):
+            return []
+        sizes = {method: self._sizes_of(variant(method).method, task) for method in methods}
+        return [
+            f"{method} has max-update for {', '.join(map(str, found))} examples; on all of {task} it gets the task's"
+            for method, found in sizes.items()
+            if found
+        ]
 
     def _left_out(self, methods: Iterable[str], models: Iterable[str] | None = None) -> list[str]:
         return [
@@ -333,16 +348,21 @@ class Configuration:
         """
         return self._plan(name, task)[0]
 
-    def study_notes(self, name: str, task: str) -> list[str]:
-        """Sentences below the study's table: what is left out, how a size is validated, what `overrides` changes."""
+    def study_gaps(self, name: str, task: str) -> list[str]:
+        """Sentences about what the study leaves out, or cannot do as it says."""
         return self._plan(name, task)[1]
 
-    def _plan(self, name: str, task: str) -> tuple[list[dict], list[str]]:
+    def study_notes(self, name: str, task: str) -> list[str]:
+        """Sentences below the study's table: `study_gaps`, and which flags `overrides` changes."""
+        return [*self._plan(name, task)[1], *self._plan(name, task)[2]]
+
+    def _plan(self, name: str, task: str) -> tuple[list[dict], list[str], list[str]]:
         if (name, task) not in self._plans:
             self._plans[name, task] = self._planned(self._preset("studies", name), task)
         return self._plans[name, task]
 
-    def _planned(self, preset: Preset, task: str) -> tuple[list[dict], list[str]]:
+    def _planned(self, preset: Preset, task: str) -> tuple[list[dict], list[str], list[str]]:
+        """The rows of a study on a task, what it leaves out, and what `overrides` changes in it."""
         study, where = preset.values, f"{preset.file}, {task}"
         models = [m for m in self.models if {*self._model_groups(m)} & {*study.get("models", self._model_groups(m))}]
         if not models:
@@ -359,14 +379,15 @@ class Configuration:
                 x = size or places[method]
                 rows.append({"model": model, "method": method, "x": x, "runs": folders})
                 runs += [(each, model, method) for each in tasks]
+        notes += self._left_out(study["methods"], models)
         if not rows:
-            raise UserError(
-                f"{where}: nothing is left to run; {'; '.join([*notes, *self._left_out(study['methods'], models)])}"
-            )
+            raise UserError(f"{where}: nothing is left to run; {'; '.join(notes)}")
         for run in runs:
             for command in COMMANDS:
                 self.flags(command, *run)
-        return rows, [*notes, *self._left_out(study["methods"], models), *self._changed(runs)]
+        whole = {method for each, _, method in runs if each == task}
+        notes += self._unsized(task, filter(whole.__contains__, study["methods"]))
+        return rows, notes, self._changed(runs)
 
     def _sizes_of_study(self, study: dict, task: str) -> tuple[dict[str, list[str]], list[str]]:
         """The tasks of every size that the task has examples for, and sentences about the sizes where it lacks some."""
