@@ -1,5 +1,6 @@
 """The configuration: the command lines that the shipped presets make, and the sentences that mistakes get."""
 
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -381,6 +382,8 @@ def test_methods_with_the_same_value_of_different_flags_are_at_different_places(
             {"x": ["lr", "prefix-length"], "methods": ["prefix~lr=1~prefix-length=2", "prefix~prefix-length=2~lr=1"]},
             "methods: prefix~lr=1~prefix-length=2 and prefix~prefix-length=2~lr=1 set the same flags",
         ),
+        ({"compare": [["finetune", "finetune"]]}, "compare: 0: something stands twice"),
+        ({"x": ["lr", "lr"]}, "x: something stands twice in"),
         ({"draws": 3}, "draws: only subsets are drawn"),
         ({"split": "train"}, "split: expected test or valid, found 'train'"),
         ({"score": "rouge1"}, "own.yaml, e2e: score: the metrics of e2e do not give 'rouge1'"),
@@ -607,6 +610,20 @@ def test_a_number_that_is_meant_for_a_subset_is_taken_as_it_is():
             if "tasks" in overrides or method == "finetune":
                 assert updates("e2e@300-1", method, overrides=overrides) == ("21035", "70")
     assert updates("e2e@300-1", "finetune_low~max-update=250") == ("250", "0")
+
+
+def test_a_number_of_a_method_that_extends_another_is_for_any_size(tmp_path):
+    (tmp_path / "methods").mkdir()
+    for name, base in (("mine", "finetune"), ("few", "prefix_low")):
+        values = {"extends": base, "train": {"max-update": 321}}
+        (tmp_path / "methods" / f"{name}.yaml").write_text(yaml.safe_dump(values))
+    study = configuration(tmp_path, tasks=["e2e", "e2e@50-1", "e2e@300-1"], methods=["mine", "few"])
+    for task, method in itertools.product(study.tasks, study.methods):
+        assert value_of(study.flags("train", task, "bart_large", method), "max-update") == "321"
+
+
+def test_a_variant_says_the_number_of_updates_whatever_the_overrides_say():
+    section = {"train": {"max-update": 21035}}
     assert updates("e2e@300-1", "finetune~max-update=250", overrides=section)[0] == "250"
 
 

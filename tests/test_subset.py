@@ -2,6 +2,7 @@
 
 import json
 
+import make_demo
 import pytest
 from common import UserError
 from config import load_yaml
@@ -129,3 +130,10 @@ def test_presets_say_how_many_pairs_the_real_data_has(shared_data, task):
         examples = READERS[values["reader"]]({split: path}, values["options"])[split]
         made = (item.function(*item.arguments) if isinstance(item, Deferred) else item for item in examples)
         assert sum(len(example.references) for example in made) == count
+
+
+@pytest.mark.parametrize("kind", ["summary", "table", "topics"])
+def test_presets_say_how_many_pairs_the_made_up_tasks_have(kind):
+    made = make_demo.build_parser().parse_args([kind, "--output-dir", "x"])
+    values = load_yaml(REPOSITORY / "configs" / "tasks" / f"demo_{kind}.yaml")
+    assert values["pairs"] == {"train": made.train, "valid": made.valid}

@@ -11,7 +11,8 @@ model, one under `tasks` after a task, any subset (@), any of a size (@50) or a 
 method that `extends` another one, the latter comes first, and what the former changes after the tasks.
 
 A task's name may carry `@SIZE-SEED`: the same preset with a subset of its examples; a method's name `~FLAG=VALUE~...`:
-the same preset with these flags above all layers. Below all layers is the family's task of fairseq. Pure Python;
+the same preset with these flags above all layers. Below all layers is the family's task of fairseq. The updates that a
+preset sets are for the whole task; for a subset they are fitted to its size (`_updates_of_subset`). Pure Python;
 whatever is wrong is a `UserError` that names file and key.
 """
 
@@ -309,7 +310,7 @@ class Configuration:
     def _changed(self, runs: Iterable[tuple[str, str, str]]) -> list[str]:
         """What `overrides` changes of the presets in some runs (task, model, method): a sentence for each change."""
         changes: dict[str, list[str]] = {}
-        for task, model, method in runs:
+        for task, model, method in runs if self._overrides else []:
             commands = COMMANDS if self.method(method)["trained"] else ("generate",)
             found = {}
             for keys in [("data", command) for command in commands]:
@@ -474,41 +475,40 @@ class Configuration:
     def _updates_of_subset(self, flags: dict, task: str, model: str, method: str) -> dict:
         """max-update and warmup-updates of a training on a subset.
 
-        A preset's numbers are for the whole task: a subset gets as many epochs, and the same share of warm-up. Nothing
-        changes where a section is for subsets, where `overrides` or a variant says it, and in a method that has numbers
-        for some sizes.
+        A preset's numbers are for the whole task: a subset gets as many epochs, and the same share of warm-up. A number
+        is taken as it is from a section for subsets, from `overrides`, a variant, or a method that extends another.
 
         Raises:
             UserError: the method has numbers for other sizes only, or nothing says how many epochs the whole task gets.
         """
         found, settings = subset(task), self._settings(("data", "train"), task, model, method)
-        meant = {flag for flag, (_, where) in settings.items() if where[0] == "overrides" or "@" in "".join(where)}
+        meant = {flag for flag, (_, where) in settings.items() if where[0] in _FOR_ANY_SIZE or "@" in "".join(where)}
         meant |= variant(method).flags.keys()
-        run, sizes = f"{task}, {model}, {method}", self._sizes_of(variant(method).method, found.task)
-        updates, warmup, epochs = (_amount(flags.get(f)) for f in ("max-update", "warmup-updates", "max-epoch"))
-        if not updates or (sizes and "max-update" in meant):
+        updates, warmup, epochs = (_count(flags.get(name)) for name in ("max-update", "warmup-updates", "max-epoch"))
+        if updates is None:
             return {}
-        remedy = f'set it for this size: overrides: {{tasks: {{"@{found.size}": {{train: {{max-update: N}}}}}}}}'
-        if sizes:
-            known = ", ".join(map(str, sizes))
-            raise UserError(f"{run}: {method} has max-update for {known} examples, not for {found.size}; {remedy}")
         result = {}
         if "max-update" not in meant:
+            run, size = f"{task}, {model}, {method}", found.size
+            remedy = f'set it for this size: overrides: {{tasks: {{"@{size}": {{train: {{max-update: N}}}}}}}}'
             pairs, batch = self.task(task).get("pairs", {}).get("train"), _batch(flags)
+            if sizes := self._sizes_of(variant(method).method, found.task):
+                known = ", ".join(map(str, sizes))
+                raise UserError(f"{run}: {method} has max-update for {known} examples, not for {size}; {remedy}")
             if batch and epochs:
-                result["max-update"] = min(updates, math.ceil(epochs * found.size / batch))
+                result["max-update"] = min(updates, epochs * math.ceil(size / batch))
             elif pairs:
-                result["max-update"] = min(updates, max(FEWEST_UPDATES, round(updates * found.size / pairs)))
-            elif batch and updates * batch > MOST_EPOCHS * found.size:
+                result["max-update"] = min(updates, max(FEWEST_UPDATES, _rounded(updates * size, pairs)))
+            elif batch and updates * batch > MOST_EPOCHS * size:
                 raise UserError(
-                    f"{run}: max-update {updates} is for all of {found.task}, and would be "
-                    f"{updates * batch // found.size:,} epochs of {found.size} examples; {remedy}, or say in the task "
-                    "how many pairs of source and reference it has to train on: pairs: {train: N}"
+                    f"{run}: max-update {updates} is for all of {found.task}, and would be {updates * batch // size:,} "
+                    f"epochs of {size} examples; {remedy}, or say in the task how many pairs of source and reference "
+                    "it has to train on: pairs: {train: N}"
                 )
-        whole = self._settings(("data", "train"), found.task, model, method, overrides={}).get("max-update", (None,))[0]
-        if warmup and _amount(whole) and "warmup-updates" not in meant:
-            share = result.get("max-update", updates) / whole
-            result["warmup-updates"] = min(warmup, round(warmup * share))
+        preset = self._settings(("data", "train"), found.task, model, method, overrides={})
+        whole = _count(preset.get("max-update", (None,))[0])
+        if warmup and whole and "warmup-updates" not in meant:
+            result["warmup-updates"] = min(warmup, _rounded(warmup * result.get("max-update", updates), whole))
         return result
 
     def _sizes_of(self, method: str, task: str) -> list[int]:
@@ -540,7 +540,7 @@ class Configuration:
         for kind, name in (("methods", first), ("models", model), ("tasks", tasks[0])):
             merged |= _merged(self._preset(kind, name).values, keys, names, (kind,))
         for name in derived:  # what a method changes of another one is meant for all models and tasks
-            merged |= _merged(self._preset("methods", name).own, keys, names, ("methods",))
+            merged |= _merged(self._preset("methods", name).own, keys, names, ("derived",))
         overrides = self._overrides if overrides is None else overrides
         return merged | _merged(overrides, keys, names, ("overrides",))
 
@@ -729,7 +729,7 @@ class Configuration:
             if name not in ("task", "model", "method", "x"):
                 if not is_score(name.partition(":")[0]):
                     raise UserError(f"{where}: no score is called {name!r}{_suggestion(name, METRICS)}")
-                if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+                if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < 1e300:
                     raise UserError(f"{where}: {name}: expected a number, found {value!r}")
 
     def _check_subsets(self, file: str) -> None:
@@ -758,6 +758,7 @@ class Configuration:
                 self._check_sections(section, file, *keys, kind, name)
 
 
+_FOR_ANY_SIZE = ("overrides", "derived")  # layers whose numbers are not meant for a whole task
 _LAYER_KEYS = frozenset(("data", "train", "generate", "resources", *KINDS))
 _DATA_KEYS = frozenset(("dataset", "reader", "options", "inputs", "demo", "expected", "pairs"))
 
@@ -787,13 +788,17 @@ def _without_pairs(values: dict, change: dict) -> dict:
 
 def _batch(flags: dict) -> int | None:
     """How many examples an update is made of; None where batches are counted in tokens."""
-    size, freq = _amount(flags.get("batch-size")), _amount(flags.get("update-freq") or 1)
+    size, freq = _count(flags.get("batch-size")), _count(flags.get("update-freq") or 1)
     return size * freq if size and freq and flags.get("max-tokens") is None else None
 
 
-def _amount(value) -> int | float | None:
-    """The value of a flag that is a positive number; None of anything else."""
-    return value if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf else None
+def _count(value) -> int | None:
+    """The value of a flag that is a whole number above 0; None of anything else."""
+    return value if type(value) is int and value > 0 else None
+
+
+def _rounded(number: int, divisor: int) -> int:
+    return (number + divisor // 2) // divisor
 
 
 def _written(value) -> str:
