@@ -612,6 +612,14 @@ def test_a_number_that_is_meant_for_a_subset_is_taken_as_it_is():
     assert updates("e2e@300-1", "finetune_low~max-update=250") == ("250", "0")
 
 
+def test_a_task_may_say_the_updates_of_its_subsets(tmp_path):
+    few = {"tasks": {"@": {"train": {"max-update": 2000}}, "own@40": {"train": {"max-update": 60}}}}
+    write_tasks(tmp_path, own={"extends": "e2e", **few})
+    study = configuration(tmp_path, tasks=["own@50-1", "own@40-1"])
+    found = [value_of(study.flags("train", task, "bart_large", "prefix"), "max-update") for task in study.tasks]
+    assert found == ["2000", "60"]
+
+
 def test_a_number_of_a_method_that_extends_another_is_for_any_size(tmp_path):
     (tmp_path / "methods").mkdir()
     for name, base in (("mine", "finetune"), ("few", "prefix_low")):
