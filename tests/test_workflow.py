@@ -68,8 +68,8 @@ def snakemake(folder: Path, *arguments: str, **environment: str) -> subprocess.C
 
 def planned(result: subprocess.CompletedProcess) -> dict[str, int]:
     """Rule -> number of jobs, of a dry run."""
-    assert result.returncode == 0, result.stderr
     output = result.stdout + result.stderr
+    assert result.returncode == 0, output
     if "Nothing to be done" in output:
         return {}
     _, _, table = output.partition("Job stats:")
