@@ -333,7 +333,7 @@ def test_a_study_leaves_out_sizes_that_the_task_has_not_and_says_where_validatio
     }
     assert sizes == {"webnlg": ["100", "500", "2000", "10000", "all"], "scitldr": ["100", "500", "all"]}
     validated = "10,000 examples: validated on all 2,258 that webnlg has, instead of 3,000"
-    assert study.study_notes("data_efficiency", "webnlg") == [validated]
+    assert study.study_notes("data_efficiency", "webnlg") == [validated] == study.notes("webnlg@10000-1")
     assert study.study_notes("data_efficiency", "scitldr") == [
         "2,000 examples: left out, scitldr has 1,992 to train on",
         "10,000 examples: left out, scitldr has 1,992 to train on",

@@ -284,7 +284,8 @@ class Configuration:
 
     def gaps(self, task: str) -> list[str]:
         """Sentences about what was configured for a task and is not run, or not as it was meant."""
-        return [*self._left_out(self.methods), *self._unsized(task, self.methods)]
+        smaller = self._validated(found.task, found.size) if (found := subset(task)) else []
+        return [*smaller, *self._left_out(self.methods), *self._unsized(task, self.methods)]
 
     def notes(self, task: str) -> list[str]:
         """Sentences below a task's tables: `gaps`, and which flags `overrides` changes."""
@@ -403,12 +404,16 @@ class Configuration:
                 notes.append(f"{size:,} examples: left out, {task} has {pairs['train']:,} to train on")
             else:
                 sizes[str(size)] = [f"{task}@{size}-{draw}" for draw in draws]
-                wanted = validation_pairs(size)
-                if wanted > (there := pairs.get("valid", wanted)):
-                    notes.append(
-                        f"{size:,} examples: validated on all {there:,} that {task} has, instead of {wanted:,}"
-                    )
+                notes += self._validated(task, size)
         return sizes, notes
+
+    def _validated(self, task: str, size: int) -> list[str]:
+        """A sentence where the task has fewer pairs than are meant to validate a subset of this size."""
+        wanted = validation_pairs(size)
+        there = self.task(task).get("pairs", {}).get("valid", wanted)
+        if there >= wanted:
+            return []
+        return [f"{size:,} examples: validated on all {there:,} that {task} has, instead of {wanted:,}"]
 
     def _check_score(self, study: dict, task: str, where: str) -> None:
         """The study's score is one that the metrics of the task give on this machine."""
