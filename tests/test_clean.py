@@ -25,6 +25,9 @@ def folder(tmp_path, monkeypatch):
     for run in RUNS:
         Path(run).mkdir(parents=True)
         (Path(run) / "run.json").write_text(json.dumps({"seconds": 5400}))
+    kept = Path(RUNS[0]) / ".trained" / "run.json"  # a second name
+    kept.parent.mkdir()
+    kept.hardlink_to(Path(RUNS[0]) / "run.json")
     return tmp_path
 
 

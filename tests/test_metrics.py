@@ -14,6 +14,8 @@ from metrics import (
     Segments,
     check_options,
     dart_text,
+    is_score,
+    score_names,
     statistics,
     webnlg_hypothesis,
     webnlg_reference,
@@ -263,3 +265,13 @@ def test_a_bert_score_that_cannot_be_imported_is_not_blamed_on_the_options(tmp_p
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     with pytest.raises(UserError, match="^bertscore: the package bert-score cannot be imported .import of bert_score"):
         score("bertscore", ["a"], [["a"]], model=str(tmp_path), layer=1)
+
+
+@pytest.mark.parametrize(
+    ("metric", "options"),
+    [("bleu", {}), ("bleu", {"protocol": "e2e"}), ("nist", {}), ("ter", {"protocol": "dart"}), ("chrf", {})]
+    + [("rouge", {}), ("rouge", {"types": ["rouge3", "rougeLsum"]})],
+)
+def test_planning_knows_the_names_of_the_scores(metric, options):
+    found = statistics(metric, Segments(["a b c d"], [["a b c d e"]]), options)
+    assert score_names(metric, options) == list(found.names) and all(map(is_score, found.names))

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from common import UserError, read_json, run_main
+from trained import KEPT
 from unlock import refuse_if_living
 
 FOLDERS = tuple(map(Path, ("data", "bases", "runs", "results", "logs", ".snakemake")))
@@ -41,10 +42,11 @@ def main(argv: list[str]) -> None:
 def described(folders: list[Path]) -> str:
     """What these folders hold, in two lines; what is behind a link stays and does not count."""
     files = [path for folder in folders if not folder.is_symlink() for path in folder.rglob("*") if path.is_file()]
-    runs = [path for path in files if path.parts[0] == "runs" and path.name == "run.json"]
-    bases = [path for path in files if path.parts[0] == "bases" and path.name == "model.pt"]
-    records = [path for path in files if path.name == "run.json"]
-    size = sum(path.lstat().st_size for path in files) / 1e9
+    records = [path for path in files if path.name == "run.json" and path.parent.name != KEPT]
+    runs = [path for path in records if path.parts[0] == "runs"]
+    bases = [path for path in files if path.parts[0] == "bases" and path.name == "model.pt" and path.parts[-2] != KEPT]
+    states = [path.lstat() for path in files]
+    size = sum({(state.st_dev, state.st_ino): state.st_size for state in states}.values()) / 1e9  # some have two names
     return (
         f"to be deleted: {', '.join(map(str, folders))}\n"
         f"they hold {len(runs)} runs, {len(bases)} bases, {sum(map(hours, records)):.1f} hours of training; "

@@ -25,9 +25,9 @@ import psutil
 from common import UserError
 from gpus import own_gpus
 from signal_handlers import handle
+from trained import HALF_PRECISION
 from warm import ENDING, Fork, start, start_anew
 
-HALF_PRECISION = ("--fp16", "--memory-efficient-fp16", "--amp")
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # what flock says on a file system that has none
 GRACE = "PREFIX_GRACE_SECONDS"  # the environment variable for how long a process that is told to end may take to save
 
