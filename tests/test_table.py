@@ -134,3 +134,11 @@ def test_runs_that_do_not_belong_together_are_refused(runs, tmp_path, file, chan
     with pytest.raises(UserError, match=sentence):
         table.main(runs)
     assert not (tmp_path / "results" / "rouge.txt").exists()
+
+
+def test_runs_that_a_table_leaves_out_are_counted_on_stderr(runs, tmp_path, capsys):
+    table.main(runs)
+    assert capsys.readouterr().err == ""
+    seed = runs.index(str(tmp_path / "runs" / "task" / "bart" / "prefix" / "2"))
+    table.main(runs[:seed] + runs[seed + 1 :])
+    assert "notice: task has 1 more runs than" in capsys.readouterr().err

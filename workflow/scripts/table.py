@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import statistics
+import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,17 @@ def main(argv: list[str]) -> None:
     with atomic_open(args.output) as text, atomic_path(args.output.with_suffix(".tsv")) as tsv:
         tsv.write_text(tab_separated(rows), encoding="utf-8")
         text.write(report(args.task, rows, examples, args.samples, args.note))
+    if others := other_runs(args.run):
+        print(
+            f"notice: {args.task} has {len(others)} more runs than {args.output} shows, such as {others[0]}; the lists "
+            "models, methods and seeds of the configuration say what it shows",
+            file=sys.stderr,
+        )
+
+
+def other_runs(shown: list[Path]) -> list[Path]:
+    """Runs of the same task that are not among those shown."""
+    return sorted({path.parent for path in shown[0].parents[2].glob("*/*/*/run.json")} - {*shown})
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
