@@ -101,7 +101,7 @@ E2E_ATTRIBUTES = {
 
 
 def read_e2e(inputs: dict[str, Path], options: dict) -> Splits:
-    """E2E NLG challenge: three CSV files with the columns mr and ref.
+    """E2E NLG challenge, original or cleaned: CSV or TSV files with the columns mr and ref.
 
     Training keeps its rows; validation and test have one example per meaning representation, with all its references,
     in the order of first appearance, as the official evaluation groups them. The option `linearisation` is `original`
@@ -148,10 +148,9 @@ def csv_rows(path: Path, *columns: str) -> Iterator[tuple[str, dict[str, str]]]:
         UserError: a quote is wrong, a column is missing, or a row has not as many fields as the header.
     """
     lines = (line + "\n" for _, line in read_lines(path))
-    first = next(lines, "")
-    reader = csv.reader(
-        itertools.chain([first], lines) if first else lines, delimiter="\t" if "\t" in first else ",", strict=True
-    )
+    first = list(itertools.islice(lines, 1))
+    delimiter = "\t" if first and "\t" in first[0] else ","
+    reader = csv.reader(itertools.chain(first, lines), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     begin = 1
     while True:
