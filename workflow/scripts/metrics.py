@@ -317,8 +317,8 @@ def _tercom_score(sums: np.ndarray) -> list[float]:
 
 # BLEU and NIST of e2e-metrics -----------------------------------------------------------------------------------------
 # Its measure_scores.py runs mteval-v13a-sig.pl, from which the published scores come, or with -p the module pymteval.
-# Both differ from sacrebleu's BLEU in short and empty texts, and from nltk's NIST, which takes the best reference instead
-# of the n-grams of all. The two modes differ from each other in NIST's length penalty, and in short and empty texts.
+# Both differ from sacrebleu's BLEU in short and empty texts, and from nltk's NIST, which takes the best reference where
+# they take the n-grams of all. The modes differ from each other in NIST's length penalty, and in short and empty texts.
 
 _NIST_BETA = -math.log(0.5) / math.log(1.5) ** 2
 _ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
@@ -644,7 +644,8 @@ def notices(metric: str, segments: Segments, options: dict) -> list[str]:
     Each reference is compared with itself: the words that it has both as a hypothesis and as a reference are what a
     perfect hypothesis can match.
     """
-    protocol, total = options.get("protocol"), sum(map(len, segments.references))
+    options, total = _without(options, "groups"), sum(map(len, segments.references))
+    protocol = options.get("protocol")
     advice = f"the protocol {protocol} is for English; use chrf" if protocol else METRICS[metric].advice
     found, states = [], _states(metric, segments, options)
     for state, problem in _PROBLEMS.items():
@@ -692,7 +693,7 @@ def _states(metric: str, segments: Segments, options: dict) -> dict[str, list[st
         if protocol := options.get("protocol"):
             sides = prepared(protocol, metric, sides)
         as_hypotheses, as_references = (
-            words(side, _without(options, "groups"), segments.java_memory)
+            words(side, options, segments.java_memory)
             for side in (sides.hypotheses, [first for first, *_ in sides.references])
         )
         for text, *both in zip(doubtful, as_hypotheses, as_references, strict=True):

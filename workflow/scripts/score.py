@@ -422,8 +422,8 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         action="extend",
         nargs="+",
         metavar="FILE",
-        help="references in text files instead: R0 R1 R2 have the first, second and third reference of each example, one "
-        "a line; an empty line is a missing reference. For the protocol e2e one file may have all references of an "
+        help="references in text files instead: R0 R1 R2 have the first, second and third reference of each example, "
+        "one a line; an empty line is a missing reference. For the protocol e2e one file may have all references of an "
         "example in lines of their own, and an empty line after them. One CSV or TSV file with the columns mr and ref, "
         "as E2E's, is grouped by mr",
     )
