@@ -271,6 +271,7 @@ def test_xsum_rouge(folder, system, with_rouge_score):
     assert all(0 <= line.published - line.ours < 0.5 for line in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", ["lead", "convs2s"])
 def test_xsum_rouge_with_perls_stems(folder, system):
     """ROUGE-1.5.5 reports a mean of bootstrap samples, which is up to 0.01 off the mean over the examples."""
