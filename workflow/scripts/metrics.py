@@ -41,6 +41,7 @@ SEEN = frozenset(
     "Airport Astronaut Building City ComicsCharacter Food Monument SportsTeam University WrittenWork".split()
 )
 UNSEEN = frozenset("Artist Athlete CelestialBody MeanOfTransportation Politician".split())
+ROUGE_TYPES = ["rouge1", "rouge2", "rougeL"]
 _CHUNK = 256
 _FEW = 1000  # segments for which a second process costs more than it brings
 
@@ -84,10 +85,9 @@ class Metric:
     statistics: Callable[[Segments, dict], Statistics]
     options: tuple[str, ...] = ()
     missing: Callable[[dict], str | None] = lambda options: None
-    words: Callable[[list[str], dict, str], list[list[str]]] | None = (
-        None  # what it compares of each text; see `notices`
-    )
-    advice: str = "use chrf"  # where these are not words
+    # The words that it compares of each text, for `notices`, and what to do where it finds none.
+    words: Callable[[list[str], dict, str], list[list[str]]] | None = None
+    advice: str = "use chrf"
 
 
 def statistics(metric: str, segments: Segments, options: dict) -> Statistics:
@@ -126,6 +126,18 @@ def check_options(metric: str, options: dict) -> None:
 def unavailable(metric: str, options: dict) -> str | None:
     """Why the metric cannot be computed on this machine, as the end of a sentence; None where it can."""
     return METRICS[metric].missing(options)
+
+
+def score_names(metric: str, options: dict) -> list[str]:
+    """The names of the scores that a metric with these options gives."""
+    if metric != "rouge":
+        return [metric]
+    return ["rougeL"] if options.get("protocol") in E2E else list(options.get("types", ROUGE_TYPES))
+
+
+def is_score(name: str) -> bool:
+    """Whether some metric gives a score of this name."""
+    return re.fullmatch(r"rouge([1-9]|L|Lsum)", name) is not None or name in METRICS.keys() - {"rouge"}
 
 
 def _protocols(metric: str) -> list[str]:
@@ -227,9 +239,8 @@ def _sacrebleu_rows(class_name: str, options: dict, pairs: list) -> list:
 
 
 def _bleu_rows(options: dict, pairs: list) -> list:
-    return _sacrebleu_rows(
-        "BLEU", {**options, "force": True}, pairs
-    )  # `notices` says once what sacrebleu would per chunk
+    # sacrebleu would warn of tokenised texts for each chunk; `notices` does so once.
+    return _sacrebleu_rows("BLEU", {**options, "force": True}, pairs)
 
 
 def _ter_rows(options: dict, pairs: list) -> list:
@@ -514,7 +525,7 @@ def rouge(segments: Segments, options: dict) -> Statistics:
     """
     if options.get("protocol") in E2E:
         return _coco_rouge(segments)
-    types, tokens = options.get("types", ["rouge1", "rouge2", "rougeL"]), options.get("tokens", "rouge-score")
+    types, tokens = options.get("types", ROUGE_TYPES), options.get("tokens", "rouge-score")
     stemmer, perl = options.get("stemmer", tokens == "rouge-score"), options.get("perl", False)
     several = options.get("references", "best")
     if not (isinstance(types, list) and types and isinstance(stemmer, bool) and several in ("best", "mean")):
