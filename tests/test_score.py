@@ -236,8 +236,8 @@ def test_e2es_table_of_references_is_grouped_by_meaning_representation(write_lin
 @pytest.mark.parametrize(
     ("name", "lines", "message"),
     [
-        ("h.tsv", ["mr\toutput", "name[A]\ta b"], "h.tsv: a table with the columns mr, output, but expected text"),
-        ("h.txt", ["mr,output", "name[A],a b"], "h.txt: a table with the columns mr, output"),
+        ("h.tsv", ["mr\toutput", "name[A]\ta b"], "h.tsv: a table, but expected text"),
+        ("h.txt", ["mr,output", "name[A],a b"], "h.txt: a table, but expected text"),
         ("h.jsonl", ['{"references": ["a"]}'], "h.jsonl: JSON, but expected text, .* as --examples"),
         ("h.txt", ['{"references": ["a"]}'], "h.txt: JSON, but expected text"),
         ("h.xml", ["<benchmark>"], "h.xml: XML, but expected text, .* prepare.py --reader webnlg"),
@@ -248,6 +248,12 @@ def test_tables_json_and_xml_are_not_taken_for_text(write_lines, name, lines, me
     for hypotheses, references in ((table, other), (other, table)):
         with pytest.raises(UserError, match=message):
             main(["--metric", "bleu", "--hypotheses", hypotheses, "--references", references])
+
+
+def test_text_that_begins_like_a_table_is_text(write_lines, capsys):
+    lines = write_lines("h", ["MR, ref: see below", "plain words in a line"])
+    main(["--metric", "bleu", "--hypotheses", lines, "--references", lines, "--samples", "40"])
+    assert " 100.00 " in capsys.readouterr().out
 
 
 def test_the_help_names_the_fields_of_the_examples(capsys):
