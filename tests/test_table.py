@@ -101,6 +101,16 @@ def test_validation_losses_are_shown_beside_the_scores_where_trainings_recorded_
     assert any(line.startswith("valid loss: the lowest loss on the validation set") for line in lines)
 
 
+def test_a_notice_of_a_score_stands_below_the_table_once(runs, tmp_path):
+    for path in (tmp_path / "runs").rglob("rouge.json"):
+        record = json.loads(path.read_text())
+        record["metrics"]["rouge"]["notices"] = ["3 of 10 references lose most or all of their text"]
+        path.write_text(json.dumps(record))
+    table.main(runs)
+    text = (tmp_path / "results" / "rouge.txt").read_text()
+    assert text.count("notice: rouge: 3 of 10 references lose most or all of their text\n") == 1
+
+
 def test_the_seconds_of_a_run_change_nothing(runs, tmp_path):
     table.main(runs)
     before = (tmp_path / "results" / "rouge.txt").read_bytes(), (tmp_path / "results" / "rouge.tsv").read_bytes()
