@@ -576,7 +576,7 @@ class Configuration:
             if "file" not in entry:
                 return
             path = f"{folder}/{entry['file']}"
-            value = {key: [entry[key]] if key in entry else [] for key in ("url", "sha256")}
+            value = {key: [entry[key]] if entry.get(key) else [] for key in ("url", "sha256")}
             if files.setdefault(path, value) != value:
                 raise UserError(
                     f"{owner}: {path} is described elsewhere with another url or sha256; name it differently"
