@@ -186,7 +186,7 @@ def generated_from(wildcards):
 
 def split_of(wildcards):
     """The split that a run's hypotheses and scores are of."""
-    return wildcards.part.rstrip("/") or "test"
+    return "valid" if wildcards.part else "test"
 
 
 def split_option(wildcards):

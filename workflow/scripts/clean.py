@@ -1,7 +1,6 @@
 """Delete all that the workflow made in this folder, trained models included, after a question; `make clean-trained`.
 
-Fetched files (resources/) stay. No target deletes data or logs and keeps the models: without either of them
-Snakemake would train the models again (tables of costs read what it measured of a training, in logs).
+Fetched files (resources/) stay.
 """
 
 from __future__ import annotations
