@@ -15,10 +15,11 @@ import encode
 import hypotheses
 import learn_vocabulary
 import methods
+import prepare
 import pytest
 import tiny
 import torch
-from conftest import REPOSITORY, example
+from conftest import REPOSITORY
 from fairseq import options
 from fairseq.data import Dictionary
 from fairseq_cli import generate as fairseq_generate
@@ -99,8 +100,9 @@ class World:
         """hypotheses.txt as the workflow's scripts make it with one prefix."""
         folder = self.folder / f"workflow.{name}.{len(os.listdir(self.folder))}"
         folder.mkdir()
-        rows = [example(number, text, "the") for number, text in enumerate(texts)]
-        (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        raw = folder / "raw.jsonl"
+        raw.write_text("".join(json.dumps({"source": text, "target": "the"}) + "\n" for text in texts))
+        prepare.prepare("jsonl", {"test": raw}, {"source": "source", "target": "target"}, folder)
         files_of = ["--input", f"{folder}/test.jsonl", "--output-prefix", f"{folder}/test"]
         encode.main([*files_of, "--split", "test", *self.options])
         files_of = ["--input-dir", str(folder), "--dict", f"{self.base}/dict.txt", "--output-dir", f"{folder}/bin"]
@@ -265,8 +267,9 @@ def test_a_hugging_face_folder_is_loaded_whatever_its_sizes(hugging_face, byte_b
     sizes = (args.decoder_layers, args.decoder_attention_heads, args.decoder_embed_dim, args.max_target_positions)
     assert sizes == ((3, 8, 128, 99) if family == "gpt2" else (3, 3, 96, 99))
     assert len(model.generate(TEXTS, None, beam=2, max_len_b=5)) == len(TEXTS)
-    ours = read_vocabulary(folder, Dictionary.load(str(folder / "dict.txt")), leading_space=family == "gpt2")
-    theirs = bpe.GPT2(*byte_bpe, leading_space=family == "gpt2")
+    symbols = Dictionary.load(str(folder / "dict.txt")).symbols
+    ours = read_vocabulary(folder, symbols, leading_space=family == "gpt2")
+    theirs = bpe.ByteBPE(*byte_bpe, leading_space=family == "gpt2")
     for text in TEXTS:
         assert ours.encode(text) == theirs.encode(text)
         assert ours.decode(ours.encode(text)) == theirs.decode(theirs.encode(text))
@@ -308,18 +311,18 @@ def test_wrong_arguments_are_refused_in_one_sentence(bart):
     for texts, tasks, given, message in (
         ("the cat", "short", {}, "texts is one text; pass a list"),
         (["the cat"], ["short", "short"], {}, "there are 1 texts, but 2 tasks"),
-        (["the cat", " "], "short", {}, "text 2: nothing is left of it in this vocabulary"),
+        (["the cat", " "], "short", {}, "text 2 is empty"),
         (["the cat"], "short", {"min_len": 20, "max_len_b": 9}, "min_len is 20, but text 1 may get 9 tokens at most"),
         (["the cat"], "short", {"beam": 0}, "beam is 0 and batch_size 32; both have to be 1 or more"),
         (["the cat"], "short", {"batch_size": -1}, "beam is 5 and batch_size -1; both have"),
-        (["\ud800"], "short", {}, "text 1 cannot be encoded in this vocabulary"),
+        (["\ud800"], "short", {}, "text 1 holds half of a surrogate pair"),
     ):
         with pytest.raises(UsageError, match=message):
             model.generate(texts, tasks, **given)
 
 
 def test_a_blank_text_is_refused_whatever_the_vocabulary(gpt2):
-    with pytest.raises(UsageError, match="text 1: nothing is left"):
+    with pytest.raises(UsageError, match="text 1 is empty"):
         gpt2.load("short").generate([" "], "short")
 
 
@@ -347,12 +350,14 @@ def test_a_base_or_vocabulary_that_cannot_be_used_is_refused_in_one_sentence(bar
         (lone, {}, "dict.txt: no such file; the base's dictionary has to lie beside it"),
         (strange, {}, "model_type is 't5'; it has to be bart or gpt2"),
         (tmp_path / "nowhere", {}, "no such file or folder"),
-        (bart.base, {"vocabulary": tmp_path / "spm.model"}, "spm.model is not a sentencepiece model"),
+        (bart.base, {"vocabulary": tmp_path / "spm.model"}, "spm.model: not a sentencepiece model"),
         (bart.base, {"dtype": "fp16"}, "choose fp32 or bf16, or on a GPU fp16"),
     ):
         with pytest.raises(UsageError, match=message):
             api.load(base, **given)
-    with pytest.raises(UsageError, match="text 1: '.*' is not in the base's dict.txt; pass the base's vocabulary"):
+    with pytest.raises(
+        UsageError, match="text 1 has the piece '.*', which is not in the base's dict.txt; use the base's vocabulary"
+    ):
         api.load(bart.base, vocabulary=gpt2.base).generate(["the cat"], None)
 
 

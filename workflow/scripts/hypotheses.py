@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 import bpe
-from common import UserError, atomic_open, progress, read_jsonl, read_lines, run_main, single_line
+from common import UserError, atomic_open, progress, read_jsonl, read_lines, run_main
 
 HYPOTHESIS = re.compile(r"H-([0-9]{1,18})\t([^\t]+)\t(.*)")
 
@@ -28,7 +28,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{args.generated}: {len(generated)} hypotheses for the {count} examples of {args.examples}")
     with atomic_open(args.output) as file:
         for number in progress(range(count), "decode subwords", unit=" hypotheses"):
-            file.write(single_line(vocabulary.decode(generated[number])) + "\n")
+            where = f"{args.generated}: the hypothesis of example {number}"
+            file.write(bpe.decode(vocabulary, generated[number], where) + "\n")
 
 
 def read_generated(path: Path) -> dict[int, list[str]]:
