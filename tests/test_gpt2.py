@@ -243,7 +243,7 @@ def edited(folder, target, config=None, change=None):
         (
             {},
             lambda raw: raw.update({"transformer.wte.weight": torch.zeros(120, 128)}),
-            "has 120 embeddings, but the dictionary of the data lacks the token 101; binarise the data with the dict.txt",
+            "has 120 embeddings, but the dictionary of the data lacks the token 101; binarise the data with",
         ),
     ],
 )
