@@ -65,7 +65,7 @@ class Subwords:
         try:
             return " ".join(self.pieces(text))
         except VocabularyError as error:
-            raise UsageError(f"the text {text!r} {error}") from None
+            raise UsageError(f"the text {shorten(text)!r} {error}") from None
 
     def decode(self, pieces: str) -> str:
         """What fairseq calls for a line of output. (In references it writes `<unk>` as `<<unk>>`.)
@@ -91,6 +91,11 @@ def read_vocabulary(place: Path, dictionary: Dictionary, leading_space: bool) ->
         return Subwords(vocabularies.read_vocabulary(place, dictionary.symbols, leading_space), dictionary)
     except VocabularyError as error:
         raise UsageError(str(error)) from None
+
+
+def shorten(text: str) -> str:
+    """Return the beginning of a text, for a message."""
+    return text if len(text) <= 40 else f"{text[:40]}..."
 
 
 def build_bpe(

@@ -18,6 +18,7 @@ from common import UserError
 from fairseq import options
 from fairseq.hub_utils import GeneratorHubInterface
 from fairseq.models.bart import BARTHubInterface
+from fairseq_cli import generate as fairseq_generate
 from fairseq_cli import interactive as fairseq_interactive
 
 from fairseq_prefix.errors import UsageError
@@ -156,6 +157,28 @@ def test_fairseq_interactive_answers_as_the_workflow(world, tmp_path):
     pieces, found = interactive(world, text, tmp_path, **bpe_options(world))
     assert pieces == [world.tokens[row] for row in rows]
     assert found == [world.hypotheses[row] for row in rows]
+
+
+def test_fairseq_generate_decodes_as_the_workflow(world):
+    """The lines of its output that are text: sources, references and hypotheses."""
+    longest = test_api.PREFIXES[world.family]["short"][0]
+    task = "conditional_lm" if world.family == "gpt2" else "conditional_generation"
+    arguments = [str(world.bin), "--path", str(world.checkpoint), "--task", task, "--gen-subset", "test"]
+    flags = {"max_source_tokens": longest, "batch_size": 4, **FLAGS, **bpe_options(world)}
+    args = options.parse_args_and_arch(options.get_generation_parser(), arguments + command_line(flags))
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        fairseq_generate.main(args)
+    found = dict(line.split("\t", 1) for line in output.getvalue().split("\n") if re.match(r"[STD]-\d+\t", line))
+    rows = range(len(ODD))
+    assert [found[f"D-{row}"].split("\t", 1)[1] for row in rows] == world.hypotheses
+    assert [found[f"S-{row}"] for row in rows] == [world.hub.bpe.decode(" ".join(pieces)) for pieces in world.tokens]
+    assert {found[f"T-{row}"] for row in rows} == {"the"}
+
+
+def test_a_reference_s_unknown_symbol_is_decoded_as_a_hypothesis_s(world):
+    """fairseq writes it as `<<unk>>` there."""
+    assert world.hub.bpe.decode("<<unk>>") == world.hub.bpe.decode("<unk>") != ""
 
 
 def test_fairseq_s_hub_answers_as_the_workflow(world):

@@ -46,7 +46,11 @@ def _start(model: Path) -> None:
 
 def encode_batch(documents: list[dict]) -> list[str]:
     return [
-        " ".join(piece for segment in document["segments"] for piece in bpe.encode(_vocabulary, segment, repr(segment)))
+        " ".join(
+            piece
+            for segment in document["segments"]
+            for piece in bpe.encode(_vocabulary, segment, f"the segment {segment[:40]!r}")
+        )
         + "\n"
         for document in documents
     ]
