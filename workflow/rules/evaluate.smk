@@ -8,11 +8,11 @@ localrules:
 
 rule generate:
     input:
-        data=lambda wildcards: binarised(wildcards.task, wildcards.model),
-        examples="data/{task}/test.jsonl",
-        base=lambda wildcards: study.base_files(wildcards.model),
+        data=lambda wildcards: kept_if_decoded(wildcards, binarised(wildcards.task, wildcards.model)),
+        examples=lambda wildcards: kept_if_decoded(wildcards, [f"data/{wildcards.task}/test.jsonl"]),
+        base=lambda wildcards: kept_if_decoded(wildcards, study.base_files(wildcards.model)),
         checkpoint=generated_from,
-        script=script("generate.py"),
+        script=ancient(script("generate.py")),
     output:
         "runs/{task}/{model}/{method}/{seed}/generate.txt",
     log:
@@ -39,7 +39,7 @@ rule generate:
 rule hypotheses:
     input:
         script=script("hypotheses.py"),
-        bpe=script("bpe.py"),
+        modules=modules("hypotheses.py"),
         generated="runs/{task}/{model}/{method}/{seed}/generate.txt",
         examples="data/{task}/test.jsonl",
         vocabulary=lambda wildcards: list(study.vocabulary_files(study.vocabulary(wildcards.model)).values()),
@@ -55,14 +55,14 @@ rule hypotheses:
     message:
         "Collecting the hypotheses of {wildcards.method} of {wildcards.model} on {wildcards.task}, seed {wildcards.seed}"
     shell:
-        "python {input.script:q} --generated {input.generated:q} --examples {input.examples:q} {params.vocabulary:q}"
-        " --output {output:q} 2> >(tee {log:q} >&2)"
+        "logged {log:q} python {input.script:q} --generated {input.generated:q} --examples {input.examples:q} {params.vocabulary:q}"
+        " --output {output:q}"
 
 
 rule score:
     input:
         script=script("score.py"),
-        modules=[script(name) for name in ("metrics.py", "ter.py", "java_tools.py", "significance.py")],
+        modules=modules("score.py"),
         hypotheses="runs/{task}/{model}/{method}/{seed}/hypotheses.txt",
         examples="data/{task}/test.jsonl",
     output:
@@ -80,18 +80,16 @@ rule score:
     message:
         "Scoring {wildcards.method} of {wildcards.model} on {wildcards.task}, seed {wildcards.seed}: {wildcards.metric}"
     shell:
-        "python {input.script:q} --metric {params.metric:q} --hypotheses {input.hypotheses:q}"
-        " --examples {input.examples:q} --threads {threads} --output {output:q} 2> >(tee {log:q} >&2) >&2"
+        "logged {log:q} python {input.script:q} --metric {params.metric:q} --hypotheses {input.hypotheses:q}"
+        " --examples {input.examples:q} --threads {threads} --output {output:q} >&2"
 
 
 rule table:
     input:
         script=script("table.py"),
+        modules=modules("table.py"),
         examples="data/{task}/test.jsonl",
-        scores=lambda wildcards: scored(wildcards.task, tabulated(wildcards)[0]),
-        records=lambda wildcards: [f"{run}/run.json" for run in run_folders(wildcards.task)],
-        hypotheses=lambda wildcards: [f"{run}/hypotheses.txt" for run in run_folders(wildcards.task)],
-        curves=lambda wildcards: curves(run_folders(wildcards.task)),
+        runs=lambda wildcards: made_from(wildcards.task, tabulated(wildcards)[0]),
     output:
         text=report("results/{task}/{table}.txt", category="Scores", labels={"task": "{task}", "score": "{table}"}),
         tsv="results/{task}/{table}.tsv",
@@ -104,17 +102,16 @@ rule table:
     message:
         "Making the table of {wildcards.task}: {wildcards.table}"
     shell:
-        "python {input.script:q} --task {wildcards.task} --metric {params.metrics:q} {params.notes:q} --run {params.runs:q}"
-        " --examples {input.examples:q} --output {output.text:q} 2> >(tee {log:q} >&2)"
+        "logged {log:q} python {input.script:q} --task {wildcards.task} --metric {params.metrics:q} {params.notes:q} --run {params.runs:q}"
+        " --examples {input.examples:q} --output {output.text:q}"
 
 
 rule costs:
     input:
         script=script("costs.py"),
+        modules=modules("costs.py"),
         examples="data/{task}/test.jsonl",
-        scores=lambda wildcards: scored(wildcards.task, main_metric(wildcards.task)),
-        records=lambda wildcards: [f"{run}/run.json" for run in run_folders(wildcards.task)],
-        hypotheses=lambda wildcards: [f"{run}/hypotheses.txt" for run in run_folders(wildcards.task)],
+        runs=lambda wildcards: made_from(wildcards.task, main_metric(wildcards.task)),
         benchmarks=lambda wildcards: benchmarks(wildcards.task),
     output:
         text=report("results/{task}/costs.txt", category="Costs", labels={"task": "{task}"}),
@@ -127,5 +124,5 @@ rule costs:
     message:
         "Making the table of what {wildcards.task} cost"
     shell:
-        "python {input.script:q} --task {wildcards.task} --metric {params.metric:q} --run {params.runs:q} --logs logs"
-        " --examples {input.examples:q} --output {output.text:q} 2> >(tee {log:q} >&2)"
+        "logged {log:q} python {input.script:q} --task {wildcards.task} --metric {params.metric:q} --run {params.runs:q} --logs logs"
+        " --examples {input.examples:q} --output {output.text:q}"

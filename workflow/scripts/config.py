@@ -152,6 +152,7 @@ class Configuration:
         self.tasks, self.models, self.methods, self.seeds = (values[key] for key in (*KINDS, "seeds"))
         self.mirror = values.get("mirror", [])
         self.partial = values.get("partial", False)
+        self.replace = values.get("replace", False)
         self._overrides = values.get("overrides", {})
         self._presets: dict[tuple[str, str], Preset] = {}
         self._paths = {kind: _preset_paths(kind, folders) for kind in (*KINDS, "studies")}
