@@ -53,8 +53,9 @@ def generate(args: argparse.Namespace) -> None:
             for answer in _answers(model, lines, options):
                 if isinstance(answer, UsageError):
                     refused += 1
-                    print(answer, file=sys.stderr, flush=True)
-                print("" if isinstance(answer, UsageError) else answer, flush=True)
+                    print(f"error: {_sentence(answer)}", file=sys.stderr, flush=True)
+                    answer = ""
+                print(answer, flush=True)
             count += len(lines)
     except BrokenPipeError:  # whoever reads has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -97,9 +98,13 @@ def _hypotheses(model: api.Model, rows: dict[int, tuple[str, str]], options: dic
     except UsageError as error:
         if len(rows) == 1:
             (number,) = rows
-            return {number: UsageError(f"line {number}: {str(error).removeprefix('error: ')}")}
+            return {number: UsageError(f"line {number}: {_sentence(error)}")}
     items, half = list(rows.items()), len(rows) // 2
     return _hypotheses(model, dict(items[:half]), options) | _hypotheses(model, dict(items[half:]), options)
+
+
+def _sentence(error: UsageError) -> str:
+    return str(error).removeprefix("error: ")
 
 
 def _task_and_text(number: int, raw: bytes, tasks: list[str]) -> tuple[str, str]:

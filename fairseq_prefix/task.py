@@ -216,7 +216,7 @@ class PairTask(FairseqTask):
         fairseq's hub interface for BART has added `<s>` itself, and passes a batch that is padded already.
         """
         symbols = tokens.new_tensor([self.source_dictionary.bos(), self.source_dictionary.pad()])
-        return tokens[~torch.isin(tokens, symbols)][:-1][: self.cfg.max_source_tokens]
+        return tokens[~torch.isin(tokens, symbols)][:-1][: self.cfg.max_source_tokens or None]
 
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, **kwargs):
         """A `Searcher`, or fairseq's generator if it is to align; `<s>` is kept out of the printed text."""

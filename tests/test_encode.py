@@ -6,8 +6,9 @@ import sys
 import bpe
 import pytest
 from common import UserError, single_line
-from conftest import SCRIPTS, example
+from conftest import REPOSITORY, SCRIPTS, example
 from encode import main
+from imports import imported
 
 TEXTS = [
     "the cat",
@@ -157,3 +158,8 @@ def test_scripts_around_training_do_not_import_torch(script, byte_bpe):
     code = f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); import {script}, bpe; "
     code += f"bpe.ByteBPE({str(byte_bpe[0])!r}, {str(byte_bpe[1])!r}).encode('a'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("script", ["prepare", "describe", "encode", "encode_documents", "noise", "hypotheses"])
+def test_the_cleaner_and_encoder_is_an_input_of_every_stage_that_uses_it(script):
+    assert REPOSITORY / "fairseq_prefix" / "vocabulary.py" in imported(REPOSITORY, f"{script}.py")

@@ -27,7 +27,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path, PurePosixPath
 from types import ModuleType
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from state import PROGRESS_LINE, State, describe
 from tqdm import tqdm
@@ -44,7 +44,7 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPER
 
 
 def _of_the_plugin(name: str) -> ModuleType:
-    """A module of the plugin that needs nothing else of it: `import fairseq_prefix` would import torch, for seconds."""
+    """Load a module that needs nothing else of the plugin: `import fairseq_prefix` would import torch, for seconds."""
     path = Path(__file__).resolve().parents[2] / "fairseq_prefix" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"plugin_{name}", path)
     module = importlib.util.module_from_spec(spec)
@@ -52,7 +52,11 @@ def _of_the_plugin(name: str) -> ModuleType:
     return module
 
 
-vocabulary = _of_the_plugin("vocabulary")  # how every text is cleaned, encoded and decoded
+# How every text is cleaned, encoded and decoded. imports.py reads the statement that is never run.
+if TYPE_CHECKING:
+    from fairseq_prefix import vocabulary
+else:
+    vocabulary = _of_the_plugin("vocabulary")
 single_line = vocabulary.single_line
 
 
