@@ -14,7 +14,7 @@ import prepare
 import pytest
 import sentencepiece
 import test_api
-from common import UserError
+from common import UserError, single_line
 from fairseq import options
 from fairseq.hub_utils import GeneratorHubInterface
 from fairseq.models.bart import BARTHubInterface
@@ -58,6 +58,18 @@ ODD = [
 REFUSED = {"": "is empty", " \n\t\u2028 ": "is empty", "\ufeff": "is empty", "the\0cat": "holds a NUL character"}
 FLAGS = {"beam": 2, "max_len_b": 8, "min_len": 1}
 KINDS = ("bart-bytes", "gpt2-bytes", "bart-spm")
+
+
+def test_a_clean_text_is_what_every_reader_of_lines_takes_for_one_line():
+    """Cleaning it again, as a second stage does, changes nothing."""
+    for sign in map(chr, [*range(0x3100), 0xFEFF, 0xFFFD, 0x1F3FD, 0x10FFFF]):  # every white space among them
+        for text in (f"a{sign}b", f" {sign}a{sign} ", f"{sign} \ufeff{sign}a"):
+            line = single_line(text)
+            assert line.splitlines() in ([line], []) and "\t" not in line and single_line(line) == line == line.strip()
+            if not sign.isspace() and sign != "\ufeff":
+                assert line.count(sign) == text.count(sign), "nothing else is lost"
+    assert single_line("\ufeff the\ufeffcat\ufeff") == "the\ufeffcat\ufeff"
+    assert single_line("\u200bthe  cat\u00a0sat\u200b") == "\u200bthe  cat\u00a0sat\u200b"
 
 
 @pytest.fixture(scope="module")
