@@ -144,7 +144,8 @@ def test_the_curve_of_an_interrupted_training_is_that_of_an_undisturbed_one(run,
         file.write('\n{"update": 9, "lo')  # killed while it wrote a line
     assert run("--lr", "0.1", STUB_TRAIN="long").returncode == 0
     assert curve(tmp_path) == undisturbed
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["resumed_from"] == [3]
+    recorded = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (recorded["resumed_from"], recorded["valid_loss"]) == ([3], 7 / 6)  # the lower one of 7 / 3 and 7 / 6
     assert json.loads((tmp_path / "train.state.json").read_text())["resumed_from"] == 3
 
 
@@ -317,14 +318,19 @@ def test_half_precision_is_left_out_without_a_gpu(run, tmp_path):
     assert json.loads((tmp_path / "run" / "run.json").read_text())["flags"] == ["--lr", "0.1"]
 
 
-def generate(tmp_path, write_jsonl, **environment: str) -> subprocess.CompletedProcess:
+def generate(
+    tmp_path, write_jsonl, split: str = "test", lines: int = 3, **environment: str
+) -> subprocess.CompletedProcess:
+    """Of three examples with two references each, of which the split has so many encoded lines."""
     folder = tmp_path / "bin"
     folder.mkdir(exist_ok=True)
     (tmp_path / "model.pt").touch()
-    (folder / "test.source-target.source.idx").write_bytes(b"MMIDIDX\0\0" + bytes(9) + (3).to_bytes(8, "little"))
+    header = b"MMIDIDX\0\0" + bytes(9) + lines.to_bytes(8, "little")
+    (folder / f"{split}.source-target.source.idx").write_bytes(header)
     (folder / "dict.target.txt").write_text("a 1\nb 1\nc 1\n")
-    examples = write_jsonl("test.jsonl", [example(n, "source", "target") for n in range(3)])
+    examples = write_jsonl(f"{split}.jsonl", [example(n, "source", "target", "another") for n in range(3)])
     command = [sys.executable, str(SCRIPTS / "generate.py"), "--data", "bin", "--examples", str(examples)]
+    command += ["--split", split] if split != "test" else []
     command += ["--checkpoint", "model.pt", "--output", "generate.txt", "--log", "generate.log", "--", "--beam", "2"]
     environment = {**os.environ, "PYTHONPATH": str(STUBS), **environment}
     return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -336,6 +342,12 @@ def test_generation_keeps_the_examples_lines_and_logs_the_rest(tmp_path, write_j
     assert lines[:5] == ["S-2\ta", "T-2\ta", "H-2\t-0.5\ta", "D-2\t-0.5\ta", "P-2\t-0.5"]
     assert len(lines) == 15
     assert "a line of the log" in (tmp_path / "generate.log").read_text()
+
+
+def test_a_validation_set_is_generated_once_for_each_reference(tmp_path, write_jsonl):
+    result = generate(tmp_path, write_jsonl, "valid", lines=6)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "generate.txt").read_text().count("H-") == 6
 
 
 def test_a_dropped_example_is_an_error(tmp_path, write_jsonl):

@@ -68,8 +68,8 @@ def snakemake(folder: Path, *arguments: str, **environment: str) -> subprocess.C
 
 def planned(result: subprocess.CompletedProcess) -> dict[str, int]:
     """Rule -> number of jobs, of a dry run."""
-    assert result.returncode == 0, result.stderr
     output = result.stdout + result.stderr
+    assert result.returncode == 0, output
     if "Nothing to be done" in output:
         return {}
     _, _, table = output.partition("Job stats:")
@@ -190,6 +190,40 @@ def test_a_study_ends_in_tables_plots_and_a_page_and_names_what_failed(workflow)
     assert "not finished (1):\n  runs/toy/toy/prefix~prefix-length=3/1\n" in (folder / "mine" / "toy.txt").read_text()
     assert "no record: it failed" in (folder / "report.html").read_text()
     assert not (workflow / "runs" / "toy" / "toy" / "prefix~prefix-length=3").exists()
+
+
+def test_a_study_may_be_scored_on_the_validation_set_and_never_reads_the_test_set(workflow):
+    study = {"title": "Length", "question": "How long?", "methods": ["prefix"], "split": "valid"}
+    (workflow / "configs" / "studies").mkdir()
+    (workflow / "configs" / "studies" / "mine.yaml").write_text(yaml.safe_dump(study))
+    write_configuration(workflow, seeds=[1])
+    shutil.rmtree(workflow / "results")
+    for path in workflow.glob("runs/toy/toy/*/1/bleu.json"):
+        path.unlink()
+    result = snakemake(workflow, "results/studies/mine/toy.txt")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "scores: on the validation set" in (workflow / "results" / "studies" / "mine" / "toy.txt").read_text()
+    run = workflow / "runs" / "toy" / "toy" / "prefix" / "1"
+    assert len((run / "valid" / "hypotheses.txt").read_text().splitlines()) == 3  # of three examples
+    assert json.loads((run / "valid" / "bleu.json").read_text())["count"] == 3
+    log = workflow / "logs" / "runs" / "toy" / "toy" / "prefix" / "1" / "valid" / "generate.log"
+    assert "--gen-subset valid" in log.read_text() and not (run / "bleu.json").exists()
+    assert planned(snakemake(workflow, "--dry-run", "results/studies/mine/toy.txt")) == {}
+
+
+def test_a_method_that_fits_one_of_two_models_is_left_out_for_the_other_with_a_note_and_changed_flags_too(tmp_path):
+    shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
+    values = {"tasks": ["e2e"], "models": ["bart_large", "gpt2_medium"], "methods": ["prefix", "infix"], "seeds": [1]}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values | {"overrides": {"train": {"lr": 0.5}}}))
+    targets = ["results/e2e/bleu.txt", "results/e2e/costs.txt", "--configfile", "mine.yaml"]
+    result = snakemake(tmp_path, "--dry-run", "--printshellcmds", *targets)
+    assert planned(result)["train"] == 3
+    assert result.stderr.count("notice: infix of bart_large: left out") == 1
+    commands = [line for line in (result.stdout + result.stderr).splitlines() if re.search(r"(table|costs)\.py", line)]
+    assert len(commands) == 2
+    for command in commands:
+        assert "'--note=infix of bart_large: left out, the method is for gpt2 only'" in command
+        assert "lr 0.5 (preset: 8e-05)" in command
 
 
 def test_what_is_scored_is_what_is_published(finished):

@@ -74,6 +74,7 @@ wildcard_constraints:
     method=methods_named(study.known("methods")),
     vocabulary=any_of([*GPT2_VOCABULARIES.values(), *study.known("models")]),
     split="train|valid|test",
+    part="(?:valid/)?",  # what is written of a run: of the test set, or below `valid/` of the validation set
     side="source|target",
     seed=r"\d+",
     metric=any_of(METRICS),
@@ -167,7 +168,8 @@ def kept_if_trained(wildcards, files):
 
 
 def kept_if_decoded(wildcards, files):
-    return kept(files, f"runs/{wildcards.task}/{wildcards.model}/{wildcards.method}/{wildcards.seed}/generate.txt")
+    folder = f"runs/{wildcards.task}/{wildcards.model}/{wildcards.method}/{wildcards.seed}"
+    return kept(files, f"{folder}/{wildcards.part}generate.txt")
 
 
 def checks(scores):
@@ -184,6 +186,19 @@ def generated_from(wildcards):
     """The checkpoint that hypotheses come from: of the exported prefix, where there is one."""
     name = "imported.pt" if study.method(wildcards.method)["exported"] else "checkpoint.pt"
     return f"runs/{wildcards.task}/{wildcards.model}/{wildcards.method}/{wildcards.seed}/{name}"
+
+
+def split_of(wildcards):
+    """The split that a run's hypotheses and scores are of."""
+    return wildcards.part.rstrip("/") or "test"
+
+
+def split_option(wildcards):
+    return ["--split", "valid"] if wildcards.part else []
+
+
+def evaluated_examples(wildcards):
+    return f"data/{wildcards.task}/{split_of(wildcards)}.jsonl"
 
 
 def base_option(wildcards):
@@ -300,8 +315,10 @@ def scored_metrics(task):
 
 
 def tabulated(wildcards):
-    """The metrics of a table, and a sentence about each that is missing: one metric, or for `scores` all of the task's."""
-    return scored_metrics(wildcards.task) if wildcards.table == "scores" else ([wildcards.table], [])
+    """The metrics of a table (one, or for `scores` all of the task's), and sentences about what is missing or changed."""
+    announce(study.gaps(wildcards.task))
+    metrics, missing = scored_metrics(wildcards.task) if wildcards.table == "scores" else ([wildcards.table], [])
+    return metrics, missing + study.notes(wildcards.task)
 
 
 def benchmarks(task):
@@ -322,13 +339,32 @@ def scored(task, metrics):
     return [f"{run}/{metric}.json" for run in run_folders(task) for metric in metrics]
 
 
+notices = set()
+
+
+def announce(sentences):
+    """Say while planning, once each, what is not run as it was configured; the tables say it again."""
+    for sentence in sentences:
+        if sentence not in notices:
+            notices.add(sentence)
+            print(f"notice: {sentence}", file=sys.stderr)
+
+
+def rows_of_study(name, task):
+    """What study.py gets: the rows, and the sentences below them where there are any."""
+    notes = study.study_notes(name, task)
+    return {"rows": study.study_rows(name, task)} | ({"notes": notes} if notes else {})
+
+
 def runs_of_study(name, task):
     return [run for row in study.study_rows(name, task) for run in row["runs"]]
 
 
 def scores_of_study(name, task):
     """The scores that a study's runs end in; with `partial: true` those that are there, the others count as failed."""
-    files = [f"{run}/{metric}.json" for run in runs_of_study(name, task) for metric in scored_metrics(task)[0]]
+    announce(study.study_gaps(name, task))
+    part = "valid/" if study.study(name).get("split") == "valid" else ""
+    files = [f"{run}/{part}{metric}.json" for run in runs_of_study(name, task) for metric in scored_metrics(task)[0]]
     return [file for file in files if os.path.exists(file)] if study.partial else files
 
 

@@ -30,7 +30,7 @@ rule study:
         task=TASK,
     params:
         study=lambda wildcards: compact_json(study.study(wildcards.study)),
-        rows=lambda wildcards: compact_json({"rows": study.study_rows(wildcards.study, wildcards.task)}),
+        rows=lambda wildcards: compact_json(rows_of_study(wildcards.study, wildcards.task)),
         metrics=lambda wildcards: scored_metrics(wildcards.task)[0],
     message:
         "Making the table and the plot of {wildcards.study} on {wildcards.task}"

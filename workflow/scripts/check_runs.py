@@ -23,11 +23,12 @@ def main(argv: list[str]) -> None:
 
 
 def changed_since(run: Path) -> list[str]:
-    """Files that the training or the decoding of a run has read and that have other bytes now."""
-    training, decoding = (read_record(run / name) or {} for name in ("run.json", "generate.json"))
-    if not (run / "generate.txt").exists():
-        decoding = {}
-    return sorted({*changed_files(training, digest, read_in_training), *changed_files(decoding, digest, bool)})
+    """Files that the training or a decoding of a run has read and that have other bytes now."""
+    changed = changed_files(read_record(run / "run.json") or {}, digest, read_in_training)
+    for folder in (run, run / "valid"):
+        if (folder / "generate.txt").exists():
+            changed += changed_files(read_record(folder / "generate.json") or {}, digest, bool)
+    return sorted(set(changed))
 
 
 @functools.cache

@@ -169,7 +169,8 @@ def train(
     """Train in the folder of exactly these flags and inputs, and move the best checkpoint to the output.
 
     Returns what it took: peak_mb of the process (0 if there was nothing left to train), the updates after which it was
-    resumed, and where there are GPUs, their name and number and gpu_peak_gb, of the tensors on one.
+    resumed, the lowest validation loss, and where there are GPUs, their name and number and gpu_peak_gb, of the tensors
+    on one.
     """
     measured: dict[str, object] = {"peak_mb": 0}
     arguments = [str(args.data), "--arch", args.arch, "--seed", str(args.seed), *flags]
@@ -208,7 +209,7 @@ def train(
         draw_curve(args.run_json.parent)
         with atomic_path(args.output) as temporary:
             shutil.copyfile(best, temporary)
-    return measured | {"resumed_from": metrics.resumptions()}
+    return measured | {"resumed_from": metrics.resumptions(), "valid_loss": metrics.valid_loss()}
 
 
 def draw_curve(folder: Path) -> None:
