@@ -3,7 +3,7 @@
 Importing the package registers the models (bart.py, gpt2.py), the tasks (task.py) and the criterion (criterion.py).
 """
 
-from . import bart, criterion, gpt2, loading, preemption, task  # noqa: F401  (registration)
+from . import bart, criterion, gpt2, loading, preemption, subwords, task  # noqa: F401  (registration)
 
 __version__ = "0.1.0"
 
@@ -12,3 +12,4 @@ loading.make_copies_atomic()
 loading.guard_loading()
 preemption.save_when_told_to_end()
 preemption.resume_with_the_same_batches()
+subwords.ask_the_task_in_the_hub(task.PairTask)

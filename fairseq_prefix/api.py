@@ -31,8 +31,9 @@ from .errors import UsageError
 from .linear import speed_up
 from .model import Prefixed
 from .prefix import Prefix, SiteGeometry
+from .subwords import Subwords, read_vocabulary
 from .task import ConditionalGenerationConfig, PairTask
-from .vocabulary import ByteBPE, SentencePiece, read_vocabulary
+from .vocabulary import VocabularyError
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -60,7 +61,7 @@ def load(base: str | Path, vocabulary: str | Path | None = None, device: str = "
     args = _options_of(str(base))
     model_class = ARCH_MODEL_REGISTRY[args.arch]
     dictionary = files.read_dictionary(_first_existing(folder / "dict.txt", place / "dict.txt"))
-    subwords = read_vocabulary(place, dictionary, leading_space=model_class.family is files.GPT2)
+    subwords = read_vocabulary(place, dictionary, TASK_REGISTRY[model_class.default_task].leading_space)
     config = ConditionalGenerationConfig(max_source_tokens=sys.maxsize)  # each prefix has its own limit
     task = TASK_REGISTRY[model_class.default_task](config, dictionary, dictionary)
     model = model_class.build_model(args, task)
@@ -81,9 +82,9 @@ class _Use(NamedTuple):
 class Model:
     """A frozen base and the prefixes that were added to it, each under the name of its task."""
 
-    def __init__(self, model: Prefixed, task: PairTask, vocabulary: ByteBPE | SentencePiece):
+    def __init__(self, model: Prefixed, task: PairTask, subwords: Subwords):
         """`load` makes one."""
-        self._model, self._task, self._vocabulary = model, task, vocabulary
+        self._model, self._task, self._subwords = model, task, subwords
         self._bank: PrefixBank = model.prefix
         usual = ConditionalGenerationConfig().max_source_tokens
         self._uses = {None: self._use(None, min(usual, model.source_room(model.args)), infix=False)}
@@ -207,22 +208,18 @@ class Model:
     def _encode(self, number: int, text: str, use: _Use) -> torch.Tensor:
         dictionary = self._task.source_dictionary
         try:
-            text.encode()
-            pieces = self._vocabulary.encode(text) if text.strip() else []
-        except (UnicodeError, KeyError) as error:
-            raise UsageError(f"text {number} cannot be encoded in this vocabulary ({error})") from None
-        if not pieces:
-            raise UsageError(f"text {number}: nothing is left of it in this vocabulary; leave it out")
-        for piece in pieces:
-            if piece not in dictionary:
-                raise UsageError(f"text {number}: {piece!r} is not in the base's dict.txt; pass the base's vocabulary")
+            pieces = self._subwords.pieces(text)
+        except VocabularyError as error:
+            raise UsageError(f"text {number} {error}") from None
         return torch.tensor([*map(dictionary.index, pieces[: use.max_source_tokens]), dictionary.eos()])
 
     def _decode(self, tokens: torch.Tensor) -> str:
         dictionary = self._task.target_dictionary
         pieces = dictionary.string(tokens, extra_symbols_to_ignore={dictionary.pad()}).split()
-        text = self._vocabulary.decode(pieces)
-        return " ".join(filter(None, text.replace("\t", "\n").splitlines())).strip()
+        try:
+            return self._subwords.text(pieces)
+        except VocabularyError as error:
+            raise UsageError(f"a hypothesis cannot be decoded: {error}") from None
 
     def _use(self, name: str | None, max_source_tokens: int, infix: bool) -> _Use:
         self._bank.select([name])

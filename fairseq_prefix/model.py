@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from fairseq.data import encoders
 from fairseq.models import register_model_architecture
 from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
@@ -285,7 +284,7 @@ class Prefixed(VirtualTokens):
         self.prefix = Prefix(geometry, args.prefix_reparam, args.prefix_mid_dim, args.prefix_dropout)
         self._attach(self.prefix)
         if args.prefix_init == "words":
-            self.prefix.set_output(self._activations_of(_encode_words(args, lengths, task.source_dictionary)))
+            self.prefix.set_output(self._activations_of(_encode_words(args, lengths, task)))
             # The checkpoint's prefix has started already: whoever loads it needs neither the words nor their BPE.
             args.prefix_init, args.prefix_initialised_from = "random", args.prefix_init_text
 
@@ -656,14 +655,14 @@ def _site_lengths(args, sites: tuple[str, ...]) -> dict[str, int]:
     return lengths
 
 
-def _encode_words(args, lengths: dict[str, int], dictionary) -> list[int]:
+def _encode_words(args, lengths: dict[str, int], task) -> list[int]:
     """Token ids of `--prefix-init-text`."""
     if not any(lengths.values()):
         raise UsageError("--prefix-init words makes no sense with a prefix of length 0")
     text = args.prefix_init_text
     if not text:
         raise UsageError("--prefix-init words needs --prefix-init-text TEXT")
-    bpe = encoders.build_bpe(args)
+    bpe, dictionary = task.build_bpe(args), task.source_dictionary
     subwords = bpe.encode(text) if bpe is not None else text
     ids = dictionary.encode_line(subwords, add_if_not_exist=False, append_eos=False).tolist()
     if not ids or dictionary.unk() in ids:

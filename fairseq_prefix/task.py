@@ -15,6 +15,8 @@ A decoder-only model reads both as one text, and is trained on what comes after 
 targets apart, so that everything which counts or prints targets concerns them alone; the model joins them.
 
 Lengths in tokens count what stands between `<s>` and `</s>`.
+
+Both tasks encode and decode text as the workflow and the API do, whatever command of fairseq asks (subwords.py).
 """
 
 import logging
@@ -41,6 +43,7 @@ from omegaconf import II
 
 from .errors import UsageError
 from .search import NGramBlock, Searcher
+from .subwords import build_bpe
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +67,7 @@ class ConditionalGenerationConfig(FairseqDataclass):
     train_subset: str = II("dataset.train_subset")
     dataset_impl: Optional[str] = II("dataset.dataset_impl")  # noqa: UP045
     required_seq_len_multiple: int = II("dataset.required_seq_len_multiple")
+    post_process: Optional[str] = II("common_eval.post_process")  # noqa: UP045
 
 
 class CompletePairDataset(LanguagePairDataset):
@@ -138,6 +142,7 @@ class PairTask(FairseqTask):
     """What both tasks have in common: reading source and target."""
 
     cfg: ConditionalGenerationConfig
+    leading_space = False  # whether a text in byte BPE begins as it would within a line
 
     def __init__(self, cfg: ConditionalGenerationConfig, source_dictionary: Dictionary, target_dictionary: Dictionary):
         super().__init__(cfg)
@@ -201,6 +206,18 @@ class PairTask(FairseqTask):
         """The dataset of one split; `target` may be None."""
         raise NotImplementedError
 
+    def build_bpe(self, args):
+        """Return the encoder and decoder of text that `--bpe` names: for fairseq-interactive and fairseq-generate."""
+        return build_bpe(args, self.source_dictionary, self.leading_space, self.cfg.post_process)
+
+    def _bare(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the tokens of a line, which ends with `</s>`, without what the task adds.
+
+        fairseq's hub interface for BART has added `<s>` itself, and passes a batch that is padded already.
+        """
+        symbols = tokens.new_tensor([self.source_dictionary.bos(), self.source_dictionary.pad()])
+        return tokens[~torch.isin(tokens, symbols)][:-1][: self.cfg.max_source_tokens or None]
+
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, **kwargs):
         """A `Searcher`, or fairseq's generator if it is to align; `<s>` is kept out of the printed text."""
         special = {self.target_dictionary.bos(), self.target_dictionary.pad()}
@@ -262,8 +279,8 @@ class ConditionalGenerationTask(PairTask):
         """For fairseq-interactive: token tensors that end with `</s>`."""
         if constraints is not None:
             raise UsageError("--constraints is not supported by --task conditional_generation")
-        bos, limit = self.source_dictionary.bos(), self.cfg.max_source_tokens
-        marked = [torch.cat([t.new_tensor([bos]), t[:-1][:limit], t[-1:]]) for t in src_tokens]
+        bos, eos = self.source_dictionary.bos(), self.source_dictionary.eos()
+        marked = [torch.cat([t.new_tensor([bos]), self._bare(t), t.new_tensor([eos])]) for t in src_tokens]
         lengths = [len(tokens) for tokens in marked]
         return CompletePairDataset(
             marked,
@@ -287,6 +304,8 @@ class ConditionalGenerationTask(PairTask):
 @register_task("conditional_lm", dataclass=ConditionalGenerationConfig)
 class ConditionalLMTask(PairTask):
     """For decoder-only models; see the module's docstring."""
+
+    leading_space = True
 
     def conventions(self) -> dict:
         """What a prefix gets used to, and must find again when it generates."""
@@ -332,7 +351,7 @@ class ConditionalLMTask(PairTask):
         """For fairseq-interactive: token tensors that end with `</s>`."""
         if constraints is not None:
             raise UsageError("--constraints is not supported by --task conditional_lm")
-        bare = [tokens[:-1][: self.cfg.max_source_tokens] for tokens in src_tokens]
+        bare = [self._bare(tokens) for tokens in src_tokens]
         lengths = [len(tokens) for tokens in bare]
         return JoinedPairDataset(bare, lengths, self.source_dictionary, tgt_dict=self.target_dictionary)
 

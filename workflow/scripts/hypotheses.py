@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 
 import bpe
-from common import EVALUATED, UserError, atomic_open, encoded_lines, progress, read_lines, run_main, single_line
+from common import EVALUATED, UserError, atomic_open, encoded_lines, progress, read_lines, run_main
 
 HYPOTHESIS = re.compile(r"H-([0-9]{1,18})\t([^\t]+)\t(.*)")
 
@@ -32,7 +32,8 @@ def main(argv: list[str]) -> None:
     with atomic_open(args.output) as file:
         first = list(itertools.accumulate(lines, initial=0))[:-1]  # encoded line of each example
         for number in progress(first, "decode subwords", unit=" hypotheses"):
-            file.write(single_line(vocabulary.decode(generated[number])) + "\n")
+            where = f"{args.generated}: the hypothesis H-{number}"
+            file.write(bpe.decode(vocabulary, generated[number], where) + "\n")
 
 
 def read_generated(path: Path) -> dict[int, list[str]]:
