@@ -16,6 +16,7 @@ from fairseq.tasks import TASK_REGISTRY
 from . import api
 from . import checkpoint as files
 from .errors import UsageError, printable
+from .task import MAX_SOURCE_TOKENS
 
 DECODING = {  # option of fairseq's -> what it is
     "beam": "beam size",
@@ -97,7 +98,8 @@ def base(args: argparse.Namespace) -> None:
         )
     model_args = {"arch": args.arch, **model_class.untouched}
     cfg = files.configuration(model_args, {}, args.base_model)
-    cfg.task.max_source_tokens = min(cfg.task.max_source_tokens, model_class.source_room(cfg.model))
+    cfg.task.max_source_tokens = min(MAX_SOURCE_TOKENS, model_class.source_room(cfg.model))
+    cfg.model.max_source_tokens = cfg.task.max_source_tokens
     task = TASK_REGISTRY[model_class.default_task](cfg.task, dictionary, dictionary)
     files.write_checkpoint(args.output, cfg, model_class.build_model(cfg.model, task).state_dict())
     _print(files.describe(args.output), args.json)

@@ -171,12 +171,6 @@ def test_sources_that_leave_no_room_in_a_language_model_are_refused_at_once(tmp_
     tiny.make_lm_task(max_source_tokens=500).build_model(args)
 
 
-def test_source_and_target_need_one_dictionary():
-    task = ConditionalLMTask(ConditionalGenerationConfig(data="bin"), tiny.dictionary(words=5), tiny.dictionary())
-    with pytest.raises(UsageError, match="bin: source and target have dictionaries of their own"):
-        task.build_model(tiny.make_args("full_gpt2_tiny"))
-
-
 def test_generation_stops_where_the_positions_end(tmp_path):
     """Whatever --max-len-b says: also after the longest source that is allowed."""
     symbols = tiny.dictionary(mask=False)
