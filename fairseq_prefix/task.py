@@ -234,7 +234,7 @@ class PairTask(FairseqTask):
         """fairseq's hook. Where the command does not say how long a source may be, a checkpoint does.
 
         Raises:
-            UsageError: two checkpoints say it differently.
+            UsageError: two checkpoints say it differently, or a training has nothing to train.
         """
         if not self._limit_given:
             recorded = getattr(cfg, "max_source_tokens", None) if from_checkpoint else None
@@ -246,7 +246,12 @@ class PairTask(FairseqTask):
                 )
             self.cfg.max_source_tokens = limit
         cfg.max_source_tokens = self.cfg.max_source_tokens  # what a checkpoint of this model records
-        return super().build_model(cfg, from_checkpoint)
+        model = super().build_model(cfg, from_checkpoint)
+        if not from_checkpoint and not getattr(model, "declared_parameters", True):
+            raise UsageError(
+                f"--arch {cfg.arch} has nothing to train: with a length, dimension or count of 0 it is the base alone"
+            )
+        return model
 
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs) -> None:
         """Load one split; sources are truncated always, targets in training.

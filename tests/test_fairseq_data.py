@@ -11,7 +11,7 @@ import torch
 from fairseq.data import indexed_dataset
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
-from fairseq_prefix import hardware
+from fairseq_prefix import training_options
 from fairseq_prefix.errors import UsageError
 from fairseq_prefix.task import ConditionalGenerationConfig, ConditionalGenerationTask, ConditionalLMTask
 
@@ -262,7 +262,7 @@ def test_source_and_target_need_one_dictionary(kind, data):
         load(kind, data)
 
 
-# Hardware -------------------------------------------------------------------------------------------------------------
+# Options of a training ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -277,29 +277,39 @@ def test_source_and_target_need_one_dictionary(kind, data):
         ({"zero_sharding": "os"}, "--zero-sharding os is not supported by this plugin"),
         ({"cpu_offload": True}, "--cpu-offload is not supported by this plugin"),
         ({"model_parallel_size": 2}, "--model-parallel-size 2 is not supported by this plugin"),
+        ({"update_freq": [1, 0]}, "--update-freq is 0; expected 1 or more"),
+        ({"seed": -1}, "--seed is -1; expected 0 or more"),
+        ({"num_workers": -1}, "--num-workers is -1; expected 0 or more"),
         ({"pipeline_model_parallel": True}, "--pipeline-model-parallel is not supported by this plugin"),
     ],
 )
 def test_options_that_cannot_work_here_are_refused(given, message, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match=message):
-        hardware.check(settings(**given))
+        training_options.check(settings(**given))
 
 
 def test_half_precision_is_not_refused_where_it_works(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for given in ({}, {"fp16": True, "memory_efficient_fp16": True}, {"amp": True}):
-        hardware.check(settings(**given))
+        training_options.check(settings(**given))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    hardware.check(settings(fp16=True))
+    training_options.check(settings(fp16=True))
 
 
 def settings(**given):
-    common = dict.fromkeys(("fp16", "bf16", "amp", "tpu", "cpu", "memory_efficient_fp16"), False)
-    distributed = {"ddp_backend": "pytorch_ddp", "zero_sharding": "none", "cpu_offload": False}
-    distributed |= {"pipeline_model_parallel": False}
-    common["model_parallel_size"] = 1
+    """fairseq's configuration of a training, with these options."""
+    sections = {
+        "common": {"seed": 1, "model_parallel_size": 1}
+        | dict.fromkeys(("fp16", "bf16", "amp", "tpu", "cpu", "memory_efficient_fp16"), False),
+        "distributed_training": {"ddp_backend": "pytorch_ddp", "zero_sharding": "none"}
+        | dict.fromkeys(("cpu_offload", "pipeline_model_parallel"), False),
+        "optimization": {"update_freq": [1]},
+        "dataset": {"num_workers": 1},
+    }
     return SimpleNamespace(
-        common=SimpleNamespace(**{name: given.get(name, value) for name, value in common.items()}),
-        distributed_training=SimpleNamespace(**{name: given.get(name, value) for name, value in distributed.items()}),
+        **{
+            name: SimpleNamespace(**section | {k: given[k] for k in given if k in section})
+            for name, section in sections.items()
+        }
     )

@@ -1,4 +1,4 @@
-"""Options of a training that need hardware, or a library, that is not there are refused before anything is loaded."""
+"""Options of fairseq-train that cannot work, here or at all, are refused before anything is loaded."""
 
 import torch
 from fairseq import utils
@@ -26,6 +26,13 @@ def check(cfg) -> None:
         UsageError: names the option, and says what to do.
     """
     common, distributed = cfg.common, cfg.distributed_training
+    for option, value, least in (
+        ("update-freq", min(cfg.optimization.update_freq), 1),
+        ("seed", common.seed, 0),
+        ("num-workers", cfg.dataset.num_workers, 0),
+    ):
+        if value < least:
+            raise UsageError(f"--{option} is {value}; expected {least} or more")
     if (common.bf16 or common.tpu) and utils.xm is None:
         option = "--bf16" if common.bf16 else "--tpu"
         raise UsageError(f"{option} requires torch_xla and a TPU in fairseq; leave it out, or use --fp16 on a GPU")
