@@ -302,6 +302,8 @@ class PairTask(FairseqTask):
         """Source and target of one part, the latter None where there is none."""
         source = self._read_side(f"{stem}.{self.cfg.source_lang}", self.source_dictionary)
         target = self._read_side(f"{stem}.{self.cfg.target_lang}", self.target_dictionary)
+        if source is None:
+            raise UsageError(f"{stem}.{self.cfg.source_lang} has not the form --dataset-impl {self.cfg.dataset_impl}")
         if target is None and training:
             raise UsageError(f"{stem}.{self.cfg.target_lang}.idx: no such file; a training requires targets")
         if target is not None and len(source) != len(target):

@@ -1,7 +1,10 @@
 """Options of fairseq-train that cannot work, here or at all, are refused before anything is loaded."""
 
+import contextlib
+
 import torch
 from fairseq import utils
+from fairseq.data import data_utils
 from fairseq.distributed import utils as distributed_utils
 
 from .errors import UsageError
@@ -33,6 +36,11 @@ def check(cfg) -> None:
     ):
         if value < least:
             raise UsageError(f"--{option} is {value}; expected {least} or more")
+    try:
+        with contextlib.suppress(OSError):  # a folder that is missing is the task's to name
+            data_utils.raise_if_valid_subsets_unintentionally_ignored(cfg)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     if (common.bf16 or common.tpu) and utils.xm is None:
         option = "--bf16" if common.bf16 else "--tpu"
         raise UsageError(f"{option} requires torch_xla and a TPU in fairseq; leave it out, or use --fp16 on a GPU")

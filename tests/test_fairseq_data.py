@@ -201,6 +201,11 @@ def test_data_of_another_form_than_the_option_says_are_refused(data):
         load(ConditionalGenerationTask, data, dataset_impl="cached")
 
 
+def test_a_form_that_data_are_never_in_is_refused(data):
+    with pytest.raises(UsageError, match=r"train\.de-en\.de has not the form --dataset-impl fasta"):
+        load(ConditionalGenerationTask, data, dataset_impl="fasta")
+
+
 def test_data_that_are_cut_off_are_refused(data):
     path = data / "train.de-en.en.bin"
     path.write_bytes(path.read_bytes()[:-3])
@@ -289,6 +294,14 @@ def test_options_that_cannot_work_here_are_refused(given, message, monkeypatch):
         training_options.check(settings(**given))
 
 
+def test_validation_data_that_would_be_left_out_are_refused(data):
+    """fairseq's own check, without its traceback."""
+    write(data, "valid1.de-en", pairs(3))
+    with pytest.raises(UsageError, match=r"Valid paths .*valid1.* will be ignored. Set --combine-val"):
+        training_options.check(settings(data=str(data)))
+    training_options.check(settings(data=str(data), combine_valid_subsets=True))
+
+
 def test_half_precision_is_not_refused_where_it_works(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for given in ({}, {"fp16": True, "memory_efficient_fp16": True}, {"amp": True}):
@@ -305,7 +318,9 @@ def settings(**given):
         "distributed_training": {"ddp_backend": "pytorch_ddp", "zero_sharding": "none"}
         | dict.fromkeys(("cpu_offload", "pipeline_model_parallel"), False),
         "optimization": {"update_freq": [1]},
-        "dataset": {"num_workers": 1},
+        "dataset": {"num_workers": 1, "valid_subset": "valid"}
+        | dict.fromkeys(("ignore_unused_valid_subsets", "combine_valid_subsets", "disable_validation"), False),
+        "task": {"data": "nowhere"},
     }
     return SimpleNamespace(
         **{
