@@ -266,7 +266,8 @@ class PairTask(FairseqTask):
         training = split == self.cfg.train_subset
         folders = utils.split_paths(self.cfg.data)
         stems = [self._stems(folder, split, combine) for folder in (folders if training else folders[:1])]
-        parts = [self._read(stem, training) for stem in stems[(epoch - 1) % len(stems)]]
+        required = training and combine  # fairseq-train asks for all parts; fairseq-generate may read train, too
+        parts = [self._read(stem, required) for stem in stems[(epoch - 1) % len(stems)]]
         sources, targets = zip(*parts, strict=True)
         if any(target is None for target in targets) and any(target is not None for target in targets):
             raise UsageError(f"{self.cfg.data}: some parts of split {split!r} have targets, others have none")
@@ -298,13 +299,13 @@ class PairTask(FairseqTask):
             )
         return stems
 
-    def _read(self, stem: str, training: bool) -> tuple:
+    def _read(self, stem: str, targets_required: bool) -> tuple:
         """Source and target of one part, the latter None where there is none."""
         source = self._read_side(f"{stem}.{self.cfg.source_lang}", self.source_dictionary)
         target = self._read_side(f"{stem}.{self.cfg.target_lang}", self.target_dictionary)
         if source is None:
             raise UsageError(f"{stem}.{self.cfg.source_lang} has not the form --dataset-impl {self.cfg.dataset_impl}")
-        if target is None and training:
+        if target is None and targets_required:
             raise UsageError(f"{stem}.{self.cfg.target_lang}.idx: no such file; a training requires targets")
         if target is not None and len(source) != len(target):
             raise UsageError(f"{stem}: {len(source)} sources but {len(target)} targets")

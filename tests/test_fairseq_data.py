@@ -183,6 +183,7 @@ def test_a_training_without_targets_is_refused(data):
         path.unlink()
     with pytest.raises(UsageError, match=r"train\.de-en\.en\.idx: no such file; a training requires targets"):
         load(ConditionalLMTask, data)
+    make(ConditionalLMTask, data).load_dataset("train")  # as fairseq-generate does it
 
 
 def test_a_split_of_which_some_parts_have_targets_is_refused(data):
