@@ -3,13 +3,23 @@
 Importing the package registers the models (bart.py, gpt2.py), the tasks (task.py) and the criterion (criterion.py).
 """
 
-from . import bart, criterion, gpt2, loading, preemption, subwords, task  # noqa: F401  (registration)
+from . import (  # noqa: F401  (registration)
+    bart,
+    criterion,
+    gpt2,
+    loading,
+    preemption,
+    subwords,
+    task,
+    training_options,
+)
 
 __version__ = "0.1.0"
 
 loading.trust_plain_types()
 loading.make_copies_atomic()
 loading.guard_loading()
+training_options.refuse_what_cannot_run()
 preemption.save_when_told_to_end()
 preemption.resume_with_the_same_batches()
 subwords.ask_the_task_in_the_hub(task.PairTask)

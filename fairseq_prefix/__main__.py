@@ -19,6 +19,7 @@ from fairseq.tasks import TASK_REGISTRY
 from . import api
 from . import checkpoint as files
 from .errors import UsageError, printable
+from .task import MAX_SOURCE_TOKENS
 
 BLOCK = 1 << 16  # bytes of input that are read at a time
 BATCHES = 8  # whose texts are sorted by length at a time
@@ -149,7 +150,8 @@ def base(args: argparse.Namespace) -> None:
         )
     model_args = {"arch": args.arch, **model_class.untouched}
     cfg = files.configuration(model_args, {}, args.base_model)
-    cfg.task.max_source_tokens = min(cfg.task.max_source_tokens, model_class.source_room(cfg.model))
+    cfg.task.max_source_tokens = min(MAX_SOURCE_TOKENS, model_class.source_room(cfg.model))
+    cfg.model.max_source_tokens = cfg.task.max_source_tokens
     task = TASK_REGISTRY[model_class.default_task](cfg.task, dictionary, dictionary)
     files.write_checkpoint(args.output, cfg, model_class.build_model(cfg.model, task).state_dict())
     _print(files.describe(args.output), args.json)

@@ -32,7 +32,7 @@ from .linear import speed_up
 from .model import Prefixed
 from .prefix import Prefix, SiteGeometry
 from .subwords import Subwords, read_vocabulary
-from .task import ConditionalGenerationConfig, PairTask
+from .task import MAX_SOURCE_TOKENS, ConditionalGenerationConfig, PairTask
 from .vocabulary import VocabularyError
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -74,9 +74,14 @@ def load(base: str | Path, vocabulary: str | Path | None = None, device: str = "
 class _Use(NamedTuple):
     """How a prefix (or the base alone) is used."""
 
-    max_source_tokens: int
+    max_source_tokens: int  # 0: not cut
     infix: bool
-    room: int  # positions for what is generated, its </s> included
+    positions: int  # for what is generated, its </s> included, and where both are one text for the source as well
+    one_text: bool
+
+    def room(self, source: int) -> int:
+        """Positions for what is generated after a source of so many tokens; whatever its length where it may be cut."""
+        return self.positions - ((self.max_source_tokens or source) if self.one_text else 0)
 
 
 class Model:
@@ -86,8 +91,8 @@ class Model:
         """`load` makes one."""
         self._model, self._task, self._subwords = model, task, subwords
         self._bank: PrefixBank = model.prefix
-        usual = ConditionalGenerationConfig().max_source_tokens
-        self._uses = {None: self._use(None, min(usual, model.source_room(model.args)), infix=False)}
+        self._source_room = model.source_room(model.args)
+        self._uses = {None: self._use(None, min(MAX_SOURCE_TOKENS, self._source_room), infix=False)}
 
     @property
     def tasks(self) -> list[str]:
@@ -163,7 +168,7 @@ class Model:
         ids = [self._encode(number, text, use) for number, (text, use) in enumerate(zip(texts, uses, strict=True), 1)]
         dataset = self._task.build_dataset_for_inference(ids, [len(row) for row in ids])
         limits = [
-            min(int(max_len_a * size + max_len_b), use.room - 1)
+            min(int(max_len_a * size + max_len_b), use.room(size) - 1)
             for size, use in zip(dataset.src_sizes, uses, strict=True)
         ]
         for number, limit in enumerate(limits, 1):
@@ -211,7 +216,11 @@ class Model:
             pieces = self._subwords.pieces(text)
         except VocabularyError as error:
             raise UsageError(f"text {number} {error}") from None
-        return torch.tensor([*map(dictionary.index, pieces[: use.max_source_tokens]), dictionary.eos()])
+        pieces = pieces[: use.max_source_tokens or None]
+        longest = use.positions - 2 if use.one_text else self._source_room  # 2: a token and </s>
+        if len(pieces) > longest:
+            raise UsageError(f"text {number} has {len(pieces)} tokens, but there is room for {longest}; shorten it")
+        return torch.tensor([*map(dictionary.index, pieces), dictionary.eos()])
 
     def _decode(self, tokens: torch.Tensor) -> str:
         dictionary = self._task.target_dictionary
@@ -224,8 +233,7 @@ class Model:
     def _use(self, name: str | None, max_source_tokens: int, infix: bool) -> _Use:
         self._bank.select([name])
         one_text = "separator" in self._task.conventions()  # of source and target, which share the positions
-        room = self._model.max_decoder_positions() - (max_source_tokens if one_text else 0)
-        return _Use(max_source_tokens, infix, room)
+        return _Use(max_source_tokens, infix, self._model.max_decoder_positions(), one_text)
 
     def _verify(self, path: str | Path, metadata: dict) -> None:
         model = self._model

@@ -703,7 +703,8 @@ def _checked(metadata: dict) -> dict:
         and all(type(number) is int and number >= 0 for number in numbers)
         and all(isinstance(text, str) and text.isprintable() for text in texts)
         and isinstance(conventions["bos"], bool)
-        and type(conventions.get("max_source_tokens", 0)) is int
+        and type(limit := conventions.get("max_source_tokens", 0)) is int
+        and limit >= 0
     )
     if not sound:
         raise ValueError("its metadata is none of this plugin's")
@@ -747,10 +748,11 @@ def _verify_conventions(theirs: dict, ours: dict, noun: str) -> None:
         raise UsageError(f"the {noun} was trained {with_bos} <s> around the text; pass --task {task}")
     if theirs.get("prefix_position") != ours.get("prefix_position"):
         raise UsageError(f"the {noun} was trained with --prefix-position {theirs.get('prefix_position')}; pass that")
-    if theirs.get("max_source_tokens") != ours.get("max_source_tokens"):
+    if theirs.get("max_source_tokens") != (given := ours.get("max_source_tokens")):
         raise UsageError(
-            f"the {noun} was trained on sources of up to {theirs['max_source_tokens']} tokens; "
-            f"pass --max-source-tokens {theirs['max_source_tokens']}"
+            f"the {noun} was trained with --max-source-tokens {theirs['max_source_tokens']}, not {given}; "
+            f"pass --max-source-tokens {theirs['max_source_tokens']} (a search takes it from the checkpoint "
+            "if the option is left out)"
         )
 
 
@@ -778,6 +780,8 @@ def read_tuned(path: str) -> TunedFile:
         metadata = unpack_metadata(loaded["model"])
         state = {name: tensor for name, tensor in loaded["model"].items() if name != METADATA_KEY}
         model_args, task = (_plain(loaded["cfg"].get(part) or {}) for part in ("model", "task"))
+        if task.get("max_source_tokens", 0) is None:  # not given in the training, which then had the default
+            task["max_source_tokens"] = metadata["conventions"].get("max_source_tokens", 0)
     method = method_of(metadata)
     _check_options(path, method, model_args, task)
     try:

@@ -277,6 +277,8 @@ class Prefixed(VirtualTokens):
         args.prefix_site_lengths = _site_lengths(args, cls.sites)  # travels to where the layers are built
         if args.prefix_reparam == "mlp":
             _require("--prefix-mid-dim", args.prefix_mid_dim, 1)
+        if not 0 <= args.prefix_dropout < 1:
+            raise UsageError(f"--prefix-dropout is {args.prefix_dropout}; expected 0 or more, and less than 1")
 
     def _add(self, args, task) -> None:
         lengths = args.prefix_site_lengths

@@ -63,8 +63,11 @@ def resume_with_the_same_batches() -> None:
     """
     get = FairseqTask.get_batch_iterator
 
-    def get_batch_iterator(self, *args, epoch=1, **options):
-        iterator = get(self, *args, epoch=1, **options)
+    def get_batch_iterator(self, dataset, *args, epoch=1, **options):
+        # Where batches are made anew for each epoch, each draws its own, which is the same after a restart.
+        anew = options.get("disable_iterator_cache") or options.get("update_epoch_batch_itr")
+        anew = anew or not self.can_reuse_epoch_itr(dataset)
+        iterator = get(self, dataset, *args, epoch=epoch if anew else 1, **options)
         if iterator.next_epoch_idx == 1:  # not one that is used again, which knows its epoch
             iterator.epoch = max(epoch, 1)
         return iterator

@@ -184,7 +184,22 @@ def test_the_longest_output_is_that_of_fairseq_generate(gpt2):
     for name, (longest, given) in PREFIXES["gpt2"].items():
         task = tiny.make_lm_task(gpt2.symbols, max_source_tokens=longest)
         single = task.build_model(tiny.make_args("prefix_gpt2_tiny", base_model=str(gpt2.base), **given))
-        assert gpt2.load(name)._uses[name].room == task.build_generator([single], Namespace(**FLAGS)).max_len
+        assert gpt2.load(name)._uses[name].room(longest) == task.build_generator([single], Namespace(**FLAGS)).max_len
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_zero_leaves_texts_uncut(worlds, kind, tmp_path):
+    """And one that does not fit is refused by its number."""
+    world = worlds(kind)
+    limits = {"uncut": 0, "long": 100, "short": 9}
+    model = api.load(world.base)
+    for name, longest in limits.items():
+        torch.manual_seed(0)
+        model.add(name, world.make_prefix(tmp_path / f"{name}.safetensors", longest, prefix_length=4))
+    found = {name: model.generate(TEXTS, name, **FLAGS) for name in limits}
+    assert found["uncut"] == found["long"] != found["short"]
+    with pytest.raises(UsageError, match=r"text 2 has 60[01] tokens, but there is room for \d+; shorten it"):
+        model.generate(["x", "x" * 600], "uncut")
 
 
 def test_prefixes_come_and_go_over_one_base(bart):

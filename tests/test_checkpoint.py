@@ -506,6 +506,25 @@ def test_another_length_of_sources_is_refused(trained, base):
         other.load_state_dict(trained[0].state_dict())
 
 
+def test_a_training_that_took_the_usual_length_of_sources_records_it(trained, tmp_path):
+    """In its export, and in what that is imported as: fairseq saves the option as it was given, which is not at all."""
+    state = torch.load(trained[1], weights_only=True)
+    state["cfg"]["task"]["max_source_tokens"] = None
+    torch.save(state, tmp_path / "checkpoint.pt")
+    files.write_export(files.read_tuned(str(tmp_path / "checkpoint.pt")), str(tmp_path / "prefix.safetensors"))
+    files.import_export(files.read_tuned(str(tmp_path / "prefix.safetensors")), str(tmp_path / "imported.pt"), "base")
+    cfg = torch.load(tmp_path / "imported.pt", weights_only=True)["cfg"]
+    assert cfg["task"]["max_source_tokens"] == cfg["model"].max_source_tokens == 50
+
+
+@pytest.mark.parametrize("limit", [-1, "50", None])
+def test_metadata_with_a_length_that_is_none_are_damaged(trained, limit):
+    metadata = trained[0].metadata()
+    metadata["conventions"] = {**metadata["conventions"], "max_source_tokens": limit}
+    with pytest.raises(UsageError, match="the checkpoint's metadata is damaged"):
+        files.unpack_metadata({files.METADATA_KEY: files.pack_metadata(metadata)})
+
+
 def test_a_prefix_that_started_from_words_is_loaded_without_them(base):
     options = {"base_model": str(base), "prefix_length": 3, "prefix_init": "words", "prefix_init_text": "w1 w2"}
     args = tiny.make_args("prefix_bart_tiny", **options)

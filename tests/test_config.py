@@ -814,10 +814,13 @@ def test_flags_known_here_are_those_of_fairseq():
     pytest.importorskip("fairseq")
     import fairseq_flags
 
-    from fairseq_prefix.task import ConditionalGenerationConfig
+    from fairseq_prefix.task import MAX_SOURCE_TOKENS, ConditionalGenerationConfig
 
-    config = ConditionalGenerationConfig()
-    assert {flag: getattr(config, flag.replace("-", "_")) for flag in TRUNCATION} == TRUNCATION
+    defaults = {
+        "max-source-tokens": MAX_SOURCE_TOKENS,
+        "max-target-tokens": ConditionalGenerationConfig().max_target_tokens,
+    }
+    assert defaults == TRUNCATION
     for command, known in known_flags().items():
         assert known == fairseq_flags.collect(command)
 

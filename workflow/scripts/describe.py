@@ -94,8 +94,16 @@ def vocabularies_of(models: dict[str, dict]) -> tuple[dict[str, dict], dict[str,
     for name, names in zip(vocabularies, shared.values(), strict=True):
         for model in names:
             limits[model] = {"vocabulary": name}
-            limits[model] |= {side: models[model].get(f"max-{side}-tokens", 0) for side in SIDES}
+            limits[model] |= {side: limit_of(model, models[model], f"max-{side}-tokens") for side in SIDES}
     return vocabularies, limits
+
+
+def limit_of(model: str, values: dict, option: str) -> int:
+    """Return how long a text may be, in tokens; 0 where it may be of any length."""
+    limit = values.get(option) or 0
+    if type(limit) is not int or limit < 0:
+        raise UserError(f"--models: {model}: {option} is {limit!r}; expected a whole number, 0 (no limit) or more")
+    return limit
 
 
 def load_vocabularies(files: dict[str, dict]) -> None:

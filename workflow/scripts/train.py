@@ -263,8 +263,8 @@ def run_or_save(
 
 
 def max_update(flags: list[str]) -> int | None:
-    """The number of updates to make, if the flags say it."""
-    return int(_value(flags, "--max-update")) if "--max-update" in flags else None
+    """Return the number of updates to make, or None where the flags limit it to none (0, as fairseq reads it)."""
+    return int(_value(flags, "--max-update")) or None if "--max-update" in flags else None
 
 
 def _value(flags: list[str], name: str) -> str:
