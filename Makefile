@@ -7,7 +7,7 @@ VENV := .venv/bin/python
 SOURCES := fairseq_prefix workflow tests setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test setup-scores setup-bench setup-cluster demo demo-paper test test-scores test-slow test-cluster test-failures bench bench-scores bench-prompt bench-data lint status clean
+.PHONY: help setup setup-test setup-scores setup-bench setup-cluster demo demo-paper test test-scores test-slow test-cluster test-failures bench bench-scores bench-prompt bench-data lint status clean clean-trained
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1#/p' Makefile | while IFS='#' read -r name text; do printf '  make %-14s%s\n' "$$name" "$$text"; done
@@ -28,13 +28,15 @@ setup-cluster: setup  ## Add Snakemake's plugins for Slurm and other batch syste
 	@PYTHON="$(PYTHON)" workflow/setup.sh cluster
 
 demo: setup  ## Train a prefix over a small frozen BART, from nothing to a table of scores, offline
-	@$(VENV) workflow/scripts/unlock.py
 	@$(VENV) workflow/scripts/warm.py $(VENV) -m snakemake --cores $(CORES) --configfile configs/demo.yaml
 	@for table in results/demo_summary/rouge.txt results/demo_table/bleu.txt; do echo; cat $$table; done
+	@printf '\n%s\n' "The files: tables in results/, prefixes and training curves in runs/, the base in bases/, logs in logs/."
+	@printf '%s\n' "Use a prefix: echo 'name : The Rookdyke Dolphin | kind : guest house' | $(VENV) -m fairseq_prefix generate \
+	--base-model bases/demo_bart --prefix table=runs/demo_table/demo_bart/prefix/1/prefix.safetensors --beam 4"
+	@printf '%s\n' "Your own data: docs/adding.md leads from a JSON file to a table of scores."
 
 # The second call is for what failed: it makes tables of what there is, and names the rest.
 demo-paper: setup  ## The paper's comparisons over small models, from nothing to a report, offline (about an hour)
-	@$(VENV) workflow/scripts/unlock.py
 	@$(VENV) workflow/scripts/warm.py $(VENV) -m snakemake --cores $(CORES) results/studies/report.html --configfile configs/demo_paper.yaml || \
 	$(VENV) -m snakemake --cores 1 results/studies/report.html --configfile configs/demo_paper.yaml --config partial=True
 
@@ -74,5 +76,8 @@ bench-data: setup-test  ## How long preparing data takes; DATA=a mirror with e2e
 status:  ## What is done, running, failed and to do; STATUS="--watch": again and again, or targets as for snakemake
 	@$(VENV) workflow/scripts/status.py $(STATUS)
 
-clean:  ## Remove what the workflow made (data, bases, runs, results, logs); fetched files and .venv stay
-	@rm -rf data bases runs results logs .snakemake
+clean:  ## Remove what is made again in seconds: tables, plots and reports (results/)
+	@rm -rf results
+
+clean-trained: setup  ## Remove everything that the workflow made, trained models included; asks first (CLEAN=--yes: does not)
+	@$(VENV) workflow/scripts/clean.py $(CLEAN)

@@ -27,4 +27,4 @@ rule all:
         tables(),
 
 
-check_files(workflow.rules)
+install(workflow, OF_RULES)

@@ -6,13 +6,25 @@ Importing the package registers the models (bart.py, gpt2.py), the tasks (task.p
 from . import host
 
 with host.undisturbed():
-    from . import bart, commands, criterion, gpt2, loading, preemption, task  # noqa: F401  (registration)
+    from . import (  # noqa: F401  (registration)
+        bart,
+        commands,
+        criterion,
+        gpt2,
+        loading,
+        preemption,
+        subwords,
+        task,
+        training_options,
+    )
 
 __version__ = "0.1.0"
 
 loading.trust_plain_types()
 loading.make_copies_atomic()
 loading.guard_loading()
+training_options.refuse_what_cannot_run()
 preemption.save_when_told_to_end()
 preemption.resume_with_the_same_batches()
-commands.end_with_a_sentence()
+subwords.ask_the_task_in_the_hub(task.PairTask)
+commands.end_with_a_sentence()  # last, around all that is done in fairseq's entry points

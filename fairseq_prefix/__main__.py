@@ -6,9 +6,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+from collections.abc import Iterator
 from inspect import signature
 from pathlib import Path
+from typing import BinaryIO
 
 from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.tasks import TASK_REGISTRY
@@ -16,7 +19,10 @@ from fairseq.tasks import TASK_REGISTRY
 from . import api
 from . import checkpoint as files
 from .errors import UsageError, ending_with_a_sentence, printable
+from .task import MAX_SOURCE_TOKENS
 
+BLOCK = 1 << 16  # bytes of input that are read at a time
+BATCHES = 8  # whose texts are sorted by length at a time
 DECODING = {  # option of fairseq's -> what it is
     "beam": "beam size",
     "lenpen": "length penalty: scores are divided by length to this power",
@@ -29,7 +35,11 @@ DECODING = {  # option of fairseq's -> what it is
 
 
 def generate(args: argparse.Namespace) -> None:
-    """Lines of stdin -> as many lines on stdout. What is typed is answered line by line."""
+    """Answer each line of stdin by one line on stdout, in order and as soon as it is there.
+
+    Raises:
+        UsageError: an option or a file is wrong; or, after all lines are read, some of them were wrong.
+    """
     model = api.load(args.base_model, args.vocabulary, args.device, args.dtype)
     for prefix in args.prefix:
         name, separator, path = prefix.partition("=")
@@ -37,28 +47,67 @@ def generate(args: argparse.Namespace) -> None:
             raise UsageError(f"--prefix {prefix} is not of the form NAME=FILE")
         model.add(name, path)
     options = {name: getattr(args, name) for name in DECODING}
-    if sys.stdin.isatty():
-        for number, line in enumerate(sys.stdin.buffer, 1):
-            try:
-                _answer(model, [_task_and_text(number, line, model.tasks)], options)
-            except UsageError as error:
-                print(f"error: {error}", file=sys.stderr)
-    else:
-        lines = enumerate(sys.stdin.buffer, 1)
-        _answer(model, [_task_and_text(number, line, model.tasks) for number, line in lines], options)
+    model.generate([], [], **options)  # wrong options are refused before a line is read
+    count = refused = 0
+    try:
+        for lines in _arriving(sys.stdin.buffer, BATCHES * args.batch_size):
+            for answer in _answers(model, lines, options):
+                if isinstance(answer, UsageError):
+                    refused += 1
+                    print(f"error: {answer}", file=sys.stderr, flush=True)
+                    answer = ""
+                print(answer, flush=True)
+            count += len(lines)
+    except BrokenPipeError:  # whoever reads has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    if refused:
+        raise UsageError(f"{refused} of {count} lines could not be answered; their lines of output are empty")
 
 
-def _answer(model: api.Model, rows: list[tuple[str, str]], options: dict) -> None:
-    """Print a line for each task and text."""
-    tasks, texts = [task for task, _ in rows], [text for _, text in rows]
-    for hypothesis in model.generate(texts, tasks, progress=True, **options):
-        print(hypothesis, flush=True)
+def _arriving(stream: BinaryIO, most: int) -> Iterator[list[tuple[int, bytes]]]:
+    """Yield numbered lines, without their ends: those that are there, at most `most` at a time."""
+    number, rest = 1, bytearray()
+    while block := stream.read1(BLOCK):
+        rest += block
+        if b"\n" in block:
+            *lines, rest = rest.split(b"\n")
+            for start in range(0, len(lines), most):
+                yield list(enumerate(lines[start : start + most], number + start))
+            number += len(lines)
+    if rest:
+        yield [(number, rest)]
+
+
+def _answers(model: api.Model, lines: list[tuple[int, bytes]], options: dict) -> list[str | UsageError]:
+    """Return the hypothesis for each line, or what is wrong with it."""
+    rows, answers = {}, {}
+    for number, raw in lines:
+        try:
+            rows[number] = _task_and_text(number, raw, model.tasks)
+        except UsageError as error:
+            answers[number] = error
+    answers |= _hypotheses(model, rows, options)
+    return [answers[number] for number, _ in lines]
+
+
+def _hypotheses(model: api.Model, rows: dict[int, tuple[str, str]], options: dict) -> dict[int, str | UsageError]:
+    """Return the hypotheses of numbered tasks and texts; halves are tried where a text among several is refused."""
+    tasks, texts = [task for task, _ in rows.values()], [text for _, text in rows.values()]
+    try:
+        return dict(zip(rows, model.generate(texts, tasks, progress=True, **options), strict=True))
+    except UsageError as error:
+        if len(rows) == 1:
+            (number,) = rows
+            return {number: UsageError(f"line {number}: {error}")}
+    items, half = list(rows.items()), len(rows) // 2
+    return _hypotheses(model, dict(items[:half]), options) | _hypotheses(model, dict(items[half:]), options)
 
 
 def _task_and_text(number: int, raw: bytes, tasks: list[str]) -> tuple[str, str]:
     """A line: TASK<TAB>text, or a text without a tab where there is one task only."""
     try:
-        line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        line = raw.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\r")
     except UnicodeDecodeError:
         raise UsageError(f"line {number} is not UTF-8") from None
     task, separator, text = line.partition("\t")
@@ -103,7 +152,8 @@ def base(args: argparse.Namespace) -> None:
         )
     model_args = {"arch": args.arch, **model_class.untouched}
     cfg = files.configuration(model_args, {}, args.base_model)
-    cfg.task.max_source_tokens = min(cfg.task.max_source_tokens, model_class.source_room(cfg.model))
+    cfg.task.max_source_tokens = min(MAX_SOURCE_TOKENS, model_class.source_room(cfg.model))
+    cfg.model.max_source_tokens = cfg.task.max_source_tokens
     task = TASK_REGISTRY[model_class.default_task](cfg.task, dictionary, dictionary)
     files.write_checkpoint(args.output, cfg, model_class.build_model(cfg.model, task).state_dict())
     _print(files.describe(args.output), args.json)

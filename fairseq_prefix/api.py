@@ -36,8 +36,9 @@ from .errors import UsageError, first_line
 from .linear import speed_up
 from .model import Prefixed
 from .prefix import Prefix, SiteGeometry
-from .task import ConditionalGenerationConfig, PairTask
-from .vocabulary import ByteBPE, SentencePiece, read_vocabulary
+from .subwords import Subwords, read_vocabulary
+from .task import MAX_SOURCE_TOKENS, ConditionalGenerationConfig, PairTask
+from .vocabulary import VocabularyError
 
 LARGEST_LENPEN = 10  # a length to a higher power exceeds what scores in fp32 can be divided by
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -71,7 +72,7 @@ def load(base: str | Path, vocabulary: str | Path | None = None, device: str = "
     args = _options_of(str(base), weights)
     model_class = ARCH_MODEL_REGISTRY[args.arch]
     dictionary = files.read_dictionary(dictionary_path)
-    subwords = read_vocabulary(place, dictionary, leading_space=model_class.family is files.GPT2)
+    subwords = read_vocabulary(place, dictionary, TASK_REGISTRY[model_class.default_task].leading_space)
     config = ConditionalGenerationConfig(max_source_tokens=sys.maxsize)  # each prefix has its own limit
     task = TASK_REGISTRY[model_class.default_task](config, dictionary, dictionary)
     task.base = weights
@@ -86,9 +87,14 @@ def load(base: str | Path, vocabulary: str | Path | None = None, device: str = "
 class _Use(NamedTuple):
     """How a prefix (or the base alone) is used."""
 
-    max_source_tokens: int
+    max_source_tokens: int  # 0: not cut
     infix: bool
-    room: int  # positions for what is generated, its </s> included
+    positions: int  # for what is generated, its </s> included, and where both are one text for the source as well
+    one_text: bool
+
+    def room(self, source: int) -> int:
+        """Positions for what is generated after a source of so many tokens; whatever its length where it may be cut."""
+        return self.positions - ((self.max_source_tokens or source) if self.one_text else 0)
 
 
 class Model:
@@ -97,15 +103,15 @@ class Model:
     Threads may share a model. Its calls run one after another, so that each text gets the prefix of its own task.
     """
 
-    def __init__(self, model: Prefixed, task: PairTask, vocabulary: ByteBPE | SentencePiece, dictionary_path: Path):
+    def __init__(self, model: Prefixed, task: PairTask, subwords: Subwords, dictionary_path: Path):
         """`load` makes one."""
-        self._model, self._task, self._vocabulary = model, task, vocabulary
+        self._model, self._task, self._subwords = model, task, subwords
         self._dictionary_path = dictionary_path
         self._bank: PrefixBank = model.prefix
         self._lock = threading.Lock()  # held by whoever selects prefixes or changes which there are
         self._positions = model.max_decoder_positions()  # without a prefix
-        usual = ConditionalGenerationConfig().max_source_tokens
-        self._uses = {None: self._use(0, min(usual, model.source_room(model.args)), infix=False)}
+        self._source_room = model.source_room(model.args)
+        self._uses = {None: self._use(0, min(MAX_SOURCE_TOKENS, self._source_room), infix=False)}
 
     @property
     def tasks(self) -> list[str]:
@@ -129,7 +135,7 @@ class Model:
         conventions = file.metadata["conventions"]
         infix = conventions.get("prefix_position") == "infix"
         use = self._use(prefix.length("decoder"), conventions["max_source_tokens"], infix)
-        if use.room < 2:
+        if use.room(1) < 2:
             raise UsageError(
                 f"{path}: {prefix.length('decoder')} virtual tokens and a source of {use.max_source_tokens} tokens "
                 f"leave no room for an output in the {self._positions} positions of the base"
@@ -194,7 +200,7 @@ class Model:
             ids = [self._encode(number, *row) for number, row in enumerate(zip(texts, uses, strict=True), 1)]
             dataset = self._task.build_dataset_for_inference(ids, [len(row) for row in ids])
             limits = [
-                min(int(max_len_a * size + max_len_b), use.room - 1)
+                min(int(max_len_a * size + max_len_b), use.room(size) - 1)
                 for size, use in zip(dataset.src_sizes, uses, strict=True)
             ]
             for number, limit in enumerate(limits, 1):
@@ -243,28 +249,28 @@ class Model:
     def _encode(self, number: int, text: str, use: _Use) -> torch.Tensor:
         dictionary = self._task.source_dictionary
         try:
-            text.encode()
-            pieces = self._vocabulary.encode(text) if text.strip() else []
-        except (UnicodeError, KeyError) as error:
-            raise UsageError(f"text {number} cannot be encoded in this vocabulary ({error})") from None
-        if not pieces:
-            raise UsageError(f"text {number}: nothing is left of it in this vocabulary; leave it out")
-        for piece in pieces:
-            if piece not in dictionary:
-                raise UsageError(f"text {number}: {piece!r} is not in the base's dict.txt; pass the base's vocabulary")
-        return torch.tensor([*map(dictionary.index, pieces[: use.max_source_tokens]), dictionary.eos()])
+            pieces = self._subwords.pieces(text)
+        except VocabularyError as error:
+            raise UsageError(f"text {number} {error}") from None
+        pieces = pieces[: use.max_source_tokens or None]
+        longest = use.positions - 2 if use.one_text else self._source_room  # 2: a token and </s>
+        if len(pieces) > longest:
+            raise UsageError(f"text {number} has {len(pieces)} tokens, but there is room for {longest}; shorten it")
+        return torch.tensor([*map(dictionary.index, pieces), dictionary.eos()])
 
     def _decode(self, tokens: torch.Tensor) -> str:
         dictionary = self._task.target_dictionary
         pieces = dictionary.string(tokens, extra_symbols_to_ignore={dictionary.pad()}).split()
-        text = self._vocabulary.decode(pieces)
-        return " ".join(filter(None, text.replace("\t", "\n").splitlines())).strip()
+        try:
+            return self._subwords.text(pieces)
+        except VocabularyError as error:
+            raise UsageError(f"a hypothesis cannot be decoded: {error}") from None
 
     def _use(self, length: int, max_source_tokens: int, infix: bool) -> _Use:
         """How a prefix with `length` virtual tokens in the decoder is used."""
         one_text = "separator" in self._task.conventions()  # of source and target, which share the positions
-        room = self._positions - (length + max_source_tokens if one_text else 0)
-        return _Use(max_source_tokens, infix, room)
+        positions = self._positions - (length if one_text else 0)
+        return _Use(max_source_tokens, infix, positions, one_text)
 
     def _verify(self, path: str | Path, metadata: dict) -> None:
         model = self._model

@@ -122,6 +122,12 @@ def _read_hugging_face(folder: Path) -> tuple[dict, dict[str, Tensor]]:
         weights = load_tensors(folder / "pytorch_model.bin")
         _check_weights(folder / "pytorch_model.bin", weights)
         return config, weights
+    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        if (folder / index).exists():
+            raise UsageError(
+                f"{folder}/{index}: the weights lie in several files; save them in one, by "
+                'save_pretrained(FOLDER, max_shard_size="100GB") of transformers'
+            )
     raise UsageError(f"{folder}: neither model.safetensors nor pytorch_model.bin is there")
 
 
@@ -175,13 +181,43 @@ def _convert_bart(folder: Path, config: dict, raw: dict[str, Tensor]) -> Base:
     raw = {name.removeprefix("model."): tensor for name, tensor in raw.items()}
     if raw.pop("final_logits_bias", torch.zeros(1)).any():
         raise UsageError(f"{folder}: final_logits_bias is not zero; fairseq's BART has no place for it")
-    tied = [name for name in ("shared.weight", "encoder.embed_tokens.weight", "lm_head.weight") if name in raw]
+    names = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
+    tied = [raw[name] for name in names if name in raw]  # safetensors keeps one of the names of tied weights
     if not tied:
         raise UsageError(f"{folder}: the weights hold no embedding; this is not a BART")
+    _require_tied(folder, tied)
+    symbols = _symbols(folder)
+    _check_mask(folder, symbols)
     state = {name: tensor for name, tensor in raw.items() if name.startswith(("encoder.", "decoder."))}
-    state[BART.embedding] = raw[tied[0]]  # safetensors keeps one of the names of tied weights
+    state[BART.embedding] = tied[0]
     heads = {f"{part}_attention_heads": config.get(f"{part}_attention_heads") for part in ("encoder", "decoder")}
-    return Base(folder, state, _symbols(folder), heads)
+    return Base(folder, state, symbols, heads)
+
+
+def _require_tied(path: Path, embeddings: list[Tensor]) -> None:
+    """Raise a `UsageError` unless all are equal: one is used for all."""
+    if not all(torch.equal(tensor, embeddings[0]) for tensor in embeddings[1:]):
+        raise UsageError(f"{path}: the embeddings of its parts differ; only tied embeddings are supported")
+
+
+def _check_mask(folder: Path, symbols: list[str] | None) -> None:
+    """Compare the row of `<mask>` in a Hugging Face BART's vocab.json, if there is one, with that in dict.txt.
+
+    Raises:
+        UsageError: they differ, so that the other rows do too.
+    """
+    path = folder / "vocab.json"
+    if symbols is None or not path.exists():
+        return
+    try:
+        rows = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError, OSError) as error:
+        raise UsageError(f"{path} is not a vocabulary ({error})") from None
+    ours = symbols.index("<mask>") if "<mask>" in symbols else len(symbols)
+    if (theirs := rows.get("<mask>", ours)) != ours:
+        raise UsageError(
+            f"{path}: <mask> is row {theirs}, but by dict.txt row {ours}; write dict.txt in the same order"
+        )
 
 
 GPT2_LAYER = {
@@ -203,8 +239,7 @@ def _convert_gpt2(folder: Path, config: dict, raw: dict[str, Tensor]) -> Base:
     if "wte.weight" not in raw or "wpe.weight" not in raw:
         raise UsageError(f"{folder}: the weights hold no wte and wpe; this is not a GPT-2")
     embedding, positions = raw["wte.weight"], raw["wpe.weight"]
-    if not torch.equal(raw.get("lm_head.weight", embedding), embedding):
-        raise UsageError(f"{folder}: lm_head differs from wte; only tied embeddings are supported")
+    _require_tied(folder, [embedding, raw.get("lm_head.weight", embedding)])
     end = config.get("eos_token_id", 50256)
     if not isinstance(end, int) or not 0 <= end < len(embedding):
         raise UsageError(f"{folder}/config.json: eos_token_id is {end!r}, but there are {len(embedding)} embeddings")
@@ -244,6 +279,10 @@ BART = Family(
         "activation_function": "gelu",
         "scale_embedding": False,
         "normalize_before": False,
+        "tie_word_embeddings": True,
+        "bos_token_id": 0,
+        "pad_token_id": 1,
+        "eos_token_id": 2,
     },
     convert=_convert_bart,
 )
@@ -324,6 +363,7 @@ def load_into(model: nn.Module, base: Base, dictionary: Dictionary, arch: str) -
         _place_rows(state, base, family, dictionary)
         state |= dict.fromkeys((name for name in family.tied if name in wanted), state[family.embedding])
         model.upgrade_state_dict_named(state, "")
+    _require_tied(base.path, [base.state[name] for name in (family.embedding, *family.tied) if name in base.state])
     state = {name: tensor for name, tensor in state.items() if not name.endswith(BOOKKEEPING)}
     missing = [name for name in wanted if name not in state and not name.endswith(BOOKKEEPING)]
     surplus = [name for name in state if name not in wanted]
@@ -379,8 +419,8 @@ def _place_rows(state: dict[str, Tensor], base: Base, family: Family, dictionary
         state[family.embedding], absent = _reordered_rows(state[family.embedding], base, dictionary)
     else:
         rows = state[family.embedding]
-        absent = _fit_rows(state.get(ABSENT_SYMBOLS, torch.zeros(len(rows), dtype=torch.bool)), base, dictionary)
-        state[family.embedding] = _fit_rows(rows, base, dictionary)
+        absent = state.get(ABSENT_SYMBOLS, torch.zeros(len(rows), dtype=torch.bool))
+        absent, state[family.embedding] = (_fit_rows(part, base, family, dictionary) for part in (absent, rows))
     if family is GPT2:
         state[ABSENT_SYMBOLS] = absent
 
@@ -393,7 +433,10 @@ def _reordered_rows(rows: Tensor, base: Base, dictionary: Dictionary) -> tuple[T
     unknown = [symbol for symbol, row in base.rows.items() if symbol not in dictionary.indices and row != end]
     if unknown:
         name, remedy = _blamed(dictionary)
-        raise UsageError(f"{base.path}: token {unknown[0]} is not in {name}; {remedy}")
+        raise UsageError(
+            f"{base.path} has {len(rows)} embeddings, but {name} lacks the token {unknown[0]}; {remedy}, "
+            "which names every token (added ones too)"
+        )
     indices = torch.tensor([base.rows.get(symbol, -1) for symbol in dictionary.symbols])
     placed = rows[indices.clamp(min=0)] * indices.ge(0)[:, None]
     absent = indices.eq(-1) | indices.eq(end)
@@ -401,19 +444,30 @@ def _reordered_rows(rows: Tensor, base: Base, dictionary: Dictionary) -> tuple[T
     return placed, absent
 
 
-def _fit_rows(rows: Tensor, base: Base, dictionary: Dictionary) -> Tensor:
-    """The embedding's rows for this dictionary.
+def _fit_rows(rows: Tensor, base: Base, family: Family, dictionary: Dictionary) -> Tensor:
+    """Return the embedding's rows for this dictionary, which is the base's or its beginning, with or without `<mask>`.
 
-    A pretrained BART has one more row, `<mask>`, at the end; bart.base has rows of padding before it besides.
-    Anything else is another dictionary.
+    BART's pretraining task puts `<mask>` after all that dict.txt names: there is one row more.
+
+    Raises:
+        UsageError: the base has too few rows, or rows that no symbol names.
     """
-    size, has_mask = len(dictionary), dictionary.symbols[-1] == "<mask>"
-    surplus = rows.size(0) - size
-    if surplus < 0 or surplus > 1 and base.symbols is None:
+    size = len(dictionary)
+    if len(rows) < size:
         name, remedy = _blamed(dictionary)
         remedy += "" if base.symbols else " (and lay it beside the base)"
-        raise UsageError(f"{base.path} has {rows.size(0)} embeddings, but {name} has {size} symbols; {remedy}")
-    if has_mask and surplus:
+        raise UsageError(f"{base.path} has {len(rows)} embeddings, but {name} has {size} symbols; {remedy}")
+    named = base.symbols or dictionary.symbols
+    if "<mask>" not in (plain := _plain_symbols(named)) and (family is BART or base.symbols is None):
+        known, symbols = (len(plain), len(plain) + 1), f"{len(plain)} symbols and <mask>"
+    else:
+        known, symbols = (len(named),), f"{len(named)} symbols"
+    if len(rows) not in known:
+        raise UsageError(
+            f"{base.path} has {len(rows)} embeddings, but its dict.txt names {symbols}; name the others there, in the "
+            "order of their rows, or remove them"
+        )
+    if dictionary.symbols[-1] == "<mask>" and len(rows) > size:
         return torch.cat([rows[: size - 1], rows[-1:]])
     return rows[:size]
 
@@ -658,7 +712,8 @@ def _checked(metadata: dict) -> dict:
         and all(type(number) is int and number >= 0 for number in numbers)
         and all(isinstance(text, str) and text.isprintable() for text in texts)
         and isinstance(conventions["bos"], bool)
-        and type(conventions.get("max_source_tokens", 0)) is int
+        and type(limit := conventions.get("max_source_tokens", 0)) is int
+        and limit >= 0
     )
     if not sound:
         raise ValueError("its metadata is none of this plugin's")
@@ -702,10 +757,11 @@ def _verify_conventions(theirs: dict, ours: dict, noun: str) -> None:
         raise UsageError(f"the {noun} was trained {with_bos} <s> around the text; pass --task {task}")
     if theirs.get("prefix_position") != ours.get("prefix_position"):
         raise UsageError(f"the {noun} was trained with --prefix-position {theirs.get('prefix_position')}; pass that")
-    if theirs.get("max_source_tokens") != ours.get("max_source_tokens"):
+    if theirs.get("max_source_tokens") != (given := ours.get("max_source_tokens")):
         raise UsageError(
-            f"the {noun} was trained on sources of up to {theirs['max_source_tokens']} tokens; "
-            f"pass --max-source-tokens {theirs['max_source_tokens']}"
+            f"the {noun} was trained with --max-source-tokens {theirs['max_source_tokens']}, not {given}; "
+            f"pass --max-source-tokens {theirs['max_source_tokens']} (a search takes it from the checkpoint "
+            "if the option is left out)"
         )
 
 
@@ -735,6 +791,8 @@ def read_tuned(path: str) -> TunedFile:
             raise UsageError(f"{path}: {error}") from None
         state = {name: tensor for name, tensor in loaded["model"].items() if name != METADATA_KEY}
         model_args, task = (_plain(loaded["cfg"].get(part) or {}) for part in ("model", "task"))
+        if task.get("max_source_tokens", 0) is None:  # not given in the training, which then had the default
+            task["max_source_tokens"] = metadata["conventions"].get("max_source_tokens", 0)
     method = method_of(metadata)
     _check_options(path, method, model_args, task)
     try:

@@ -38,6 +38,11 @@ class PrefixCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
 
     _logged = False
 
+    def __init__(self, task, sentence_avg, label_smoothing, ignore_prefix_size=0, report_accuracy=False):
+        if not 0 <= label_smoothing < 1:
+            raise UsageError(f"--label-smoothing is {label_smoothing}; expected 0 or more, and less than 1")
+        super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
+
     def forward(self, model, sample, reduce=True):
         """As fairseq's; every call verifies, and the first one logs, what is trained."""
         trained = verify_trainable(model)

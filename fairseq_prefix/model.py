@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from fairseq.data import encoders
 from fairseq.models import register_model_architecture
 from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
@@ -289,6 +288,8 @@ class Prefixed(VirtualTokens):
         args.prefix_site_lengths = _site_lengths(args, cls.sites)  # travels to where the layers are built
         if args.prefix_reparam == "mlp":
             _require("--prefix-mid-dim", args.prefix_mid_dim, 1)
+        if not 0 <= args.prefix_dropout < 1:
+            raise UsageError(f"--prefix-dropout is {args.prefix_dropout}; expected 0 or more, and less than 1")
 
     def _add(self, args, task) -> None:
         lengths = args.prefix_site_lengths
@@ -296,7 +297,7 @@ class Prefixed(VirtualTokens):
         self.prefix = Prefix(geometry, args.prefix_reparam, args.prefix_mid_dim, args.prefix_dropout)
         self._attach(self.prefix)
         if args.prefix_init == "words":
-            self.prefix.set_output(self._activations_of(_encode_words(args, lengths, task.source_dictionary)))
+            self.prefix.set_output(self._activations_of(_encode_words(args, lengths, task)))
             # The checkpoint's prefix has started already: whoever loads it needs neither the words nor their BPE.
             args.prefix_init, args.prefix_initialised_from = "random", args.prefix_init_text
 
@@ -667,14 +668,14 @@ def _site_lengths(args, sites: tuple[str, ...]) -> dict[str, int]:
     return lengths
 
 
-def _encode_words(args, lengths: dict[str, int], dictionary) -> list[int]:
+def _encode_words(args, lengths: dict[str, int], task) -> list[int]:
     """Token ids of `--prefix-init-text`."""
     if not any(lengths.values()):
         raise UsageError("--prefix-init words makes no sense with a prefix of length 0")
     text = args.prefix_init_text
     if not text:
         raise UsageError("--prefix-init words needs --prefix-init-text TEXT")
-    bpe = encoders.build_bpe(args)
+    bpe, dictionary = task.build_bpe(args), task.source_dictionary
     subwords = bpe.encode(text) if bpe is not None else text
     ids = dictionary.encode_line(subwords, add_if_not_exist=False, append_eos=False).tolist()
     if not ids or dictionary.unk() in ids:

@@ -44,8 +44,7 @@ def save_when_told_to_end() -> None:
 
     def call_main(cfg, main, **arguments):
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                signal.signal(number, _hand_on)
+            _handle(_hand_on)
         try:
             call(cfg, main, **arguments)
         except torch.multiprocessing.ProcessExitedException as error:
@@ -64,8 +63,11 @@ def resume_with_the_same_batches() -> None:
     """
     get = FairseqTask.get_batch_iterator
 
-    def get_batch_iterator(self, *args, epoch=1, **options):
-        iterator = get(self, *args, epoch=1, **options)
+    def get_batch_iterator(self, dataset, *args, epoch=1, **options):
+        # Where batches are made anew for each epoch, each draws its own, which is the same after a restart.
+        anew = options.get("disable_iterator_cache") or options.get("update_epoch_batch_itr")
+        anew = anew or not self.can_reuse_epoch_itr(dataset)
+        iterator = get(self, dataset, *args, epoch=epoch if anew else 1, **options)
         if iterator.next_epoch_idx == 1:  # not one that is used again, which knows its epoch
             iterator.epoch = max(epoch, 1)
         return iterator
@@ -86,8 +88,7 @@ class Preemption:
         self._train_step, self._get_train_iterator = trainer.train_step, trainer.get_train_iterator
         trainer.train_step, trainer.get_train_iterator = self._step, self._next_iterator
         Preemption.watching = True
-        for number in SIGNALS:
-            signal.signal(number, self._note)
+        _handle(self._note)
 
     def _note(self, number, _frame) -> None:
         self._signal = number
@@ -127,6 +128,13 @@ class Preemption:
         cfg = self._trainer.cfg
         cfg.dataset.disable_validation = True
         cfg.optimization.stop_time_hours = 1e-9
+
+
+def _handle(handler) -> None:
+    """Install a handler for the signals, except for those that the parent process has set to be ignored."""
+    for number in SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def _end(trainer, number: int) -> None:

@@ -15,8 +15,11 @@ A decoder-only model reads both as one text, and is trained on what comes after 
 targets apart, so that everything which counts or prints targets concerns them alone; the model joins them.
 
 Lengths in tokens count what stands between `<s>` and `</s>`.
+
+Both tasks encode and decode text as the workflow and the API do, whatever command of fairseq asks (subwords.py).
 """
 
+import itertools
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,22 +30,28 @@ import torch
 from fairseq import utils
 from fairseq.data import (
     AppendTokenDataset,
+    ConcatDataset,
     Dictionary,
     LanguagePairDataset,
     PrependTokenDataset,
     StripTokenDataset,
     TruncateDataset,
     data_utils,
+    indexed_dataset,
 )
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models import FairseqLanguageModel
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II
 
-from .errors import UsageError
+from .checkpoint import read_dictionary
+from .errors import UsageError, first_line
 from .search import NGramBlock, Searcher
+from .subwords import build_bpe
 
 logger = logging.getLogger(__name__)
+
+MAX_SOURCE_TOKENS = 512  # where neither the command nor a checkpoint says it
 
 
 @dataclass
@@ -51,19 +60,31 @@ class ConditionalGenerationConfig(FairseqDataclass):
 
     # fairseq reads these annotations and does not know `X | None`
     data: Optional[str] = field(  # noqa: UP045
-        default=None, metadata={"help": "folder that fairseq-preprocess wrote"}
+        default=None,
+        metadata={
+            "help": "folder that fairseq-preprocess wrote; of several (FOLDER:FOLDER) each epoch of a training reads "
+            "the next one, and every other split comes from the first"
+        },
     )
     source_lang: str = field(default="source", metadata={"help": "suffix of the source files", "argparse_alias": "-s"})
     target_lang: str = field(default="target", metadata={"help": "suffix of the target files", "argparse_alias": "-t"})
-    max_source_tokens: int = field(
-        default=512, metadata={"help": "longer sources are cut to this many tokens, in every split"}
+    max_source_tokens: Optional[int] = field(  # noqa: UP045
+        default=None,
+        metadata={
+            "help": "longer sources are cut to this many tokens, in every split (0: not cut; default: what the "
+            f"checkpoint was trained with, and {MAX_SOURCE_TOKENS} in a new training)"
+        },
     )
     max_target_tokens: int = field(
         default=0, metadata={"help": "longer training targets are cut to this many tokens (0: not cut)"}
     )
+    upsample_primary: int = field(
+        default=1, metadata={"help": "how often an epoch reads train where train1, train2 ... are there too"}
+    )
     train_subset: str = II("dataset.train_subset")
     dataset_impl: Optional[str] = II("dataset.dataset_impl")  # noqa: UP045
     required_seq_len_multiple: int = II("dataset.required_seq_len_multiple")
+    post_process: Optional[str] = II("common_eval.post_process")  # noqa: UP045
 
 
 class CompletePairDataset(LanguagePairDataset):
@@ -74,7 +95,22 @@ class CompletePairDataset(LanguagePairDataset):
     """
 
     def batch_by_size(self, indices, max_tokens=None, max_sentences=None, required_batch_size_multiple=1):
-        """As fairseq's, with the remainder as a last, smaller batch."""
+        """As fairseq's, with the remainder as a last, smaller batch.
+
+        Raises:
+            UsageError: an option is below 1, or an example exceeds `--max-tokens`.
+        """
+        options = {"batch-size": max_sentences, "max-tokens": max_tokens}
+        options["required-batch-size-multiple"] = required_batch_size_multiple
+        for option, value in options.items():
+            if value is not None and value < 1:
+                raise UsageError(f"--{option} is {value}; expected 1 or more")
+        longest = self.num_tokens_vec(indices).max(initial=0)
+        if max_tokens is not None and longest > max_tokens:
+            raise UsageError(
+                f"an example has {longest} tokens, but a batch holds {max_tokens} (--max-tokens, or --max-tokens-valid "
+                "in a validation); pass a larger number, or --batch-size instead"
+            )
         batches = super().batch_by_size(indices, max_tokens, max_sentences, required_batch_size_multiple)
         rest = indices[sum(len(batch) for batch in batches) :]
         return [*batches, rest] if len(rest) else batches
@@ -91,8 +127,8 @@ class CompletePairDataset(LanguagePairDataset):
             source, target = (0 if sizes is None else sizes[first] for sizes in (self.src_sizes, self.tgt_sizes))
             raise UsageError(
                 f"{len(ignored)} examples are too long, such as number {first} with {source} source and {target} "
-                f"target tokens, where there is room for {max_sizes} (the model's positions, or --max-tokens); lower "
-                "--max-source-tokens or --max-target-tokens"
+                f"target tokens, where there is room for {max_sizes} (the model's positions, or --max-tokens); "
+                "cut sources with --max-source-tokens N, and targets in training with --max-target-tokens N"
             )
         return indices, ignored
 
@@ -129,35 +165,62 @@ class JoinedPairDataset(CompletePairDataset):
             raise UsageError(
                 f"example {longest} has {self.sizes[longest]} tokens, source and target together, but there is room "
                 f"for {max_sizes} (the model's positions, less virtual tokens, or --max-tokens); "
-                "lower --max-source-tokens or --max-target-tokens"
+                "cut sources with --max-source-tokens N, and targets in training with --max-target-tokens N"
             )
         return indices, []
+
+
+def _dictionary(path: Path) -> Dictionary:
+    """A dictionary of binarised data.
+
+    Raises:
+        UsageError: there is none; says which languages the folder holds instead.
+    """
+    if path.exists():
+        return read_dictionary(path)
+    folder, sides = path.parent, sorted(other.name.split(".")[1] for other in path.parent.glob("dict.*.txt"))
+    if sides:
+        raise UsageError(f"{path}: no such file; {folder} holds {' and '.join(sides)}: pass -s and -t")
+    raise UsageError(f"{path}: no such file; is {folder} a folder that fairseq-preprocess wrote?")
 
 
 class PairTask(FairseqTask):
     """What both tasks have in common: reading source and target."""
 
     cfg: ConditionalGenerationConfig
+    leading_space = False  # whether a text in byte BPE begins as it would within a line
 
     def __init__(self, cfg: ConditionalGenerationConfig, source_dictionary: Dictionary, target_dictionary: Dictionary):
+        for option, least in (("max_source_tokens", 0), ("max_target_tokens", 0), ("upsample_primary", 1)):
+            value = getattr(cfg, option)
+            if value is not None and value < least:
+                kind = "1 or more" if least else "0 (not cut) or more"
+                raise UsageError(f"--{option.replace('_', '-')} is {value}; expected {kind}")
         super().__init__(cfg)
         self._source_dictionary = source_dictionary
         self._target_dictionary = target_dictionary
         self._max_positions: tuple[int, int] | int | None = None
+        self._limit_given = cfg.max_source_tokens is not None
 
     @classmethod
     def setup_task(cls, cfg: ConditionalGenerationConfig, **kwargs):
         """Load the dictionaries of a folder that fairseq-preprocess wrote.
 
         Raises:
-            UsageError: the folder or a dictionary is missing.
+            UsageError: the folder or a dictionary is missing, or the dictionaries differ.
         """
-        dictionaries = []
-        for side in (cfg.source_lang, cfg.target_lang):
-            path = Path(utils.split_paths(cfg.data)[0]) / f"dict.{side}.txt"
-            if not path.exists():
-                raise UsageError(f"{path}: no such file; is {cfg.data} a folder that fairseq-preprocess wrote?")
-            dictionaries.append(Dictionary.load(str(path)))
+        first, *shards = map(Path, utils.split_paths(cfg.data))
+        dictionaries = [_dictionary(first / f"dict.{side}.txt") for side in (cfg.source_lang, cfg.target_lang)]
+        if dictionaries[0] != dictionaries[1]:
+            raise UsageError(
+                f"{first}: source and target have different dictionaries, but the base has one for both; run "
+                "fairseq-preprocess with --joined-dictionary and --srcdict, the dict.txt of the base"
+            )
+        for path in (shard / f"dict.{side}.txt" for shard in shards for side in (cfg.source_lang, cfg.target_lang)):
+            if path.exists() and _dictionary(path) != dictionaries[0]:
+                raise UsageError(
+                    f"{path} differs from the dictionary in {first}; binarise all folders with one dict.txt"
+                )
         return cls(cfg, *dictionaries)
 
     @property
@@ -172,34 +235,115 @@ class PairTask(FairseqTask):
         """The model's."""
         return self._max_positions
 
+    def build_model(self, cfg, from_checkpoint=False):
+        """fairseq's hook. Where the command does not say how long a source may be, a checkpoint does.
+
+        Raises:
+            UsageError: two checkpoints say it differently, or a training has nothing to train.
+        """
+        if not self._limit_given:
+            recorded = getattr(cfg, "max_source_tokens", None) if from_checkpoint else None
+            limit = MAX_SOURCE_TOKENS if recorded is None else recorded
+            if self.cfg.max_source_tokens not in (None, limit):
+                raise UsageError(
+                    f"the checkpoints were trained with --max-source-tokens {self.cfg.max_source_tokens} and {limit}; "
+                    "pass the one to use"
+                )
+            self.cfg.max_source_tokens = limit
+        cfg.max_source_tokens = self.cfg.max_source_tokens  # what a checkpoint of this model records
+        model = super().build_model(cfg, from_checkpoint)
+        if not from_checkpoint and not getattr(model, "declared_parameters", True):
+            raise UsageError(
+                f"--arch {cfg.arch} has nothing to train: with a length, dimension or count of 0 it is the base alone"
+            )
+        return model
+
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs) -> None:
         """Load one split; sources are truncated always, targets in training.
+
+        Args:
+            epoch: which of several folders of training data is read.
+            combine: whether train1, train2 ... belong to train.
 
         Raises:
             UsageError: the split is not there, or source and target differ in number.
         """
-        folder = Path(utils.split_paths(self.cfg.data)[0])
-        stem = folder / f"{split}.{self.cfg.source_lang}-{self.cfg.target_lang}"
-        sides = {}
-        for side, dictionary in (
-            (self.cfg.source_lang, self.source_dictionary),
-            (self.cfg.target_lang, self.target_dictionary),
-        ):
-            sides[side] = data_utils.load_indexed_dataset(f"{stem}.{side}", dictionary, self.cfg.dataset_impl)
-        source, target = sides.values()
-        if source is None:
-            raise UsageError(f"{stem}.{self.cfg.source_lang}.idx: no such file; the data has no split {split!r}")
-        if target is not None and len(source) != len(target):
-            raise UsageError(f"{stem}: {len(source)} sources but {len(target)} targets")
-
         training = split == self.cfg.train_subset
+        folders = utils.split_paths(self.cfg.data)
+        stems = [self._stems(folder, split, combine) for folder in (folders if training else folders[:1])]
+        required = training and combine  # fairseq-train asks for all parts; fairseq-generate may read train, too
+        parts = [self._read(stem, required) for stem in stems[(epoch - 1) % len(stems)]]
+        sources, targets = zip(*parts, strict=True)
+        if any(target is None for target in targets) and any(target is not None for target in targets):
+            raise UsageError(f"{self.cfg.data}: some parts of split {split!r} have targets, others have none")
+        ratios = [self.cfg.upsample_primary if training else 1] + [1] * (len(parts) - 1)
+        if len(parts) == 1 and ratios != [1]:
+            raise UsageError(f"--upsample-primary is {ratios[0]}, but there is no {split}1; leave it out")
+        source, target = (
+            side[0] if len(parts) == 1 or side[0] is None else ConcatDataset(side, ratios)
+            for side in (sources, targets)
+        )
         max_target = self.cfg.max_target_tokens if training else 0
         self.datasets[split] = self._pairs(source, target, max_target, shuffle=training)
-        logger.info("%s %s: %d examples", folder, split, len(source))
+
+    def _stems(self, folder: str, split: str, combine: bool) -> list[str]:
+        """The paths of a split's parts, up to the side's suffix; either language may be named first, as in fairseq."""
+        source, target, impl = self.cfg.source_lang, self.cfg.target_lang, self.cfg.dataset_impl
+        stems = []
+        for number in itertools.count() if combine else [0]:
+            names = [f"{folder}/{split}{number or ''}.{pair}" for pair in (f"{source}-{target}", f"{target}-{source}")]
+            paths = [f"{name}.{source}" for name in names]
+            kinds = [impl or indexed_dataset.infer_dataset_impl(path) for path in paths]
+            found = [indexed_dataset.dataset_exists(path, kind) for path, kind in zip(paths, kinds, strict=True)]
+            if not any(found):
+                break
+            stems.append(names[found.index(True)])
+        if not stems:
+            raise UsageError(
+                f"{folder}/{split}.{source}-{target}.{source}.idx: no such file; the data has no split {split!r}"
+            )
+        return stems
+
+    def _read(self, stem: str, targets_required: bool) -> tuple:
+        """Source and target of one part, the latter None where there is none."""
+        source = self._read_side(f"{stem}.{self.cfg.source_lang}", self.source_dictionary)
+        target = self._read_side(f"{stem}.{self.cfg.target_lang}", self.target_dictionary)
+        if source is None:
+            raise UsageError(f"{stem}.{self.cfg.source_lang} has not the form --dataset-impl {self.cfg.dataset_impl}")
+        if target is None and targets_required:
+            raise UsageError(f"{stem}.{self.cfg.target_lang}.idx: no such file; a training requires targets")
+        if target is not None and len(source) != len(target):
+            raise UsageError(f"{stem}: {len(source)} sources but {len(target)} targets")
+        logger.info("%s: %d examples", stem, len(source))
+        return source, target
+
+    def _read_side(self, path: str, dictionary: Dictionary):
+        try:
+            dataset = data_utils.load_indexed_dataset(path, dictionary, self.cfg.dataset_impl)
+            # A file that is cut off fails at its end. A lazy dataset stays closed: processes would share its position.
+            if dataset and not isinstance(dataset, indexed_dataset.IndexedDataset):
+                dataset[len(dataset) - 1]
+        except Exception as error:  # fairseq raises a dozen kinds
+            raise UsageError(
+                f"{path} cannot be read ({first_line(error)}); is it damaged, or is --dataset-impl wrong?"
+            ) from None
+        return dataset
 
     def _pairs(self, source, target, max_target: int, shuffle: bool) -> CompletePairDataset:
         """The dataset of one split; `target` may be None."""
         raise NotImplementedError
+
+    def build_bpe(self, args):
+        """Return the encoder and decoder of text that `--bpe` names: for fairseq-interactive and fairseq-generate."""
+        return build_bpe(args, self.source_dictionary, self.leading_space, self.cfg.post_process)
+
+    def _bare(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the tokens of a line, which ends with `</s>`, without what the task adds.
+
+        fairseq's hub interface for BART has added `<s>` itself, and passes a batch that is padded already.
+        """
+        symbols = tokens.new_tensor([self.source_dictionary.bos(), self.source_dictionary.pad()])
+        return tokens[~torch.isin(tokens, symbols)][:-1][: self.cfg.max_source_tokens or None]
 
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, **kwargs):
         """A `Searcher`, or fairseq's generator if it is to align; `<s>` is kept out of the printed text."""
@@ -207,6 +351,11 @@ class PairTask(FairseqTask):
         extra = {"symbols_to_strip_from_output": special, **(extra_gen_cls_kwargs or {})}
         if seq_gen_cls is None and not getattr(args, "print_alignment", None):
             seq_gen_cls = Searcher
+        for option, least in (("beam", 1), ("nbest", 1), ("min_len", 0), ("no_repeat_ngram_size", 0)):
+            if (value := getattr(args, option, least)) < least:
+                raise UsageError(f"--{option.replace('_', '-')} is {value}; expected {least} or more")
+        if getattr(args, "temperature", 1) <= 0:
+            raise UsageError(f"--temperature is {args.temperature}; expected more than 0")
         generator = super().build_generator(models, args, seq_gen_cls, extra, **kwargs)
         if getattr(generator, "repeat_ngram_blocker", None) is not None:
             generator.repeat_ngram_blocker = NGramBlock(generator.repeat_ngram_blocker.no_repeat_ngram_size)
@@ -262,8 +411,8 @@ class ConditionalGenerationTask(PairTask):
         """For fairseq-interactive: token tensors that end with `</s>`."""
         if constraints is not None:
             raise UsageError("--constraints is not supported by --task conditional_generation")
-        bos, limit = self.source_dictionary.bos(), self.cfg.max_source_tokens
-        marked = [torch.cat([t.new_tensor([bos]), t[:-1][:limit], t[-1:]]) for t in src_tokens]
+        bos, eos = self.source_dictionary.bos(), self.source_dictionary.eos()
+        marked = [torch.cat([t.new_tensor([bos]), self._bare(t), t.new_tensor([eos])]) for t in src_tokens]
         lengths = [len(tokens) for tokens in marked]
         return CompletePairDataset(
             marked,
@@ -288,16 +437,13 @@ class ConditionalGenerationTask(PairTask):
 class ConditionalLMTask(PairTask):
     """For decoder-only models; see the module's docstring."""
 
+    leading_space = True
+
     def conventions(self) -> dict:
         """What a prefix gets used to, and must find again when it generates."""
         return {"bos": False, "separator": "</s>", "max_source_tokens": self.cfg.max_source_tokens}
 
     def build_model(self, cfg, from_checkpoint=False):
-        if self.source_dictionary != self.target_dictionary:
-            raise UsageError(
-                f"{self.cfg.data}: source and target have dictionaries of their own, but are one text here; "
-                "binarise them with --joined-dictionary"
-            )
         model = super().build_model(cfg, from_checkpoint)
         if not isinstance(model, FairseqLanguageModel):
             raise UsageError(f"--arch {cfg.arch} has an encoder; pass --task conditional_generation")
@@ -311,8 +457,14 @@ class ConditionalLMTask(PairTask):
         return model
 
     def _pairs(self, source, target, max_target, shuffle):
-        sources = TruncateDataset(StripTokenDataset(source, self.source_dictionary.eos()), self.cfg.max_source_tokens)
-        source_sizes = np.minimum(source.sizes - 1, self.cfg.max_source_tokens)
+        if self.cfg.required_seq_len_multiple != 1:
+            raise UsageError(
+                f"--required-seq-len-multiple {self.cfg.required_seq_len_multiple} is not supported by --task "
+                "conditional_lm, which joins source and target after they were padded; leave it out"
+            )
+        sources, source_sizes = StripTokenDataset(source, self.source_dictionary.eos()), source.sizes - 1
+        if limit := self.cfg.max_source_tokens:
+            sources, source_sizes = TruncateDataset(sources, limit), np.minimum(source_sizes, limit)
         target_sizes = target.sizes if target is not None else None
         if target is not None and max_target:
             bare = TruncateDataset(StripTokenDataset(target, self.target_dictionary.eos()), max_target)
@@ -332,7 +484,7 @@ class ConditionalLMTask(PairTask):
         """For fairseq-interactive: token tensors that end with `</s>`."""
         if constraints is not None:
             raise UsageError("--constraints is not supported by --task conditional_lm")
-        bare = [tokens[:-1][: self.cfg.max_source_tokens] for tokens in src_tokens]
+        bare = [self._bare(tokens) for tokens in src_tokens]
         lengths = [len(tokens) for tokens in bare]
         return JoinedPairDataset(bare, lengths, self.source_dictionary, tgt_dict=self.target_dictionary)
 
@@ -341,3 +493,10 @@ class ConditionalLMTask(PairTask):
         room = min(model.max_positions() for model in models) - self.cfg.max_source_tokens
         extra = {"max_len": room, **(extra_gen_cls_kwargs or {})}
         return super().build_generator(models, args, seq_gen_cls, extra, **kwargs)
+
+    def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
+        """Generate; after sources that are not cut, in the positions that the batch's longest one leaves."""
+        if not self.cfg.max_source_tokens:
+            room = min(model.max_positions() for model in models)
+            generator.max_len = room - sample["net_input"]["src_tokens"].size(1)
+        return super().inference_step(generator, models, sample, prefix_tokens, constraints)

@@ -50,13 +50,15 @@ def test_the_run_of_the_page_is_planned(newcomer):
 def test_the_reader_of_the_page_works(tmp_path):
     """Written into readers.py and listed there, it reads tab-separated files and names a bad line."""
     (code,) = re.findall(r"^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
-    scripts = shutil.copytree(SCRIPTS, tmp_path / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+    scripts = tmp_path / "workflow" / "scripts"
+    shutil.copytree(SCRIPTS, scripts, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "fairseq_prefix").symlink_to(REPOSITORY / "fairseq_prefix")
     readers = scripts / "readers.py"
     readers.write_text(f'{readers.read_text()}\n\n{code}\n\nREADERS["tsv"] = read_tsv\n')
 
     def prepare(text):
         (tmp_path / "test.tsv").write_text(text)
-        command = [sys.executable, "scripts/prepare.py", "--reader", "tsv", "--input", "test=test.tsv"]
+        command = [sys.executable, "workflow/scripts/prepare.py", "--reader", "tsv", "--input", "test=test.tsv"]
         return subprocess.run([*command, "--output-dir", "out"], cwd=tmp_path, capture_output=True, text=True)
 
     assert prepare("a\tb\nc\td\n").returncode == 0

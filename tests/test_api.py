@@ -1,6 +1,7 @@
 """Texts from the API and the command: those of the workflow's own path, whoever shares the batch; what is refused."""
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -21,10 +22,11 @@ import hypotheses
 import learn_vocabulary
 import methods
 import numpy
+import prepare
 import pytest
 import tiny
 import torch
-from conftest import REPOSITORY, example
+from conftest import REPOSITORY
 from fairseq import options
 from fairseq.data import Dictionary
 from fairseq_cli import generate as fairseq_generate
@@ -109,8 +111,9 @@ class World:
         """hypotheses.txt as the workflow's scripts make it with one prefix."""
         folder = self.folder / f"workflow.{name}.{len(os.listdir(self.folder))}"
         folder.mkdir()
-        rows = [example(number, text, "the") for number, text in enumerate(texts)]
-        (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        raw = folder / "raw.jsonl"
+        raw.write_text("".join(json.dumps({"source": text, "target": "the"}) + "\n" for text in texts))
+        prepare.prepare("jsonl", {"test": raw}, {"source": "source", "target": "target"}, folder)
         files_of = ["--input", f"{folder}/test.jsonl", "--output-prefix", f"{folder}/test"]
         encode.main([*files_of, "--split", "test", *self.options])
         files_of = ["--input-dir", str(folder), "--dict", f"{self.base}/dict.txt", "--output-dir", f"{folder}/bin"]
@@ -189,7 +192,22 @@ def test_the_longest_output_is_that_of_fairseq_generate(gpt2):
     for name, (longest, given) in PREFIXES["gpt2"].items():
         task = tiny.make_lm_task(gpt2.symbols, max_source_tokens=longest)
         single = task.build_model(tiny.make_args("prefix_gpt2_tiny", base_model=str(gpt2.base), **given))
-        assert gpt2.load(name)._uses[name].room == task.build_generator([single], Namespace(**FLAGS)).max_len
+        assert gpt2.load(name)._uses[name].room(longest) == task.build_generator([single], Namespace(**FLAGS)).max_len
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_zero_leaves_texts_uncut(worlds, kind, tmp_path):
+    """And one that does not fit is refused by its number."""
+    world = worlds(kind)
+    limits = {"uncut": 0, "long": 100, "short": 9}
+    model = api.load(world.base)
+    for name, longest in limits.items():
+        torch.manual_seed(0)
+        model.add(name, world.make_prefix(tmp_path / f"{name}.safetensors", longest, prefix_length=4))
+    found = {name: model.generate(TEXTS, name, **FLAGS) for name in limits}
+    assert found["uncut"] == found["long"] != found["short"]
+    with pytest.raises(UsageError, match=r"text 2 has 60[01] tokens, but there is room for \d+; shorten it"):
+        model.generate(["x", "x" * 600], "uncut")
 
 
 def test_prefixes_come_and_go_over_one_base(bart):
@@ -275,8 +293,9 @@ def test_a_hugging_face_folder_is_loaded_whatever_its_sizes(hugging_face, byte_b
     sizes = (args.decoder_layers, args.decoder_attention_heads, args.decoder_embed_dim, args.max_target_positions)
     assert sizes == ((3, 8, 128, 99) if family == "gpt2" else (3, 3, 96, 99))
     assert len(model.generate(TEXTS, None, beam=2, max_len_b=5)) == len(TEXTS)
-    ours = read_vocabulary(folder, Dictionary.load(str(folder / "dict.txt")), leading_space=family == "gpt2")
-    theirs = bpe.GPT2(*byte_bpe, leading_space=family == "gpt2")
+    symbols = Dictionary.load(str(folder / "dict.txt")).symbols
+    ours = read_vocabulary(folder, symbols, leading_space=family == "gpt2")
+    theirs = bpe.ByteBPE(*byte_bpe, leading_space=family == "gpt2")
     for text in TEXTS:
         assert ours.encode(text) == theirs.encode(text)
         assert ours.decode(ours.encode(text)) == theirs.decode(theirs.encode(text))
@@ -379,7 +398,7 @@ def test_an_incomplete_dictionary_is_blamed_itself(bart, hugging_face, tmp_path)
         api.load(tmp_path / "base").add("short", bart.prefixes["short"])
     assert "over another base" not in str(error.value)
     if family == "gpt2":  # whose rows have names
-        with pytest.raises(UsageError, match="token .*dict.txt"):
+        with pytest.raises(UsageError, match="dict.txt lacks the token"):
             api.load(folder)
 
 
@@ -433,7 +452,7 @@ NAN, INFINITY = float("nan"), float("inf")
         (["the cat"], 5, {}, "tasks is 5; expected a list"),
         (["the cat"], [["short"]], {}, "the task of text 1 is .'short'.; expected a name or None"),
         (["the cat"], "other", {}, "no prefix 'other'; there are: short"),
-        (["the cat", " ", "a box"], "short", {}, "text 2"),
+        (["the cat", " ", "a box"], "short", {}, "text 2 is empty"),
         (["the cat"], "short", {"min_len": 20, "max_len_b": 9}, "min_len is 20, but text 1 may get 9 tokens at most"),
         (["the cat"], "short", {"beam": 0}, "beam is 0; expected a whole number from 1 to"),
         (["the cat"], "short", {"beam": 2.0}, "beam is 2.0; expected a whole number from 1 to"),
@@ -449,7 +468,7 @@ NAN, INFINITY = float("nan"), float("inf")
         (["the cat"], "short", {"lenpen": NAN}, "lenpen is nan; expected a number from -10 to 10"),
         (["the cat"], "short", {"lenpen": 1e5}, "lenpen is 100000.0; expected a number from -10 to 10"),
         (["the cat"], "short", {"no_repeat_ngram_size": -1}, "no_repeat_ngram_size is -1; expected a whole number"),
-        (["\ud800"], "short", {}, "text 1 cannot be encoded in this vocabulary"),
+        (["\ud800"], "short", {}, "text 1 holds half of a surrogate pair"),
     ],
 )
 def test_wrong_arguments_are_refused_in_one_sentence(with_short, texts, tasks, given, message):
@@ -470,7 +489,7 @@ def test_numbers_of_numpy_are_numbers(with_short):
 
 
 def test_a_blank_text_is_refused_whatever_the_vocabulary(gpt2):
-    with pytest.raises(UsageError, match="text 1: nothing is left"):
+    with pytest.raises(UsageError, match="text 1 is empty"):
         gpt2.load("short").generate([" "], "short")
 
 
@@ -498,7 +517,7 @@ def test_a_base_or_vocabulary_that_cannot_be_used_is_refused_in_one_sentence(bar
         (lone, {}, "dict.txt: no such file; the base's dictionary has to lie beside it"),
         (strange, {}, "model_type is 't5'; it has to be bart or gpt2"),
         (tmp_path / "nowhere", {}, "no such file or folder"),
-        (bart.base, {"vocabulary": tmp_path / "spm.model"}, "spm.model is not a sentencepiece model"),
+        (bart.base, {"vocabulary": tmp_path / "spm.model"}, "spm.model: not a sentencepiece model"),
         (bart.base, {"dtype": "fp16"}, "choose 'fp32' or 'bf16', or on a GPU 'fp16'"),
         (bart.base, {"dtype": torch.float32}, "dtype is torch.float32; choose 'fp32'"),
         (bart.base, {"dtype": []}, "dtype is ..; choose 'fp32'"),
@@ -508,7 +527,9 @@ def test_a_base_or_vocabulary_that_cannot_be_used_is_refused_in_one_sentence(bar
         with pytest.raises(UsageError, match=message) as error:
             api.load(base, **given)
         assert "--" not in str(error.value), "an application has no options"
-    with pytest.raises(UsageError, match="text 1: '.*' is not in the base's dict.txt; pass the base's vocabulary"):
+    with pytest.raises(
+        UsageError, match="text 1 has the piece '.*', which is not in the base's dict.txt; use the base's vocabulary"
+    ):
         api.load(bart.base, vocabulary=gpt2.base).generate(["the cat"], None)
 
 
@@ -592,15 +613,15 @@ def test_a_path_of_the_wrong_kind_is_refused_and_nothing_is_made(bart, tmp_path,
 # The command ----------------------------------------------------------------------------------------------------------
 
 
-def run(world, lines, *names, **flags):
-    """What the command writes for lines (bytes) with these prefixes."""
+def run(world, lines, *names, output=None, **flags):
+    """What the command writes for lines (bytes, or a stream of them) with these prefixes."""
     command = ["generate", "--base-model", str(world.base)]
     for name in names:
         command += ["--prefix", f"{name}={world.prefixes[name]}"]
     for flag, value in flags.items():
         command += [f"--{flag.replace('_', '-')}", str(value)]
-    output, stdin = io.StringIO(), sys.stdin
-    sys.stdin = io.TextIOWrapper(io.BytesIO(lines))
+    output, stdin = output or io.StringIO(), sys.stdin
+    sys.stdin = Namespace(buffer=io.BytesIO(lines) if isinstance(lines, bytes) else lines)
     try:
         with contextlib.redirect_stdout(output):
             main(command)
@@ -623,20 +644,82 @@ def test_the_command_reads_plain_lines_where_there_is_one_prefix(bart):
 
 
 @pytest.mark.parametrize(
-    ("names", "line", "message"),
+    ("names", "bad"),
     [
-        (("short", "v1.1"), b"the cat", "line 2 is not of the form TASK<TAB>text"),
-        (("short", "v1.1"), b"", "line 2 is not of the form TASK<TAB>text"),
-        (("short", "v1.1"), b"short\t ", "line 2 has no text; leave it out"),
-        (("short", "v1.1"), b"other\tthe cat", "line 2: there is no prefix 'other'; there are: short, v1.1"),
-        (("short",), b"  ", "line 2 has no text; leave it out"),
-        (("short",), b"other\tthe cat", "line 2: there is no prefix 'other'; there are: short"),
-        (("short",), b"\xff", "line 2 is not UTF-8"),
+        (
+            ("short", "v1.1"),
+            {
+                b"the cat": "is not of the form TASK<TAB>text",
+                b"": "is not of the form TASK<TAB>text",
+                b"short\t ": "has no text; leave it out",
+                b"other\tthe cat": ": there is no prefix 'other'; there are: short, v1.1",
+            },
+        ),
+        (
+            ("short",),
+            {
+                b"  ": "has no text; leave it out",
+                b"other\tthe cat": ": there is no prefix 'other'; there are: short",
+                b"\xff": "is not UTF-8",
+                b"the\0cat": ": text 1 holds a NUL character",
+            },
+        ),
     ],
 )
-def test_a_bad_line_is_one_sentence_that_names_it(bart, names, line, message):
-    with pytest.raises(UsageError, match=message):
-        run(bart, b"short\tthe cat\n" + line + b"\nshort\ta box\n", *names)
+def test_a_bad_line_is_named_and_costs_no_other_line_its_answer(bart, capsys, names, bad):
+    output, good = io.StringIO(), bart.load(*names).generate(["the cat", "a box"], "short")
+    lines = [b"short\tthe cat", *bad, b"short\ta box"]
+    with pytest.raises(UsageError, match="4 of 6 lines could not be answered; their lines of output are empty"):
+        run(bart, b"\n".join(lines), *names, output=output)
+    assert output.getvalue().split("\n") == [good[0], "", "", "", "", good[1], ""]
+    errors = capsys.readouterr().err
+    for number, message in enumerate(bad.values(), 2):
+        assert re.search(f"line {number}:? ?{re.escape(message.removeprefix(': '))}", errors)
+
+
+def test_lines_are_answered_before_more_are_read(bart):
+    """A writer that waits for each answer gets it, and what is answered is not lost if the writer dies."""
+    output, expected = io.StringIO(), bart.load("short").generate(["the cat", "a box", "the"], "short")
+
+    def writer():
+        yield b"the cat\na b"
+        assert output.getvalue().split("\n")[:-1] == expected[:1]
+        yield b"ox\n"
+        assert output.getvalue().split("\n")[:-1] == expected[:2]
+        yield b"the\n"
+        raise OSError("the writer dies")
+
+    blocks = writer()
+    with pytest.raises(OSError, match="the writer dies"):
+        run(bart, Namespace(read1=lambda _: next(blocks)), "short", output=output)
+    assert output.getvalue().split("\n")[:-1] == expected
+
+
+def test_many_lines_of_one_read_are_answered_in_parts_and_in_order(bart, monkeypatch):
+    texts, sizes, generate = TEXTS * 7, [], api.Model.generate
+
+    @functools.wraps(generate)
+    def noting(self, texts, tasks, **options):
+        sizes.append(len(texts))
+        return generate(self, texts, tasks, **options)
+
+    expected = bart.load("short").generate(texts, "short", **FLAGS)
+    monkeypatch.setattr(api.Model, "generate", noting)
+    assert run(bart, "".join(f"{text}\n" for text in texts).encode(), "short", batch_size=2, **FLAGS) == expected
+    assert sizes == [0, 16, 16, 16, 1]
+
+
+def test_wrong_options_are_refused_before_a_line_is_read(bart):
+    with pytest.raises(UsageError, match="beam is 0"):
+        run(bart, Namespace(read1=lambda _: pytest.fail("a line is read")), "short", beam=0)
+
+
+@pytest.mark.slow
+def test_a_reader_that_has_enough_ends_the_command_without_a_traceback(bart, tmp_path):
+    command = f"head -c 40000 /dev/zero | tr '\\0' x | fold -w 40 | {sys.executable} -m fairseq_prefix generate"
+    command += f" --base-model {bart.base} --prefix short={bart.prefixes['short']} --beam 1 --max-len-b 2 | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert len(done.stdout.splitlines()) == 1 and "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
 
 
 def test_a_prefix_without_a_name_is_refused(bart):

@@ -86,6 +86,142 @@ def test_rows_of_padding_before_the_mask_are_passed_over(base, tmp_path):
     assert same_base(plain, tiny.build("prefix_bart_tiny", base_model=padded, prefix_length=2))
 
 
+def hugging_face(base, folder, change=lambda state: None, lines=None, config=None):
+    """A base in the layout that transformers writes, with a changed state dict, dict.txt or config.json."""
+    state = torch.load(base / "model.pt", weights_only=True)["model"]
+    raw = {f"model.{name}": tensor for name, tensor in state.items() if "embed_tokens" not in name}
+    raw.pop("model.decoder.output_projection.weight", None)
+    raw["model.shared.weight"] = state["encoder.embed_tokens.weight"]
+    change(raw)
+    folder.mkdir()
+    save_file(
+        {name: tensor.clone() for name, tensor in raw.items() if "version" not in name}, folder / "model.safetensors"
+    )
+    heads = dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 4)
+    (folder / "config.json").write_text(json.dumps({"model_type": "bart", **heads, **(config or {})}))
+    (folder / "dict.txt").write_text((base / "dict.txt").read_text() if lines is None else lines)
+    return folder
+
+
+def add_rows(state):
+    for name, tensor in state.items():
+        if name.endswith(("shared.weight", "embed_tokens.weight", "output_projection.weight")):
+            state[name] = torch.cat([tensor, torch.full((3, 128), 9.0)])
+
+
+WORDS = "".join(f"w{n} 1\n" for n in range(tiny.WORDS))
+
+
+@pytest.mark.parametrize("mask", [True, False])
+@pytest.mark.parametrize("make", [hugging_face, rewrite])
+def test_rows_that_no_symbol_names_are_refused(base, tmp_path, make, mask):
+    """Such as tokens that were added to a BART after `<mask>`: the last would be taken for `<mask>`."""
+    lines = WORDS + "<mask> 0\n" * mask
+    path = make(base, tmp_path / "added", add_rows, lines)
+    task = tiny.make_task(tiny.dictionary(mask=mask))
+    with pytest.raises(
+        UsageError, match="has 68 embeddings, but .*dict.txt names 64 symbols and <mask>; name the others"
+    ):
+        tiny.build("prefix_bart_tiny", task, base_model=str(path), prefix_length=2)
+
+
+@pytest.mark.parametrize("make", [hugging_face, rewrite])
+def test_one_row_more_than_symbols_named_after_the_mask_is_refused(base, tmp_path, make):
+    lines = WORDS + "<mask> 0\nadded0 0\nadded1 0\n"
+    path = make(base, tmp_path / "added", add_rows, lines)
+    symbols = tiny.dictionary()
+    symbols.add_symbol("added0"), symbols.add_symbol("added1")
+    with pytest.raises(UsageError, match="has 68 embeddings, but .*dict.txt names 67 symbols; name the others"):
+        tiny.build("prefix_bart_tiny", tiny.make_task(symbols), base_model=str(path), prefix_length=2)
+
+
+@pytest.mark.parametrize("make", [hugging_face, rewrite])
+def test_rows_that_are_named_after_the_mask_are_the_base_s(base, tmp_path, make):
+    path = make(base, tmp_path / "added", add_rows, WORDS + "<mask> 0\nadded0 0\nadded1 0\nadded2 0\n")
+    symbols = tiny.dictionary()
+    symbols.add_symbol("added0"), symbols.add_symbol("added1"), symbols.add_symbol("added2")
+    added = tiny.build("prefix_bart_tiny", tiny.make_task(symbols), base_model=str(path), prefix_length=2)
+    plain = tiny.build("prefix_bart_tiny", base_model=str(base), prefix_length=2)
+    rows = added.encoder.embed_tokens.weight
+    assert torch.equal(rows[:-3], plain.encoder.embed_tokens.weight) and rows[-3:].eq(9).all()
+    assert added.base_fingerprint != plain.base_fingerprint
+
+
+def test_a_hugging_face_folder_is_the_same_base_as_the_archive(base, tmp_path):
+    plain, theirs = (
+        tiny.build("prefix_bart_tiny", base_model=str(path), prefix_length=2)
+        for path in (base, hugging_face(base, tmp_path / "bart"))
+    )
+    assert same_base(plain, theirs) and plain.base_fingerprint == theirs.base_fingerprint
+
+
+def untie(name):
+    """A change that adds an embedding of another name, which differs."""
+
+    def change(state):
+        embedding = next(
+            tensor for key, tensor in state.items() if key.endswith(("shared.weight", "embed_tokens.weight"))
+        )
+        state[name] = embedding + 1
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        *((hugging_face, name) for name in ("lm_head.weight", "model.decoder.embed_tokens.weight")),
+        (hugging_face, "model.encoder.embed_tokens.weight"),
+        *((rewrite, name) for name in ("decoder.embed_tokens.weight", "decoder.output_projection.weight")),
+    ],
+)
+def test_embeddings_that_are_not_tied_are_refused(base, tmp_path, make, name):
+    """One of them would be used for all, and the fingerprint would not show it."""
+    path = make(base, tmp_path / "untied", untie(name))
+    with pytest.raises(UsageError, match="only tied embeddings are supported"):
+        tiny.build("prefix_bart_tiny", base_model=str(path), prefix_length=2)
+
+
+@pytest.mark.parametrize(
+    ("config", "vocabulary", "message"),
+    [
+        ({"pad_token_id": 0}, None, "config.json: pad_token_id is 0, but only 1 is supported"),
+        ({"tie_word_embeddings": False}, None, "config.json: tie_word_embeddings is False, but only True"),
+        ({}, {"<s>": 0, "<mask>": 4}, "vocab.json: <mask> is row 4, but by dict.txt row 64"),
+    ],
+)
+def test_a_hugging_face_bart_with_symbols_in_other_rows_is_refused(base, tmp_path, config, vocabulary, message):
+    folder = hugging_face(base, tmp_path / "bart", config=config)
+    if vocabulary:
+        (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    with pytest.raises(UsageError, match=message):
+        tiny.build("prefix_bart_tiny", base_model=str(folder), prefix_length=2)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "pytorch_model.bin.index.json"])
+def test_weights_in_several_files_are_refused_with_what_to_do(base, tmp_path, name):
+    folder = hugging_face(base, tmp_path / "bart")
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    (folder / name).write_text("{}")
+    with pytest.raises(UsageError, match=f"{name}: the weights lie in several files; save them in one"):
+        tiny.build("prefix_bart_tiny", base_model=str(folder), prefix_length=2)
+
+
+def test_a_gpt2_with_rows_that_no_symbol_names_is_refused(tmp_path):
+    symbols = tiny.dictionary(mask=False)
+    base = tiny.save_base(tmp_path / "gpt2", symbols=symbols, arch="full_gpt2_tiny")
+    plain = tiny.build("prefix_gpt2_tiny", base_model=str(base), prefix_length=2)
+    assert plain.decoder.embed_tokens.weight.size(0) == 64
+
+    def add(state):
+        for name in ("decoder.embed_tokens.weight", "decoder.output_projection.weight"):
+            state[name] = torch.cat([state[name], torch.ones(1, 128)])
+        state[files.ABSENT_SYMBOLS] = torch.zeros(65, dtype=torch.bool)
+
+    with pytest.raises(UsageError, match="has 65 embeddings, but .*dict.txt names 64 symbols; name the others"):
+        tiny.build("prefix_gpt2_tiny", base_model=rewrite(base, tmp_path / "added", add), prefix_length=2)
+
+
 def test_old_archives_with_joint_projections_and_heads_load(base, tmp_path):
     def age(state):
         for stem in [name.removesuffix("q_proj.weight") for name in state if name.endswith("self_attn.q_proj.weight")]:
@@ -368,6 +504,25 @@ def test_another_length_of_sources_is_refused(trained, base):
     other = tiny.build("prefix_bart_tiny", task, base_model=str(base), prefix_length=3, prefix_mid_dim=16)
     with pytest.raises(UsageError, match="pass --max-source-tokens 50"):
         other.load_state_dict(trained[0].state_dict())
+
+
+def test_a_training_that_took_the_usual_length_of_sources_records_it(trained, tmp_path):
+    """In its export, and in what that is imported as: fairseq saves the option as it was given, which is not at all."""
+    state = torch.load(trained[1], weights_only=True)
+    state["cfg"]["task"]["max_source_tokens"] = None
+    torch.save(state, tmp_path / "checkpoint.pt")
+    files.write_export(files.read_tuned(str(tmp_path / "checkpoint.pt")), str(tmp_path / "prefix.safetensors"))
+    files.import_export(files.read_tuned(str(tmp_path / "prefix.safetensors")), str(tmp_path / "imported.pt"), "base")
+    cfg = torch.load(tmp_path / "imported.pt", weights_only=True)["cfg"]
+    assert cfg["task"]["max_source_tokens"] == cfg["model"].max_source_tokens == 50
+
+
+@pytest.mark.parametrize("limit", [-1, "50", None])
+def test_metadata_with_a_length_that_is_none_are_damaged(trained, limit):
+    metadata = trained[0].metadata()
+    metadata["conventions"] = {**metadata["conventions"], "max_source_tokens": limit}
+    with pytest.raises(UsageError, match="the checkpoint's metadata is damaged"):
+        files.unpack_metadata({files.METADATA_KEY: files.pack_metadata(metadata)})
 
 
 def test_a_prefix_that_started_from_words_is_loaded_without_them(base):

@@ -24,7 +24,7 @@ def job(inputs, outputs, text="made\n"):
                 file.write(text)
 
     rule = SimpleNamespace(run_func=run)
-    checksums.check_files([rule, SimpleNamespace(run_func=None)])
+    checksums.check_files(SimpleNamespace(rules=[rule, SimpleNamespace(run_func=None)]))
     rule.run_func(inputs, outputs, "params")
 
 

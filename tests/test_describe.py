@@ -44,6 +44,13 @@ def describe(tmp_path, byte_bpe, write_jsonl):
     return run
 
 
+@pytest.mark.parametrize("limit", [-5, "3", 2.5])
+def test_a_limit_that_is_no_length_is_refused(describe, limit):
+    models = {"large": {"max-source-tokens": limit}, "small": {"max-source-tokens": None}}
+    with pytest.raises(UserError, match=r"--models: large: max-source-tokens is .*; expected a whole number, 0 \(no"):
+        describe(RECORD, ROWS, "--models", json.dumps(models))
+
+
 def test_every_figure(describe):
     table, _ = describe()
     assert table["measure"] == ["train", "valid", "test"]

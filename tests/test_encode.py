@@ -5,9 +5,10 @@ import sys
 
 import bpe
 import pytest
-from common import SPECIAL_SYMBOLS, UserError
-from conftest import SCRIPTS, example
+from common import UserError, single_line
+from conftest import REPOSITORY, SCRIPTS, example
 from encode import main
+from imports import imported
 
 TEXTS = [
     "the cat",
@@ -26,31 +27,31 @@ def fairseq_bpe(encoder_json, vocab_bpe):
 
 
 def test_equal_to_fairseq_on_a_made_up_vocabulary(byte_bpe):
-    ours, fairseqs = bpe.GPT2(*byte_bpe), fairseq_bpe(*byte_bpe)
+    ours, fairseqs = bpe.ByteBPE(*byte_bpe), fairseq_bpe(*byte_bpe)
     for text in TEXTS:
-        assert " ".join(ours.encode(text)) == fairseqs.encode(text)
-        assert ours.decode(ours.encode(text)) == fairseqs.decode(fairseqs.encode(text)) == text
+        assert " ".join(ours.encode(text)) == fairseqs.encode(single_line(text))
+        assert ours.decode(ours.encode(text)) == single_line(text)
 
 
 def test_equal_to_fairseq_on_the_real_vocabulary(shared_data):
     paths = shared_data("gpt2_bpe/encoder.json"), shared_data("gpt2_bpe/vocab.bpe")
-    ours, fairseqs = bpe.GPT2(*paths), fairseq_bpe(*paths)
+    ours, fairseqs = bpe.ByteBPE(*paths), fairseq_bpe(*paths)
     lines = shared_data("e2e/devset.csv").read_text(encoding="utf-8").split("\n")[:500]
     for text in TEXTS + [line for line in lines if line]:
-        assert " ".join(ours.encode(text)) == fairseqs.encode(text)
-        assert ours.decode(ours.encode(text)) == text
+        assert " ".join(ours.encode(text)) == fairseqs.encode(single_line(text))
+        assert ours.decode(ours.encode(text)) == single_line(text)
 
 
 def test_a_leading_space_makes_a_text_begin_as_within_a_line(byte_bpe, tmp_path, write_jsonl):
     path = write_jsonl("rows.jsonl", [example(0, "the cat", "a b")])
-    vocabulary = bpe.GPT2(*byte_bpe)
+    fairseqs = fairseq_bpe(*byte_bpe)
     assert encode(byte_bpe, tmp_path, path, "train", "--leading-space") == [
-        [" ".join(vocabulary.encode(" the cat"))],
-        [" ".join(vocabulary.encode(" a b"))],
+        [fairseqs.encode(" the cat")],
+        [fairseqs.encode(" a b")],
     ]
-    spaced = bpe.GPT2(*byte_bpe, leading_space=True)
-    assert spaced.encode("the cat") == vocabulary.encode(" the cat") != vocabulary.encode("the cat")
-    assert spaced.decode(spaced.encode("the cat")) == " the cat"  # one line of hypotheses is stripped
+    spaced = bpe.ByteBPE(*byte_bpe, leading_space=True)
+    assert spaced.encode("the cat") != bpe.ByteBPE(*byte_bpe).encode("the cat")
+    assert spaced.decode(spaced.encode("the cat")) == "the cat"
 
 
 def encode(byte_bpe, tmp_path, path, split, *more):
@@ -62,7 +63,7 @@ def encode(byte_bpe, tmp_path, path, split, *more):
 
 def test_lines_per_split(byte_bpe, tmp_path, write_jsonl):
     path = write_jsonl("rows.jsonl", [example(0, "the cat", "a", "b"), example(1, " the", "c")])
-    vocabulary = bpe.GPT2(*byte_bpe)
+    vocabulary = bpe.ByteBPE(*byte_bpe)
     cat, the, a, b, c = (" ".join(vocabulary.encode(text)) for text in ("the cat", " the", "a", "b", "c"))
     for split in ("train", "valid"):
         assert encode(byte_bpe, tmp_path, path, split) == [[cat, cat, the], [a, b, c]]
@@ -89,7 +90,7 @@ def test_workers_report_a_bad_line_and_leave_nothing(byte_bpe, tmp_path, write_j
 def test_empty_and_malformed_inputs(byte_bpe, tmp_path, write_jsonl):
     with pytest.raises(UserError, match="empty.jsonl: no examples; this task was prepared without a train split"):
         encode(byte_bpe, tmp_path, write_jsonl("empty.jsonl", []), "train")
-    with pytest.raises(UserError, match="rows.jsonl, line 1: nothing is left of the target"):
+    with pytest.raises(UserError, match="rows.jsonl, line 1: the target is empty"):
         encode(byte_bpe, tmp_path, write_jsonl("rows.jsonl", [example(0, "a", "")]), "train")
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -99,10 +100,10 @@ def test_empty_and_malformed_inputs(byte_bpe, tmp_path, write_jsonl):
 
 @pytest.mark.parametrize("kind", ["gpt2", "sentencepiece"])
 def test_special_symbols_in_the_text_stay_text(kind, byte_bpe, spm_model):
-    vocabulary = bpe.GPT2(*byte_bpe) if kind == "gpt2" else bpe.SentencePiece(spm_model)
+    vocabulary = bpe.ByteBPE(*byte_bpe) if kind == "gpt2" else bpe.SentencePiece(spm_model)
     for text in ("a <unk> b", "</s>", "<s> the <mask> cat <pad>"):
         pieces = vocabulary.encode(text)
-        assert not set(pieces) & set(SPECIAL_SYMBOLS)
+        assert not set(pieces) & {"<s>", "<pad>", "</s>", "<unk>", "<mask>"}
         assert vocabulary.decode(pieces) == text
 
 
@@ -128,18 +129,23 @@ def test_vocabulary_that_makes_a_special_symbol_of_text_is_refused(tmp_path):
             minloglevel=2,
         )
     with pytest.raises(UserError, match="bad.model: text can become the piece '<mask>'"):
-        bpe.SentencePiece(tmp_path / "bad.model")
+        bpe.sentencepiece(tmp_path / "bad.model")
 
 
 def test_bad_vocabularies_are_one_sentence(tmp_path, byte_bpe, write_jsonl):
     (tmp_path / "bad").write_bytes(b"\x00\x01not a vocabulary")
-    with pytest.raises(UserError, match="bad: not a sentencepiece model"):
-        bpe.SentencePiece(tmp_path / "bad")
-    with pytest.raises(UserError, match="not a GPT-2 byte BPE"):
-        bpe.GPT2(tmp_path / "bad", byte_bpe[1])
     (tmp_path / "merges").write_text("#version: 0.2\na b\n")
-    with pytest.raises(UserError, match="no token 'ab'; encoder.json does not fit"):
-        bpe.GPT2(byte_bpe[0], tmp_path / "merges").encode("ab")
+    path = write_jsonl("rows.jsonl", [example(0, "ab", "b")])
+    for files, message in (
+        (["--spm", tmp_path / "bad"], "bad: not a sentencepiece model"),
+        (["--encoder-json", tmp_path / "bad", "--vocab-bpe", byte_bpe[1]], "not a GPT-2 byte BPE"),
+        (
+            ["--encoder-json", byte_bpe[0], "--vocab-bpe", tmp_path / "merges"],
+            "rows.jsonl, line 1: the source needs the token 'ab', which the byte BPE lacks; its two files do not fit",
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            main([*map(str, files), "--input", str(path), "--output-prefix", str(tmp_path / "x"), "--split", "train"])
     path = write_jsonl("rows.jsonl", [example(0, "a", "b")])
     with pytest.raises(UserError, match="name one vocabulary"):
         main(["--input", str(path), "--output-prefix", str(tmp_path / "train"), "--split", "train"])
@@ -150,5 +156,10 @@ def test_bad_vocabularies_are_one_sentence(tmp_path, byte_bpe, write_jsonl):
 )
 def test_scripts_around_training_do_not_import_torch(script, byte_bpe):
     code = f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); import {script}, bpe; "
-    code += f"bpe.GPT2({str(byte_bpe[0])!r}, {str(byte_bpe[1])!r}).encode('a'); sys.exit('torch' in sys.modules)"
+    code += f"bpe.ByteBPE({str(byte_bpe[0])!r}, {str(byte_bpe[1])!r}).encode('a'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("script", ["prepare", "describe", "encode", "encode_documents", "noise", "hypotheses"])
+def test_the_cleaner_and_encoder_is_an_input_of_every_stage_that_uses_it(script):
+    assert REPOSITORY / "fairseq_prefix" / "vocabulary.py" in imported(REPOSITORY, f"{script}.py")

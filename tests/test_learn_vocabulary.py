@@ -105,7 +105,7 @@ def test_an_impossible_size_is_one_sentence_and_writes_nothing(documents, tmp_pa
         ("[]", "line 2: expected a JSON object"),
         ('{"segments": []}', 'line 2: a document needs "segments"'),
         ('{"segments": ["x", " "]}', "line 2: segment 1 is empty"),
-        ('{"segments": ["x", 3]}', "line 2: segment 1 is empty or not a text"),
+        ('{"segments": ["x", 3]}', "line 2: segment 1 is not a text"),
         ('{"segments": ["\\ud800"]}', "line 2: segment 0 holds half of a surrogate"),
         ('{"segments": ["x"], "focus": [1]}', 'line 2: "focus" must be'),
         ("", "line 2: not JSON"),

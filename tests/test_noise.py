@@ -142,7 +142,7 @@ def test_the_focus_follows_its_segment_into_its_part():
         (["--span-mean", "nan"], "--span-mean"),
         (["--max-tokens", "1"], "--max-tokens 1"),
         (["--workers", "0"], "--workers 0"),
-        (["--spm", "missing.model"], "missing.model: not a readable sentencepiece model"),
+        (["--spm", "missing.model"], "missing.model: not a sentencepiece model"),
     ],
 )
 def test_bad_options_are_one_sentence_and_write_nothing(material, tmp_path, options, message):
@@ -162,5 +162,5 @@ def test_a_bad_line_is_named_and_nothing_is_written(material, tmp_path, workers)
 
 def test_a_model_without_a_mask_or_that_is_no_model_is_refused(material, tmp_path):
     (tmp_path / "spm.model").write_bytes(b"not a model")
-    with pytest.raises(UserError, match="not a readable sentencepiece model"):
+    with pytest.raises(UserError, match="not a sentencepiece model"):
         make((material[0], tmp_path / "spm.model"), tmp_path / "out")

@@ -18,7 +18,7 @@ def timers(monkeypatch):
 
 def test_one_timer_is_set_at_a_time_and_the_next_when_it_went_off(timers, monkeypatch):
     monkeypatch.setattr(JobScheduler, "_schedule_reevalutation", JobScheduler._schedule_reevalutation)
-    scheduler.look_once_at_a_time()
+    scheduler.look_once_at_a_time(None)
     snakemake = JobScheduler.__new__(JobScheduler)
     snakemake._open_jobs = threading.Semaphore(0)
     for _ in range(5):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -72,7 +73,7 @@ def test_done_running_and_to_do(alive, capsys):
     assert running[1].strip().startswith("150 of 300 updates (50 %), loss 2.31, 5.0 updates/s, about 0:30 left; 0:0")
     assert running[1].endswith(f"on {socket.gethostname()}; job 77 of the cluster")
     assert text.splitlines()[-1].startswith(
-        "[######..................] 1 of 4 jobs done, 1 running, 0:00 elapsed, at least"
+        "[######..................] 1 of 4 jobs done, 1 running, 0:00 elapsed, time left unknown"
     )
 
 
@@ -233,10 +234,11 @@ def test_a_running_training_tells_the_time_of_those_that_wait_and_what_is_unknow
     run.apply({"event": "start", "id": 1, "time": begin})
     with State("logs/1.log") as state:
         state.update(n=100, initial=0, total=300, elapsed=100.0)
-        assert run.seconds_left(begin + 100) == (pytest.approx(200 + 300, abs=2), False)
-        assert "at least 8:2" in summary(run) or "at least 8:19" in summary(run)
+        assert run.seconds_left(begin + 100) == (pytest.approx(200 + 300, abs=2), "unknown")
+        assert summary(run).endswith(", time left unknown")
         run.durations.add_history("score", {}, 7)
-        assert run.seconds_left(begin + 100) == (pytest.approx(200 + 300 + 7, abs=2), True)
+        assert run.seconds_left(begin + 100) == (pytest.approx(200 + 300 + 7, abs=2), "about")
+        assert re.search("about 8:2.|about 8:19", summary(run))
     run.apply({"event": "failed", "id": 2, "time": begin + 50})
     assert run.seconds_left(begin + 100)[0] == pytest.approx(200, abs=2)  # what needs the failed one will not run
 
@@ -246,11 +248,32 @@ def test_of_a_job_that_takes_longer_than_expected_the_rest_is_unknown(alive):
     run = Run.planned(plan(job(1, "train"), job(2, "score", [1]), history=history))
     begin = round(time.time())
     run.apply({"event": "start", "id": 1, "time": begin})
-    assert run.seconds_left(begin + 50) == (17, True)
-    assert run.seconds_left(begin + 61) == (7, False)
+    assert run.seconds_left(begin + 50) == (17, "about")
+    assert run.seconds_left(begin + 61) == (7, "at least")
     with State("logs/1.log") as state:
         state.update(n=300, initial=0, total=300, elapsed=100.0)  # it validates, and nobody knows how long
-        assert run.seconds_left(begin + 61) == (7, False)
+        assert run.seconds_left(begin + 61) == (7, "at least")
+
+
+def test_light_jobs_do_not_make_the_time_left_unknown(alive):
+    """Of a first run the tables and plots come last, and nothing is known of them until then."""
+    history = [["train", {}, 60]]
+    run = Run.planned(plan(job(1, "train"), job(2, "table", [1], light=True), history=history))
+    begin = round(time.time())
+    run.apply({"event": "start", "id": 1, "time": begin})
+    assert run.seconds_left(begin + 20) == (45, "about")
+    run.jobs[2].light = False
+    assert run.seconds_left(begin + 20) == (40, "unknown")
+
+
+def test_a_run_in_which_nothing_can_begin_says_so_in_place_of_the_time_left():
+    run = Run.planned(plan(job(1, "train"), job(2, "score", [1]), history=[["train", {}, 60], ["score", {}, 7]]))
+    run.last = time.time() - 90
+    assert summary(run).endswith("no job has run for 1:30; do --cores and --resources allow one?")
+    run.apply({"event": "start", "id": 1, "time": run.last})
+    assert "no job has run" not in summary(run)  # it may take hours
+    run.apply({"event": "failed", "id": 1, "time": run.last})
+    assert "no job has run" not in summary(run)  # the other one needs it
 
 
 def test_durations_of_resumed_jobs_and_of_touched_files_are_not_learnt(alive):

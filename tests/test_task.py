@@ -101,6 +101,76 @@ def test_sources_that_cannot_fit_the_model_are_refused_at_once(tmp_path):
         tiny.make_task(max_source_tokens=255).build_model(args)
 
 
+# Lengths --------------------------------------------------------------------------------------------------------------
+
+BOTH = [ConditionalGenerationTask, ConditionalLMTask]
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_zero_leaves_sources_and_targets_uncut_wherever_they_come_from(kind, tmp_path):
+    task = task_of(kind, tmp_path, PAIRS, max_source_tokens=0, max_target_tokens=0)
+    task.load_dataset("train")
+    typed = task.build_dataset_for_inference([torch.tensor([*source, 2]) for source, _ in PAIRS], [1] * len(PAIRS))
+    dataset = task.dataset("train")
+    for number, (source, target) in enumerate(PAIRS):
+        assert dataset[number]["source"].tolist() == typed[number]["source"].tolist()
+        assert [token for token in typed[number]["source"].tolist() if token > 2] == [*source]
+        assert [token for token in dataset[number]["target"].tolist() if token > 2] == [*target]
+        assert dataset.src_sizes[number] == typed.src_sizes[number] == len(typed[number]["source"])
+
+
+@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("option", ["max_source_tokens", "max_target_tokens"])
+def test_negative_lengths_are_refused(kind, option, tmp_path):
+    with pytest.raises(UsageError, match=rf"--{option.replace('_', '-')} is -1; expected 0 \(not cut\) or more"):
+        task_of(kind, tmp_path, PAIRS, **{option: -1})
+
+
+@pytest.mark.parametrize(("arch", "kind"), [("full_bart_tiny", tiny.make_task), ("full_gpt2_tiny", tiny.make_lm_task)])
+def test_a_source_that_is_not_cut_and_does_not_fit_is_refused_by_name(arch, kind):
+    task = kind(max_source_tokens=0)
+    task.build_model(tiny.make_args(arch, **{"encoder_layers": 1} if "bart" in arch else {}, decoder_layers=1))
+    dataset = task.build_dataset_for_inference([torch.tensor([*range(4, 14), 2]), torch.full((601,), 7)], [11, 601])
+    with pytest.raises(
+        UsageError, match="(such as number|example) 1 (with|has) 60[0-9] .* cut sources with --max-source"
+    ):
+        task.get_batch_iterator(
+            dataset, max_sentences=2, max_positions=task.max_positions(), ignore_invalid_inputs=True
+        )
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "least"),
+    [("beam", 0, "1 or"), ("nbest", -2, "1 or"), ("min_len", -1, "0 or"), ("no_repeat_ngram_size", -1, "0 or")]
+    + [("temperature", 0.0, "more than 0")],
+)
+def test_numbers_of_a_search_that_make_no_sense_are_refused(option, value, least):
+    task = tiny.make_task()
+    model = task.build_model(tiny.make_args("full_bart_tiny", encoder_layers=1, decoder_layers=1))
+    with pytest.raises(UsageError, match=rf"--{option.replace('_', '-')} is {value}; expected {least}"):
+        task.build_generator([model], Namespace(**{option: value}))
+
+
+def built(given, *recorded):
+    """The limit of a task for which `given` was said, with models whose checkpoints recorded this; None: a new one."""
+    task = tiny.make_task(max_source_tokens=given)
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "max_source_positions": 600}
+    args = [tiny.make_args("full_bart_tiny", max_source_tokens=limit, **sizes) for limit in recorded]
+    for one, number in zip(args, recorded, strict=True):
+        task.build_model(one, from_checkpoint=number is not None)
+        assert one.max_source_tokens == task.cfg.max_source_tokens, "what the next checkpoint records"
+    return task.cfg.max_source_tokens
+
+
+def test_a_search_takes_the_length_of_sources_from_the_checkpoint():
+    assert built(None, 50) == built(None, 50, 50) == 50
+    assert built(None, 0) == 0
+    assert built(None, None) == 512, "a new training"
+    assert built(40, 50) == 40, "given: whatever was trained over a base is verified when it is loaded"
+    with pytest.raises(UsageError, match="trained with --max-source-tokens 50 and 60; pass the one to use"):
+        built(None, 50, 60)
+
+
 # The language model's ------------------------------------------------------------------------------------------------
 
 
@@ -171,12 +241,6 @@ def test_sources_that_leave_no_room_in_a_language_model_are_refused_at_once(tmp_
     tiny.make_lm_task(max_source_tokens=500).build_model(args)
 
 
-def test_source_and_target_need_one_dictionary():
-    task = ConditionalLMTask(ConditionalGenerationConfig(data="bin"), tiny.dictionary(words=5), tiny.dictionary())
-    with pytest.raises(UsageError, match="bin: source and target have dictionaries of their own"):
-        task.build_model(tiny.make_args("full_gpt2_tiny"))
-
-
 def test_generation_stops_where_the_positions_end(tmp_path):
     """Whatever --max-len-b says: also after the longest source that is allowed."""
     symbols = tiny.dictionary(mask=False)
@@ -190,3 +254,16 @@ def test_generation_stops_where_the_positions_end(tmp_path):
     sample = {"net_input": {"src_tokens": source, "src_lengths": torch.tensor([12])}}
     for hypothesis in task.inference_step(generator, [model], sample)[0]:
         assert len(hypothesis["tokens"]) == 32 - 4 - 12  # the last one is put out and not read
+
+
+def test_sources_that_are_not_cut_leave_the_other_positions_to_what_is_generated():
+    symbols = tiny.dictionary(mask=False)
+    task = tiny.make_lm_task(symbols, max_source_tokens=0)
+    torch.manual_seed(0)
+    model = task.build_model(tiny.make_args("full_gpt2_tiny", decoder_layers=1, max_target_positions=32)).eval()
+    generator = task.build_generator([model], Namespace(beam=2, max_len_b=200, min_len=3))
+    for length in (12, 27, 4):
+        sample = {"net_input": {"src_tokens": torch.full((1, length), 7), "src_lengths": torch.tensor([length])}}
+        model.decoder.output_projection.weight.data[symbols.eos()] = -9.0
+        (found,) = task.inference_step(generator, [model], sample)
+        assert len(found[0]["tokens"]) == 32 - length

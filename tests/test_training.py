@@ -154,7 +154,8 @@ def test_generation_from_checkpoint_and_from_export_is_the_same_and_complete(wor
 
 
 def test_interactive_reads_lines(world, undisturbed):
-    found = interactive(world, undisturbed[0] / "checkpoint_best.pt", *TASK)
+    """With the length of sources that the checkpoint was trained with, which the command does not repeat."""
+    found = interactive(world, undisturbed[0] / "checkpoint_best.pt", "--task", "conditional_generation")
     together = dict(generate(world, undisturbed[0] / "checkpoint_best.pt"))
     assert found == [(number, together[number]) for number in "012"]
 
@@ -229,6 +230,12 @@ def test_the_base_stays_bit_identical_under_weight_decay(world, bf16):
     [
         (["--base-model", "/nowhere"], "--base-model /nowhere: no such file or folder"),
         (["--prefix-length", 7], "has the geometry"),
+        (["--prefix-length", 0], "--arch prefix_bart_tiny has nothing to train: with a length"),
+        (["--prefix-dropout", 1], "--prefix-dropout is 1.0; expected 0 or more, and less than 1"),
+        (["--label-smoothing", -1], "--label-smoothing is -1.0; expected 0 or more, and less than 1"),
+        (["--max-source-tokens", 0], "was trained with --max-source-tokens 50, not 0; pass --max-source-tokens 50"),
+        (["--fp16", "--cpu"], "--fp16 requires a CUDA GPU, but --cpu is given; leave --fp16 out"),
+        (["--ddp-backend", "fully_sharded"], "--ddp-backend fully_sharded is not supported by this plugin"),
         (["--arch", "prefix_bart_base"], "choose the architecture of this base"),
     ],
 )

@@ -13,6 +13,7 @@ import pytest
 import test_training
 import torch
 from conftest import SCRIPTS
+from test_signal_handlers import ignored_in
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 TRAINING = "--criterion prefix_cross_entropy --optimizer adam --lr 0.01 --dropout 0.1 --max-update 6 --batch-size 8"
@@ -83,6 +84,21 @@ def test_a_fork_is_really_used_and_others_are_not_in_its_way(tmp_path):
     code = "import sys, warm; p = warm.start('fairseq_prefix.__main__', ['inspect', 'x'], sys.stderr); print(type(p))"
     result = run(f"cd {SCRIPTS} && {shlex.join([sys.executable, '-c', code])} > {pids}", warm=True)
     assert "warm.Fork" in pids.read_text()
+
+
+def test_a_fork_ignores_the_signals_that_who_asked_for_it_ignores(tmp_path):
+    """Not those of the warm process, which was started before `trap`."""
+    (tmp_path / "shown").mkdir()
+    (tmp_path / "shown" / "__init__.py").write_text("print(open('/proc/self/status').read(), flush=True)")
+    code = (
+        "import sys, warm; p = warm.start('fairseq_cli.train', ['.', '--user-dir', 'shown'], sys.stderr)\n"
+        "print(type(p).__name__, p.stdout.read())"
+    )
+    shell = f"cd {tmp_path} && trap '' HUP && PYTHONPATH={SCRIPTS} {shlex.join([sys.executable, '-c', code])}"
+    output = run(shell, warm=True).stdout
+    assert "Fork " in output
+    assert signal.SIGHUP in (ignored := ignored_in(output))
+    assert ignored.isdisjoint({signal.SIGTERM, signal.SIGINT, signal.SIGUSR1})
 
 
 def test_who_finds_nobody_there_starts_a_process(tmp_path):

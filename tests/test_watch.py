@@ -196,7 +196,8 @@ def test_in_a_log_file_each_job_has_a_line_as_it_begins_and_one_as_it_ends(folde
     lines = [re.sub(r"^[\d:]+ ", "TIME ", line) for line in result.stderr.splitlines() if re.match(r"[\d:]+  ", line)]
     assert [" ".join(line.split()) for line in lines] == [
         "TIME start Making a",
-        *["TIME 1/2 done 0:02 Making a", "TIME start Making b", "TIME 2/2 done 0:00 Making b"],
+        *["TIME 1/3 done 0:02 Making a", "TIME start Making b", "TIME 2/3 done 0:00 Making b"],
+        "TIME 3/3 done 0:00 rule all",  # the number of jobs is the one of Snakemake's table
     ]
     assert not re.search(r"[\x1b\r]", result.stderr)
     assert "Finished jobid" not in result.stderr and "common noise" in result.stderr
@@ -211,14 +212,14 @@ def test_in_a_log_file_each_job_has_a_line_as_it_begins_and_one_as_it_ends(folde
 def test_in_a_terminal_bars_are_drawn_and_leave_nothing_behind(folder):
     written, screen, status = in_a_terminal(folder)
     assert status == 0
-    assert "] 0 of 2 jobs done, 1 running, 0:01 elapsed, time left unknown" in written
+    assert "] 0 of 3 jobs done, 1 running, 0:01 elapsed, time left unknown" in written
     assert re.search(r"^  Making a: half of it x+\r$", written, re.MULTILINE)
     assert max(len(line) for line in re.findall(r"^  Making a: .*", written, re.MULTILINE)) <= 100  # of a terminal
     assert "jobs done" not in screen and "half of it" not in screen
     assert len(re.findall(r"start +Making [ab]", screen)) == len(re.findall(r"done +\d:\d\d +Making [ab]", screen)) == 2
     assert "notice: worth seeing" in screen and "common noise" not in screen
     assert (
-        "0 of 2 jobs done, 1 running, 0:01 elapsed, about 0:0" in in_a_terminal(folder, "--forceall")[0]
+        "0 of 3 jobs done, 1 running, 0:01 elapsed, about 0:0" in in_a_terminal(folder, "--forceall")[0]
     )  # from the journal
 
 

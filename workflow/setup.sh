@@ -3,6 +3,7 @@
 # test tools, plugins for batch systems, what METEOR and CIDEr need, and what the benchmark compares with.
 # Every file that pip fetches is checked against the hashes in the lock files (workflow/lock.py writes them).
 # Does nothing when the lock files have not changed since it last finished. PYTHON chooses the interpreter.
+# The sets can be added in any order, and again; of two set-ups at once the second waits for the first.
 set -eu
 cd "$(dirname "$0")/.."
 venv=.venv
@@ -31,6 +32,26 @@ find_python() {
         done
     done
     fail "No Python 3.11 or newer was found; install one, or name it: make ${target:-setup} PYTHON=/path/to/python3.11."
+}
+
+# Wait for another set-up in this folder. The lock belongs to file descriptor 9, so it ends with this script and the
+# programs that it has started, also after kill -9; no stale lock can stay behind.
+wait_for_others() {
+    python=$venv/bin/python
+    "$python" -c '' 2>/dev/null || python=$(find_python)
+    exec 9>>.venv.lock
+    "$python" - <<'END'
+import fcntl, sys
+try:
+    fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    print("Another set-up runs in this folder; waiting until it ends", flush=True)
+    fcntl.flock(9, fcntl.LOCK_EX)
+except KeyboardInterrupt:
+    sys.exit(130)
+except OSError as error:
+    print(f"notice: .venv.lock: {error.strerror}; start no other set-up in this folder meanwhile", file=sys.stderr)
+END
 }
 
 # fairseq is compiled here, so its prerequisites are checked before gigabytes are fetched.
@@ -105,9 +126,9 @@ install_run() {
     rm -f "$venv/entries.lock"
     echo "Installing the project itself (3/3)"
     pip_install --no-index --editable . || fail "The project itself could not be installed (pip's message is above)."
-    "$venv/bin/python" -m pip check >&2 || fail "The lock files are not complete (what is missing stands above)."
 }
 
+# The added sets are small and are installed anew, lest half a package stays behind of a set-up that was killed.
 install_test() {
     echo "Installing the test tools"
     install_locked requirements-test.lock --force-reinstall
@@ -115,12 +136,12 @@ install_test() {
 
 install_cluster() {
     echo "Installing Snakemake's plugins for batch systems (15 MB)"
-    install_locked requirements-cluster.lock
+    install_locked requirements-cluster.lock --force-reinstall
 }
 
 install_scores() {
     echo "Installing METEOR, CIDEr and the Treebank tokeniser (100 MB)"
-    install_locked requirements-scores.lock
+    install_locked requirements-scores.lock --force-reinstall
     command -v java >/dev/null 2>&1 || echo "They also need Java, and there is no java on the PATH yet."
 }
 
@@ -138,16 +159,18 @@ ensure() {
     stamp=$venv/$step-$( (pwd && cat "$@") | cksum | tr ' ' '-')
     [ -f "$stamp" ] && return
     "install_$step"
+    "$venv/bin/python" workflow/environment.py || fail "The environment is not complete (what is missing is above)."
     rm -f "$venv/$step"-*
     : >"$stamp"
 }
 
 kind=${1:-run}
 target=$([ "$kind" = run ] && echo setup || echo "setup-$kind")
+wait_for_others
 if [ -f "$unfinished" ] || ! "$venv/bin/python" -c 'import pip' 2>/dev/null; then
     create_venv
 fi
-ensure run requirements.lock requirements-cuda.lock setup.py
+ensure run requirements.lock requirements-cuda.lock setup.py workflow/environment.py
 rm -f "$unfinished"
 if [ "$kind" != run ]; then
     ensure "$kind" requirements.lock "requirements-$kind.lock"

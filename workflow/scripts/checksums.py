@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from common import sha256_file
@@ -21,20 +22,28 @@ from snakemake.exceptions import WorkflowError
 NOTES = ".sha256"
 
 
-def check_files(rules: Iterable) -> None:
-    """Have the jobs of these rules of Snakemake's verify their inputs, and note their outputs."""
+def check_files(workflow) -> None:
+    """Have the jobs of the workflow's rules verify their inputs, and note their outputs.
+
+    Raises:
+        LookupError: the functions of the rules are not called with the inputs and the outputs first.
+    """
+    rules = [rule for rule in workflow.rules if rule.run_func is not None]
     for rule in rules:
-        if rule.run_func is not None:
-            rule.run_func = _checked(rule.run_func)
+        first_two = list(inspect.signature(rule.run_func).parameters)[:2]
+        if first_two != ["input", "output"]:
+            raise LookupError(f"rules are called with {', '.join(first_two)}")
+    for rule in rules:
+        rule.run_func = _checked(rule.run_func)
 
 
 def _checked(run: Callable) -> Callable:
-    def checked(input, output, *others):
+    def checked(input, output, *others, **named):
         for file in input:
             verify(file)
         for note in filter(None, map(_note, output)):
             note.unlink(missing_ok=True)
-        run(input, output, *others)
+        run(input, output, *others, **named)
         for file in output:
             with contextlib.suppress(OSError):  # a full disk: the file is good, and better kept without a note
                 write_note(file)

@@ -10,6 +10,7 @@ import errno
 import functools
 import gzip
 import hashlib
+import importlib.util
 import io
 import itertools
 import json
@@ -25,21 +26,40 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from types import ModuleType
+from typing import TYPE_CHECKING, BinaryIO
 
+from signal_handlers import handle
 from state import PROGRESS_LINE, State, describe
 from tqdm import tqdm
 
 PROGRESS = "PREFIX_PROGRESS"  # the environment variable that is `lines` for the jobs of the workflow
 SPLITS = ("train", "valid", "test")
+EVALUATED = ("test", "valid")  # the splits that hypotheses are generated for
 # The official evaluations of WebNLG 2017 and of DART score against the first three texts of an entry.
 OFFICIAL_REFERENCES = 3
-SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 LONGEST_LINE = 64 << 20  # bytes; a few kB of a compressed file may be any number of them
 # What a truncated or damaged compressed file raises while it is read, whatever its format.
 DAMAGED = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, tarfile.TarError)
 # Of the disk, not of the program: full, over quota, read-only, no permission, broken.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+
+def _of_the_plugin(name: str) -> ModuleType:
+    """Load a module that needs nothing else of the plugin: `import fairseq_prefix` would import torch, for seconds."""
+    path = Path(__file__).resolve().parents[2] / "fairseq_prefix" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"plugin_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# How every text is cleaned, encoded and decoded. imports.py reads the statement that is never run.
+if TYPE_CHECKING:
+    from fairseq_prefix import vocabulary
+else:
+    vocabulary = _of_the_plugin("vocabulary")
+single_line = vocabulary.single_line
 
 
 def printable(text: str) -> str:
@@ -59,7 +79,7 @@ def run_main(main: Callable[[list[str]], None]) -> None:
 
     SIGTERM ends it as Ctrl-C does, so that files half written are removed.
     """
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    handle([signal.SIGTERM], lambda number, _: sys.exit(128 + number))
     try:
         main(sys.argv[1:])
     except UserError as error:
@@ -133,15 +153,6 @@ def write_jsonl(path: str | os.PathLike, rows: Iterable[dict]) -> int:
     return count
 
 
-def single_line(text: str) -> str:
-    """The text on one line: each run of line breaks and tabs becomes one space, the ends are stripped.
-
-    Line breaks are what `str.splitlines` takes for one, which is more than any tool that reads the text later does; the
-    tab separates columns in the output of fairseq.
-    """
-    return " ".join(filter(None, text.replace("\t", "\n").splitlines())).strip()
-
-
 @contextlib.contextmanager
 def _open(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """A file to read, decompressed where its name ends in .gz."""
@@ -183,6 +194,11 @@ def read_jsonl(path: str | os.PathLike) -> Iterator[tuple[int, dict]]:
     """(line number, object) of a JSON-lines file; an empty or malformed line is a `UserError`."""
     for number, line in read_lines(path):
         yield number, json_row(path, number, line)
+
+
+def encoded_lines(path: str | os.PathLike, split: str) -> list[int]:
+    """How many lines encode.py writes for each example of a split: one in the test set, elsewhere one per reference."""
+    return [1 if split == "test" else len(row.get("references", [])) for _, row in read_jsonl(path)]
 
 
 def json_row(path: str | os.PathLike, number: int, line: str) -> dict:

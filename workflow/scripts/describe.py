@@ -41,7 +41,7 @@ VOCABULARY_OPTIONS = ("encoder-json", "vocab-bpe", "leading-space", "spm")
 
 Row = tuple[str, dict[str, object]]  # a measure and its value for each split that has one
 
-_vocabularies: dict[str, bpe.GPT2 | bpe.SentencePiece]
+_vocabularies: dict[str, bpe.Vocabulary]
 
 
 @dataclass
@@ -94,8 +94,16 @@ def vocabularies_of(models: dict[str, dict]) -> tuple[dict[str, dict], dict[str,
     for name, names in zip(vocabularies, shared.values(), strict=True):
         for model in names:
             limits[model] = {"vocabulary": name}
-            limits[model] |= {side: models[model].get(f"max-{side}-tokens", 0) for side in SIDES}
+            limits[model] |= {side: limit_of(model, models[model], f"max-{side}-tokens") for side in SIDES}
     return vocabularies, limits
+
+
+def limit_of(model: str, values: dict, option: str) -> int:
+    """Return how long a text may be, in tokens; 0 where it may be of any length."""
+    limit = values.get(option) or 0
+    if type(limit) is not int or limit < 0:
+        raise UserError(f"--models: {model}: {option} is {limit!r}; expected a whole number, 0 (no limit) or more")
+    return limit
 
 
 def load_vocabularies(files: dict[str, dict]) -> None:
@@ -128,9 +136,10 @@ def measure(lines: list[tuple[Path, int, str]]) -> Measured:
         except KeyError as error:
             raise UserError(f"{path}, line {number}: no field {error}; is this a prepared file?") from None
         measured.examples += 1
-        add_lengths(measured, "source", source)
+        where = f"{path}, line {number}"
+        add_lengths(measured, "source", source, where)
         for reference in references:
-            add_lengths(measured, "target", reference)
+            add_lengths(measured, "target", reference, where)
             measured.pairs.add(digest(f"{source}\n{reference}"))
         measured.references[digest(source)] += len(references)
         measured.groups[row.get("group")] += 1
@@ -138,10 +147,10 @@ def measure(lines: list[tuple[Path, int, str]]) -> Measured:
     return measured
 
 
-def add_lengths(measured: Measured, side: str, text: str) -> None:
+def add_lengths(measured: Measured, side: str, text: str, where: str) -> None:
     measured.lengths[side, WORDS].append(len(text.split()))
     for name, vocabulary in _vocabularies.items():
-        measured.lengths[side, name].append(len(vocabulary.encode(text)))
+        measured.lengths[side, name].append(len(bpe.encode(vocabulary, text, f"{where}: the {side}")))
 
 
 def digest(text: str) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from common import UserError, read_jsonl, read_lines
+from common import UserError, read_jsonl, read_lines, vocabulary
 
 
 def read_documents(path: str | Path) -> Iterator[dict]:
@@ -19,18 +19,21 @@ def read_documents(path: str | Path) -> Iterator[dict]:
 
 
 def check_document(row: object, where: str) -> dict:
-    """The row if it is a document; otherwise a `UserError` that says what is wrong `where`."""
+    """Return the row if it is a document, its segments cleaned; otherwise a `UserError` says what is wrong `where`."""
     segments, focus = (row.get("segments"), row.get("focus", [])) if isinstance(row, dict) else (None, None)
     if not isinstance(segments, list) or not segments:
         raise UserError(f'{where}: a document needs "segments", a list of at least one text')
+    cleaned = []
     for index, segment in enumerate(segments):
-        if not isinstance(segment, str) or not segment.strip():
-            raise UserError(f"{where}: segment {index} is empty or not a text")
-        if not segment.isascii() and any("\ud800" <= character <= "\udfff" for character in segment):
-            raise UserError(f"{where}: segment {index} holds half of a surrogate pair, which is not valid text")
+        if not isinstance(segment, str):
+            raise UserError(f"{where}: segment {index} is not a text")
+        try:
+            cleaned.append(vocabulary.clean(segment))
+        except vocabulary.VocabularyError as error:
+            raise UserError(f"{where}: segment {index} {error}") from None
     if not isinstance(focus, list) or any(type(i) is not int or not 0 <= i < len(segments) for i in focus):
         raise UserError(f'{where}: "focus" must be a list of indexes of segments (0 to {len(segments) - 1})')
-    return row
+    return {**row, "segments": cleaned}
 
 
 def held_out(path: Path, wanted: int) -> tuple[int, set[int]]:

@@ -36,7 +36,7 @@ COUNTS = (
     "unknown target pieces",
 )
 
-_vocabulary: bpe.GPT2 | bpe.SentencePiece
+_vocabulary: bpe.Vocabulary
 _args: argparse.Namespace
 
 
@@ -99,9 +99,7 @@ def encode_batch(rows: list[tuple[int, dict]]) -> tuple[list[str], list[str], Co
 
 
 def encode_text(text: str, side: str, where: str, counts: Counter) -> str:
-    pieces = _vocabulary.encode(text)
-    if not pieces:
-        raise UserError(f"{where}: nothing is left of the {side} in this vocabulary")
+    pieces = bpe.encode(_vocabulary, text, f"{where}: the {side}")
     counts[f"{side} tokens"] += len(pieces)
     counts[f"unknown {side} pieces"] += pieces.count("<unk>")
     return " ".join(pieces) + "\n"

@@ -41,12 +41,17 @@ def encoded(args: argparse.Namespace) -> Iterator[str]:
 
 def _start(model: Path) -> None:
     global _vocabulary
-    _vocabulary = bpe.SentencePiece(model)
+    _vocabulary = bpe.sentencepiece(model)
 
 
 def encode_batch(documents: list[dict]) -> list[str]:
     return [
-        " ".join(piece for segment in document["segments"] for piece in _vocabulary.encode(segment)) + "\n"
+        " ".join(
+            piece
+            for segment in document["segments"]
+            for piece in bpe.encode(_vocabulary, segment, f"the segment {segment[:40]!r}")
+        )
+        + "\n"
         for document in documents
     ]
 

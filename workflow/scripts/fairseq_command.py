@@ -23,11 +23,25 @@ from typing import IO
 
 import psutil
 from common import UserError
+from gpus import own_gpus
+from signal_handlers import handle
+from trained import HALF_PRECISION
 from warm import ENDING, Fork, start, start_anew
 
-HALF_PRECISION = ("--fp16", "--memory-efficient-fp16", "--amp")
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # what flock says on a file system that has none
-GRACE_SECONDS = 60  # for what is told to end; a training saves what it has
+GRACE = "PREFIX_GRACE_SECONDS"  # the environment variable for how long a process that is told to end may take to save
+
+
+def grace_seconds() -> int:
+    """How long a process that is told to end may take before it is killed; a training saves meanwhile.
+
+    Raises:
+        UserError: the environment variable is not a number of seconds.
+    """
+    value = os.environ.get(GRACE) or "60"
+    if not (value.isdecimal() and 0 < int(value) < 1 << 31):
+        raise UserError(f"{GRACE}={value}: expected a whole number of seconds above 0")
+    return int(value)
 
 
 class Interrupted(SystemExit):
@@ -65,6 +79,7 @@ def run(
     on_line: Callable[[str], bool] = lambda line: True,
     lock: IO[str] | None = None,
     launcher: list[str] | None = None,
+    gpus: int = 1,
 ) -> float:
     """Run `python -m {module}` to its end; every line that it prints goes to `on_line`, and to the log if that says so.
 
@@ -73,24 +88,26 @@ def run(
     Args:
         lock: from `exclusive`; the child holds it as well, should this process be killed alone.
         launcher: a command that starts the module in several processes, with the arguments after its own.
+        gpus: how many GPUs it is to see, if this machine has any; 0: all.
 
     Raises:
-        UserError: the command failed; with the reason it gave, and where its log is.
+        UserError: the command failed; with the reason it gave, and where its log is. Or see `grace_seconds`.
         Interrupted: this process was told to end.
     """
+    grace = grace_seconds()
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "w", encoding="utf-8") as log_file:
+    with open(log, "w", encoding="utf-8") as log_file, own_gpus(gpus) as held:
         log_file.write(f"{module} {' '.join(arguments)}\n")
         log_file.flush()
         # Errors go to the file: a pipe, of its own or shared, would let a warning fall into the middle of a line.
-        held = [lock.fileno()] if lock else []
+        held += [lock.fileno()] if lock else []
         if launcher:
             process = start_anew([*launcher, *arguments], log_file, held)
         else:
             process = start(module, arguments, log_file, held)
         if lock:
             note_holder(lock, os.getpid(), process.pid)
-        with _ended_with_us(process, launcher):
+        with _ended_with_us(process, launcher, grace):
             for line in process.stdout:
                 if on_line(line):
                     log_file.write(line)
@@ -103,26 +120,27 @@ def run(
 
 
 @contextlib.contextmanager
-def _ended_with_us(process: subprocess.Popen | Fork, launcher: list[str] | None) -> Iterator[None]:
+def _ended_with_us(process: subprocess.Popen | Fork, launcher: list[str] | None, grace: int) -> Iterator[None]:
     """While the block runs, signals that would end this process are the child's: a training saves what it has first.
 
-    The block goes on until the child has ended, and is followed by `Interrupted`. After a minute the child is killed.
+    The block goes on until the child has ended, and is followed by `Interrupted`. A child that takes longer than
+    `grace` seconds is killed.
     """
     told: list[int] = []
 
     def tell(number: int, _frame) -> None:
         if not told:
-            signal.alarm(GRACE_SECONDS)
+            signal.alarm(grace)
             with contextlib.suppress(ProcessLookupError, psutil.Error):
                 _tell_to_end(process.pid, launcher)
         told.append(number)
 
     def kill(_number: int, _frame) -> None:
+        print(f"notice: killed after {grace} s; {GRACE} sets how long saving may take", file=sys.stderr)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
 
-    handlers = {**dict.fromkeys(ENDING, tell), signal.SIGALRM: kill}
-    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    previous = handle(ENDING, tell) | {signal.SIGALRM: signal.signal(signal.SIGALRM, kill)}
     try:
         yield
     finally:
@@ -152,7 +170,7 @@ def _end_group(process: subprocess.Popen | Fork) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(GRACE_SECONDS)
+                process.wait(grace_seconds())
 
 
 def _reason(log: Path, status: int) -> str:
@@ -225,7 +243,7 @@ def _end_holder(file: IO[str], path: Path) -> None:
         return
     if holder["host"] != socket.gethostname():
         print(f"notice: waiting for the same training to end on {holder['host']}", file=sys.stderr)
-        if _comes_free(file, 2 * GRACE_SECONDS):  # it was told to end, when this one is its next attempt
+        if _comes_free(file, 2 * grace_seconds()):  # it was told to end, when this one is its next attempt
             return
         job = holder.get("slurm_job")
         end = f"scancel {job}" if job else "end it there"
@@ -238,7 +256,7 @@ def _end_holder(file: IO[str], path: Path) -> None:
                 process = psutil.Process(pid)
                 if str(path.resolve()) in (opened.path for opened in process.open_files()):
                     process.send_signal(number)
-        if _comes_free(file, GRACE_SECONDS):
+        if _comes_free(file, grace_seconds()):
             return
     raise UserError(f"{path}: still held by {holder['pids']} after they were told to end; end them by hand")
 

@@ -27,6 +27,8 @@ JOURNAL = Path("logs") / "workflow.jsonl"
 ALIKE = ("task", "method", "model")
 TAIL_BYTES = 1 << 16
 BAR_WIDTH = 24
+LIGHT_SECONDS = 5.0  # that a light job is taken to need, as long as none like it has ended
+IDLE_SECONDS = 60  # without a running job, after which a run is said to be idle
 ERROR = re.compile(r"(?:[\w.-]+: )?(?:error|ERROR): (.+)|((?:\w+\.)*\w*(?:Error|Exception)(?:: .+)?)$")
 
 
@@ -44,6 +46,7 @@ class Job:
     cores: int  # how much it takes of what the run has
     gpus: int
     needed: bool  # or up to date before the run began
+    light: bool = False  # such as a plot: it takes some seconds
     state: str = "to do"
     begin: float = 0.0
     end: float = 0.0
@@ -112,14 +115,25 @@ class Run:
         """Whether nothing more is to come: all is done, or there was a failure and what ran beside it has ended."""
         return not self.of_state("running") and bool(self.of_state("failed") or not self.of_state("to do"))
 
-    def seconds_left(self, now: float) -> tuple[float, bool]:
-        """(seconds until all is done, whether every job's duration is known; else it is the least that it can take)."""
+    def seconds_left(self, now: float) -> tuple[float, str]:
+        """(seconds until all is done, how to take them).
+
+        `about`: every job's duration is known. `at least`: a job takes longer than others like it did. `unknown`: there
+        is a job that nothing can be compared with.
+        """
         expected = self._expected(now)
         blocked = self.blocked()
         waiting = [job for job in self.jobs.values() if job.id in expected and job.id not in blocked]
-        known = all(expected[job.id] is not None for job in waiting)
         cores, gpus = self.plan["cores"] or math.inf, self.plan["gpus"] or math.inf
-        return finish_time(waiting, {job.id: expected[job.id] or 0.0 for job in waiting}, cores, gpus), known
+        left = finish_time(waiting, {job.id: max(0.0, expected[job.id] or 0.0) for job in waiting}, cores, gpus)
+        if any(expected[job.id] is None for job in waiting):
+            return left, "unknown"
+        return left, "at least" if any(expected[job.id] <= 0 for job in waiting) else "about"
+
+    def idle_seconds(self, now: float) -> float:
+        """How long no job has been running although one could; 0 if one is running, or there is none to do."""
+        could_run = {job.id for job in self.of_state("to do")} - self.blocked()
+        return now - self.last if could_run and not self.of_state("running") else 0.0
 
     def blocked(self) -> set[int]:
         """The jobs that failed, and those that need them."""
@@ -132,7 +146,7 @@ class Run:
     def _expected(self, now: float) -> dict[int, float | None]:
         """Job -> seconds that it will still take: by its own account, else as long as others like it took.
 
-        None if that is unknown: there was none like it, or it takes longer than that already.
+        None if there was none like it. Zero or less if it takes longer than that already.
         """
         left: dict[int, float | None] = {}
         projected = Durations()
@@ -140,15 +154,19 @@ class Run:
             report = job.report()
             own = seconds_left(report)
             if own is not None:
-                rest = own - (now - report["updated"])
+                left[job.id] = own - (now - report["updated"])
                 projected.add(job.rule, job.wildcards, now - job.begin + own)
             else:
-                rest = (self.durations.of(job.rule, job.wildcards) or 0.0) - (now - job.begin)
-            left[job.id] = rest if rest > 0 else None  # nobody knows by how much it takes longer
+                usual = self._usual(job)
+                left[job.id] = None if usual is None else usual - (now - job.begin)
         for job in [*self.of_state("to do"), *self.of_state("interrupted")]:
-            usual = self.durations.of(job.rule, job.wildcards)
+            usual = self._usual(job)
             left[job.id] = projected.of(job.rule, job.wildcards) if usual is None else usual
         return left
+
+    def _usual(self, job: Job) -> float | None:
+        usual = self.durations.of(job.rule, job.wildcards)
+        return LIGHT_SECONDS if usual is None and job.light else usual
 
 
 class Durations:
@@ -241,8 +259,10 @@ def summary(run: Run, bar: bool = False, over: bool = False) -> str:
     if run.plan["time"] is not None:  # of targets where nothing has begun
         parts.append(f"{clock(now - run.plan['time'])} elapsed")
     if not over:
-        left, known = run.seconds_left(now)
-        parts.append(f"{'about' if known else 'at least'} {clock(left)} left" if known or left else "time left unknown")
+        left, kind = run.seconds_left(now)
+        parts.append("time left unknown" if kind == "unknown" else f"{kind} {clock(left)} left")
+        if (idle := run.idle_seconds(now)) > IDLE_SECONDS:
+            parts[-1] = f"no job has run for {clock(idle)}; do --cores and --resources allow one?"
     filled = round(BAR_WIDTH * counts["done"] / max(1, jobs))
     return (f"[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] " if bar else "") + ", ".join(parts)
 

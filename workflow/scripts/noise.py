@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import sentencepiece
+import bpe
 from common import UserError, atomic_open, batched, progress, read_lines, run_main, worker_pool
 from documents import check_document, held_out
 
@@ -129,11 +129,8 @@ class Corrupter:
 
     def __init__(self, documents: Path, model: Path, seed: int, max_tokens: int, noise: Noise):
         self.documents, self.seed, self.max_tokens, self.noise = documents, seed, max_tokens, noise
-        try:
-            self.processor = sentencepiece.SentencePieceProcessor(model_proto=model.read_bytes())
-        except (OSError, RuntimeError):
-            raise UserError(f"{model}: not a readable sentencepiece model") from None
-        if self.processor.piece_to_id(MASK) == self.processor.unk_id():
+        self.vocabulary = bpe.sentencepiece(model)
+        if MASK not in self.vocabulary:
             raise UserError(f"{model}: the model has no {MASK} symbol; make it with learn_vocabulary.py")
 
     def __call__(self, numbered_line: tuple[int, str]) -> list[tuple[str, str]]:
@@ -145,7 +142,7 @@ class Corrupter:
         except ValueError as error:
             raise UserError(f"{where}: not JSON ({error})") from None
         rng = random.Random(f"{self.seed}/{number}")
-        segments = [self.processor.encode(segment, out_type=str) for segment in row["segments"]]
+        segments = [bpe.encode(self.vocabulary, segment, f"{where}: a segment") for segment in row["segments"]]
         pairs = []
         for parts, focus in pack(segments, row.get("focus", []), self.max_tokens):
             source = corrupt(rng, parts, focus, self.noise)

@@ -27,7 +27,7 @@ from common import (
     progress,
     run_main,
     sha256_file,
-    single_line,
+    vocabulary,
     worker_pool,
     write_json,
 )
@@ -163,16 +163,10 @@ def checked_row(example: Example) -> dict:
 
 
 def checked_text(text: str, name: str, where: str) -> str:
-    text = single_line(text)
-    if not text:
-        raise UserError(f"{where}: the {name} is empty")
-    if "\0" in text:
-        raise UserError(f"{where}: the {name} holds a NUL character")
     try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UserError(f"{where}: the {name} holds half of a surrogate pair (character {error.start + 1})") from None
-    return text
+        return vocabulary.clean(text)
+    except vocabulary.VocabularyError as error:
+        raise UserError(f"{where}: the {name} {error}") from None
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import sys
 
 from common import UserError
-from fairseq_command import GRACE_SECONDS
+from fairseq_command import grace_seconds
+from signal_handlers import is_ignored
+
+HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)  # by torchrun
 
 
 def launcher(gpus: int, nodes: int) -> list[str] | None:
@@ -31,9 +35,11 @@ def launcher(gpus: int, nodes: int) -> list[str] | None:
     threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or 1) // (gpus if nodes == 1 else 1))
     os.environ["OMP_NUM_THREADS"] = str(threads)
     if nodes == 1:
-        # It would end at SIGUSR1 and leave the processes behind, and give them half a minute to save.
-        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
-        options = ["--standalone", f"--nproc-per-node={gpus}", f"--shutdown-timeout={GRACE_SECONDS}"]
+        # By default torchrun ends at SIGUSR1 and leaves its processes behind, heeds signals that its parent ignores,
+        # and gives the processes half a minute to save.
+        heeded = [number.name for number in HANDED_ON if not is_ignored(number)]
+        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(heeded)
+        options = ["--standalone", f"--nproc-per-node={gpus}", f"--shutdown-timeout={grace_seconds()}"]
         return [sys.executable, "-m", "torch.distributed.run", *options, __file__]
     if "SLURM_JOB_ID" not in os.environ or not shutil.which("srun"):
         raise UserError(f"--nodes {nodes}: this is no Slurm job, and only its nodes can be used together")

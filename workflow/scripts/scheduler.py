@@ -22,13 +22,34 @@ import threading
 from collections.abc import Iterator
 
 import psutil
+from signal_handlers import handle, is_ignored
+from snakemake.exceptions import WorkflowError
 from snakemake.scheduling.job_scheduler import JobScheduler
+from snakemake_interface_executor_plugins.settings import ExecMode
 
 
-def look_once_at_a_time() -> None:
-    """For the Snakemake of this process; of a version whose scheduler has no such timers nothing is changed."""
-    if hasattr(JobScheduler, "_schedule_reevalutation"):  # its spelling
-        JobScheduler._schedule_reevalutation = _set_one_timer
+def refuse_what_cannot_run(workflow) -> None:
+    """Stop before a run in which Snakemake would wait for ever, because its options let no job begin.
+
+    Raises:
+        WorkflowError: no cores, or no jobs.
+    """
+    if workflow.exec_mode != ExecMode.DEFAULT or workflow.output_settings.dryrun:
+        return
+    limits = {"cores": workflow.resource_settings.cores, "jobs": workflow.resource_settings.nodes}
+    for name, limit in limits.items():
+        if limit is not None and limit < 1:
+            raise WorkflowError(f"--{name} {limit}: no job can run; expected a number above 0")
+
+
+def look_once_at_a_time(_workflow) -> None:
+    """For the Snakemake of this process.
+
+    Raises:
+        AttributeError: its scheduler has no such timers.
+    """
+    _ = JobScheduler._schedule_reevalutation  # its spelling
+    JobScheduler._schedule_reevalutation = _set_one_timer
 
 
 def _set_one_timer(scheduler: JobScheduler, delay: float) -> None:
@@ -57,9 +78,10 @@ def handle_signals(workflow) -> None:
             _end_commands()
         _thread.start_new_thread(wait, (self, *args))  # not threading.Thread, which takes locks, too
 
-    JobScheduler.exit_gracefully = exit_gracefully  # its handler of SIGTERM
+    # Snakemake installs its handler of SIGTERM later, also where the parent process has set the signal to be ignored.
+    JobScheduler.exit_gracefully = signal.SIG_IGN if is_ignored(signal.SIGTERM) else exit_gracefully
     if in_batch_job:
-        signal.signal(signal.SIGUSR1, lambda number, _: _end_commands())
+        handle([signal.SIGUSR1], lambda number, _: _end_commands())
 
 
 def _end_commands() -> None:

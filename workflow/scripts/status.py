@@ -105,7 +105,7 @@ def look(plan: dict | None) -> Run | None:
     known = {job.outputs[0]: job for job in run.jobs.values() if job.outputs} if run else {}
     for job in wanted.jobs.values():
         before = known.get(job.outputs[0]) if job.outputs else None
-        if not job.needed and job.rule != "all":  # up to date: counted as done here
+        if not job.needed:  # up to date: counted as done here
             job.needed, job.state = True, "done"
         elif before and before.state in ("running", "failed", "interrupted"):
             job.state, job.begin, job.end, job.reason = before.state, before.begin, before.end, before.reason
@@ -176,14 +176,14 @@ def as_json(run: Run | None) -> dict:
     """For programs: the run, how many jobs are in which state, and every job."""
     if run is None:
         return {"state": None, "counts": dict.fromkeys(STATES, 0), "jobs": []}
-    left, known = (0.0, True) if run.end else run.seconds_left(time.time())
+    left, kind = (0.0, "about") if run.end else run.seconds_left(time.time())
     return {
         "state": state_of(run),
         **{name: run.plan[name] for name in ("host", "pid", "command")},
         "begin": run.plan["time"],
         "end": run.end or None,
         "seconds_left": round(left),
-        "seconds_left_is_all": known,
+        "seconds_left_is_all": kind == "about",
         "counts": {state: len(run.of_state(state)) for state in STATES},
         "jobs": [
             {

@@ -28,6 +28,9 @@ from argparse import Namespace
 from pathlib import Path
 from typing import IO
 
+from signal_handlers import handle as handle_signals
+from signal_handlers import ignored, set_ignored
+
 PLUGIN = Path(__file__).resolve().parents[2] / "fairseq_prefix"
 ADDRESS = "PREFIX_WARM"
 ENTRY_POINTS = dict.fromkeys(("fairseq_cli.train", "fairseq_cli.generate", "fairseq_prefix.__main__"), "cli_main")
@@ -76,6 +79,7 @@ class Fork:
         self._connection.connect(address)
         reader, writer = os.pipe()
         request = {"module": module, "arguments": arguments, "folder": os.getcwd(), "environment": environment()}
+        request |= {"ignored_signals": ignored()}
         try:
             socket.send_fds(self._connection, [json.dumps(request).encode()], [writer, stderr.fileno(), *held])
         finally:
@@ -135,8 +139,7 @@ def serve_while_running(argv: list[str], address: str) -> int:
         server.listen()
         server.settimeout(0.2)
         command = subprocess.Popen(argv, env={**os.environ, ADDRESS: address})
-        for number in ENDING:  # the command's to decide what it does
-            signal.signal(number, lambda number, _: command.send_signal(number))
+        handle_signals(ENDING, lambda number, _: command.send_signal(number))  # the command decides what it does
         handlers: set[int] = set()
         while command.poll() is None:
             with contextlib.suppress(TimeoutError):
@@ -194,8 +197,7 @@ def handle(connection: socket.socket) -> int:
 def serve(request: dict, descriptors: list[int]) -> int:
     """Become what was asked for; returns the exit status."""
     os.setsid()
-    for number in ENDING:
-        signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
+    set_ignored(request["ignored_signals"])
     nothing = os.open(os.devnull, os.O_RDONLY)
     for target, descriptor in enumerate([nothing, *descriptors[:STREAMS]]):
         os.dup2(descriptor, target)

@@ -47,8 +47,9 @@ def attach(workflow) -> None:
         return
     usual = next((handler for handler in logger.handlers if isinstance(handler, ColorizingTextHandler)), None)
     if usual is not None:  # there is none with --logger
+        display = Display(workflow, usual)
         logger.removeHandler(usual)
-        logger.addHandler(Display(workflow, usual))
+        logger.addHandler(display)
 
 
 def plan_of(workflow) -> dict:
@@ -85,7 +86,8 @@ def _planned(workflow, job) -> dict:
         "needs": [dag.jobid(needed) for needed in dag.dependencies[job]],
         "cores": min(job.threads, workflow._cores or job.threads) if workflow.local_exec else 1,
         "gpus": int(job.resources.get("gpu_jobs", 0) or 0),
-        "needed": bool(dag.needrun(job)) and job.rule.name != "all",
+        "light": job.rule.norun or job.rule.name in workflow._localrules,
+        "needed": bool(dag.needrun(job)),
     }
 
 
@@ -136,19 +138,26 @@ class Display(logging.Handler):
         if kind == LogEvent.RUN_INFO:
             self._begin()
         elif kind == LogEvent.JOB_INFO:
+            if not self._run:
+                return self._usual.format(record)
             line = self._noted("start", record.jobid)
             return line if not line or is_quiet_about(self._quiet, "reason") else f"{line}\n  Reason: {record.reason}"
         elif kind == LogEvent.JOB_FINISHED:
-            return self._noted("done", record.job_id)
+            return self._noted("done", record.job_id) if self._run else self._usual.format(record)
         elif kind == LogEvent.JOB_ERROR:
             return self._failed(record)
-        elif kind in UNSHOWN_EVENTS or record.msg == UNSHOWN_MESSAGE:
+        elif self._run and (kind in UNSHOWN_EVENTS or record.msg == UNSHOWN_MESSAGE):
             return self._usual.format(record) if logger.level <= logging.DEBUG else ""
         return self._usual.format(record)
 
     def _begin(self) -> None:
-        plan = plan_of(self._workflow)
-        self._run, self._journal = Run.planned(plan), Journal(plan)
+        try:
+            plan = plan_of(self._workflow)
+            self._run = Run.planned(plan)
+        except Exception as error:  # of a Snakemake that keeps its jobs in another way; its own words are shown then
+            self._screen.write(f"notice: no progress is shown for this version of Snakemake ({error})")
+            return
+        self._journal = Journal(plan)
         if not is_quiet_about(self._quiet, "progress"):
             if self._usual.is_tty and os.environ.get("TERM") != "dumb":
                 self._screen = Screen(self._usual.stream)
@@ -156,12 +165,12 @@ class Display(logging.Handler):
 
     def _noted(self, kind: str, job_id: int, **values: str) -> str:
         """Into the journal; returns the line about it."""
-        if not self._run or job_id not in self._run.jobs:
+        if job_id not in self._run.jobs:
             return ""
         change = event(kind, id=job_id, **values)
         self._journal.write(change)
         job = self._run.apply(change)
-        if not job.needed:
+        if not job.needed or (kind == "start" and not job.outputs):  # of a rule that only collects others, its end
             return ""
         done, all_jobs = len(self._run.of_state("done")), sum(job.needed for job in self._run.jobs.values())
         place = f"{done}/{all_jobs}" if kind == "done" else ""

@@ -1,0 +1,164 @@
+"""Text and subword pieces for the API, and for fairseq's own commands in the place of what `--bpe` names."""
+
+from __future__ import annotations
+
+import functools
+from argparse import Namespace
+from pathlib import Path
+
+from fairseq import file_utils, hub_utils
+from fairseq.data import Dictionary, encoders
+from fairseq.tasks import FairseqTask
+from omegaconf import DictConfig, OmegaConf
+
+from . import vocabulary as vocabularies
+from .errors import UsageError
+from .vocabulary import ByteBPE, SentencePiece, Vocabulary, VocabularyError, clean
+
+FRAMING = ("<s>", "<pad>", "</s>")  # what a task adds, and no text contains
+# What `--bpe` may name -> the options of its files.
+FILES = {
+    "gpt2": ("gpt2_encoder_json", "gpt2_vocab_bpe"),
+    "hf_byte_bpe": ("bpe_vocab", "bpe_merges"),
+    "sentencepiece": ("sentencepiece_model",),
+}
+# What `--post-process` (`--remove-bpe`) may be, besides `none`.
+POST_PROCESSES = ("sentencepiece", "wordpiece", "letter", "silence", "_EOW", "subword_nmt", "@@ ", "@@")
+
+
+class Subwords:
+    """A vocabulary with the dictionary that its pieces are looked up in, and fairseq's two methods of a BPE.
+
+    Without a vocabulary the text is taken for subwords of the dictionary already, with a space between them.
+    """
+
+    def __init__(self, vocabulary: Vocabulary | None, dictionary: Dictionary):
+        self._vocabulary, self._dictionary = vocabulary, dictionary
+
+    def pieces(self, text: str) -> list[str]:
+        """Return the pieces of a text, all of them in the dictionary.
+
+        Raises:
+            VocabularyError: it cannot be encoded.
+        """
+        pieces = self._vocabulary.encode(text) if self._vocabulary else clean(text).split()
+        for piece in pieces:
+            if piece not in self._dictionary or piece in FRAMING:
+                remedy = "use the base's vocabulary" if self._vocabulary else "name the base's vocabulary with --bpe"
+                raise VocabularyError(f"has the piece {piece!r}, which is not in the base's dict.txt; {remedy}")
+        return pieces
+
+    def text(self, pieces: list[str]) -> str:
+        """Return the text of a hypothesis, on one line.
+
+        Raises:
+            VocabularyError: a piece is not one of the vocabulary.
+        """
+        return self._vocabulary.decode(pieces) if self._vocabulary else " ".join(pieces)
+
+    def encode(self, text: str) -> str:
+        """What fairseq calls for a line of input.
+
+        Raises:
+            UsageError: it cannot be encoded.
+        """
+        try:
+            return " ".join(self.pieces(text))
+        except VocabularyError as error:
+            raise UsageError(f"the text {shorten(text)!r} {error}") from None
+
+    def decode(self, pieces: str) -> str:
+        """What fairseq calls for a line of output. (In references it writes `<unk>` as `<<unk>>`.)
+
+        Raises:
+            UsageError: a piece is not one of the vocabulary.
+        """
+        if self._vocabulary is None:
+            return pieces
+        try:
+            return self.text(pieces.replace("<<unk>>", "<unk>").split())
+        except VocabularyError as error:
+            raise UsageError(str(error)) from None
+
+
+def read_vocabulary(place: Path, dictionary: Dictionary, leading_space: bool) -> Subwords:
+    """Return the vocabulary of a folder, or of a sentencepiece model's file.
+
+    Raises:
+        UsageError: nothing is there, or it is damaged.
+    """
+    try:
+        return Subwords(vocabularies.read_vocabulary(place, dictionary.symbols, leading_space), dictionary)
+    except VocabularyError as error:
+        raise UsageError(str(error)) from None
+
+
+def shorten(text: str) -> str:
+    """Return the beginning of a text, for a message."""
+    return text if len(text) <= 40 else f"{text[:40]}..."
+
+
+def build_bpe(
+    options: DictConfig | Namespace | str | None, dictionary: Dictionary, leading_space: bool, post_process: str | None
+):
+    """Return what `--bpe` names: byte BPE and sentencepiece as `Subwords`, any other as fairseq has it.
+
+    Args:
+        options: the part of fairseq's configuration for `--bpe`, or options that hold it.
+        leading_space: whether a text in byte BPE begins as it would within a line.
+        post_process: `--post-process`, which fairseq applies to the pieces before it decodes them.
+
+    Raises:
+        UsageError: a file is missing or damaged, or an option gives other tokens or texts than elsewhere.
+    """
+    if isinstance(options, DictConfig):
+        given = OmegaConf.to_container(options)
+        name = given.get("_name")
+    else:
+        given = vars(options) if isinstance(options, Namespace) else {"bpe": options}
+        name = given.get("bpe")
+    if post_process == "sentencepiece" or name in FILES and post_process in POST_PROCESSES:
+        raise UsageError(
+            f"--post-process (--remove-bpe) {post_process!r} gives other texts than the vocabulary's own decoder; "
+            "leave it out, and name the vocabulary with --bpe"
+        )
+    if name is None:
+        return Subwords(None, dictionary)
+    if name not in FILES:
+        return encoders.build_bpe(options)
+    if given.get("sentencepiece_enable_sampling"):
+        raise UsageError("--sentencepiece-enable-sampling gives a text other tokens each time; leave it out")
+    if given.get("bpe_add_prefix_space") and not leading_space:
+        raise UsageError("--bpe-add-prefix-space: the texts of a BART begin without a space; leave it out")
+    defaults = encoders.gpt2_bpe.GPT2BPEConfig() if name == "gpt2" else None
+    files = [_file(option, given.get(option) or getattr(defaults, option, "???")) for option in FILES[name]]
+    try:
+        if name == "sentencepiece":
+            return Subwords(SentencePiece(*files), dictionary)
+        return Subwords(ByteBPE(*files, leading_space, dictionary.symbols), dictionary)
+    except VocabularyError as error:
+        raise UsageError(str(error)) from None
+
+
+def _file(option: str, path: str) -> Path:
+    """A file that an option names, downloaded if it is a URL."""
+    flag = f"--{option.replace('_', '-')}"
+    if path == "???":
+        raise UsageError(f"{flag} is missing; name the file of the base's vocabulary")
+    try:
+        return Path(file_utils.cached_path(path))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{flag} {path} cannot be read ({error})") from None
+
+
+def ask_the_task_in_the_hub(task_class: type[FairseqTask]) -> None:
+    """Let fairseq's hub interface build the encoder by the task, as fairseq's commands do, for tasks of this class."""
+    stock = hub_utils.GeneratorHubInterface.__init__
+
+    @functools.wraps(stock)
+    def start(self, cfg, task, models):
+        stock(self, cfg, task, models)
+        if isinstance(task, task_class):
+            self.bpe = task.build_bpe(cfg.bpe)
+
+    hub_utils.GeneratorHubInterface.__init__ = start

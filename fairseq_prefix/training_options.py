@@ -1,0 +1,66 @@
+"""Options of fairseq-train that cannot work, here or at all, are refused before anything is loaded."""
+
+import contextlib
+
+import torch
+from fairseq import utils
+from fairseq.data import data_utils
+from fairseq.distributed import utils as distributed_utils
+
+from .errors import UsageError
+
+
+def refuse_what_cannot_run() -> None:
+    """Have fairseq-train end with one sentence where it would fail with a traceback after it built the model."""
+    call = distributed_utils.call_main
+
+    def call_main(cfg, main, **arguments):
+        if cfg.get("criterion") is not None:  # a training
+            check(cfg)
+        return call(cfg, main, **arguments)
+
+    distributed_utils.call_main = call_main
+
+
+def check(cfg) -> None:
+    """Raise for the first option that cannot work here.
+
+    Raises:
+        UsageError: names the option, and says what to do.
+    """
+    common, distributed = cfg.common, cfg.distributed_training
+    for option, value, least in (
+        ("update-freq", min(cfg.optimization.update_freq), 1),
+        ("seed", common.seed, 0),
+        ("num-workers", cfg.dataset.num_workers, 0),
+    ):
+        if value < least:
+            raise UsageError(f"--{option} is {value}; expected {least} or more")
+    try:
+        with contextlib.suppress(OSError):  # a folder that is missing is the task's to name
+            data_utils.raise_if_valid_subsets_unintentionally_ignored(cfg)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if (common.bf16 or common.tpu) and utils.xm is None:
+        option = "--bf16" if common.bf16 else "--tpu"
+        raise UsageError(f"{option} requires torch_xla and a TPU in fairseq; leave it out, or use --fp16 on a GPU")
+    if common.fp16 and common.amp:
+        raise UsageError("--fp16 and --amp exclude each other; leave one of them out")
+    # fairseq's memory-efficient optimizer works on a CPU, and so does --amp, which changes nothing there.
+    if common.fp16 and not common.memory_efficient_fp16 and (common.cpu or not torch.cuda.is_available()):
+        why = "--cpu is given" if common.cpu else "this machine has none that torch can use"
+        raise UsageError(
+            f"--fp16 requires a CUDA GPU, but {why}; leave --fp16 out to train in full precision "
+            "(the workflow does so itself, with a notice)"
+        )
+    for option, given in (
+        ("--ddp-backend fully_sharded", distributed.ddp_backend == "fully_sharded"),
+        ("--cpu-offload", distributed.cpu_offload),
+        (f"--zero-sharding {distributed.zero_sharding}", distributed.zero_sharding != "none"),
+        (f"--model-parallel-size {common.model_parallel_size}", common.model_parallel_size != 1),
+        ("--pipeline-model-parallel", distributed.pipeline_model_parallel),
+    ):
+        if given:
+            raise UsageError(
+                f"{option} is not supported by this plugin, which keeps a whole model on each device; leave it out"
+            )
