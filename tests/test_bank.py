@@ -207,6 +207,24 @@ def test_gradients_of_a_mixed_batch_are_the_sum_of_those_of_its_rows_alone(tasks
     assert all(parameter.grad is None for name, parameter in model.named_parameters() if "prefix" not in name)
 
 
+def test_batches_selected_one_after_another_have_gradients_of_their_own_in_one_backward_pass(tasks):
+    rng, batches = random.Random(5), (["one", "v3.1", None], ["train", "one"], ["two", "two", "train"])
+    rows = [teacher_forced(tasks.family, rng, len(names)) for names in batches]
+    found = []
+    for checkpointing in (False, True):
+        model = copy.deepcopy(tasks.model).double().train()
+        for block in (layer for layers in model.blocks().values() for layer in layers):
+            block.recomputed = checkpointing
+        total = 0.0
+        for names, pairs in zip(batches, rows, strict=True):
+            model.prefix.select(names)
+            total = total + loss(model, pairs)
+        total.backward()
+        found.append(gradients({name: model.prefix[name] for name in model.prefix.names}))
+    for key, gradient in found[0].items():
+        torch.testing.assert_close(found[1][key], gradient, msg=str(key))
+
+
 def test_each_prefix_of_the_batch_is_evaluated_once_a_pass(tasks):
     calls = []
     hooks = [
