@@ -36,11 +36,12 @@ from fairseq.data import (
 )
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models import FairseqLanguageModel
+from fairseq.search import DiverseBeamSearch
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II
 
 from .errors import UsageError
-from .search import NGramBlock, Searcher
+from .search import DiverseBeams, NGramBlock, Searcher, check_options
 
 logger = logging.getLogger(__name__)
 
@@ -204,12 +205,16 @@ class PairTask(FairseqTask):
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, **kwargs):
         """A `Searcher`, or fairseq's generator if it is to align; `<s>` is kept out of the printed text."""
         special = {self.target_dictionary.bos(), self.target_dictionary.pad()}
+        check_options(args)
         extra = {"symbols_to_strip_from_output": special, **(extra_gen_cls_kwargs or {})}
         if seq_gen_cls is None and not getattr(args, "print_alignment", None):
             seq_gen_cls = Searcher
         generator = super().build_generator(models, args, seq_gen_cls, extra, **kwargs)
         if getattr(generator, "repeat_ngram_blocker", None) is not None:
             generator.repeat_ngram_blocker = NGramBlock(generator.repeat_ngram_blocker.no_repeat_ngram_size)
+        if isinstance(getattr(generator, "search", None), DiverseBeamSearch):
+            theirs = generator.search
+            generator.search = DiverseBeams(self.target_dictionary, theirs.num_groups, -theirs.diversity_strength)
         return generator
 
 
