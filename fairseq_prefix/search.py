@@ -155,7 +155,7 @@ class Searcher(SequenceGenerator):
         """
         if self.match_source_len and (longest := int(sample["net_input"]["src_lengths"].max())) >= self.max_len:
             raise UsageError(
-                f"--match-source-len: a source has {longest} tokens, but an output may have {self.max_len - 1} at most; "
+                f"--match-source-len: a source has {longest} tokens, but an output at most {self.max_len - 1}; "
                 "lower --max-source-tokens"
             )
         if not self._is_plain(prefix_tokens, constraints):
