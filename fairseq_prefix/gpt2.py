@@ -206,7 +206,8 @@ class GPT2Decoder(SearchedDecoder, TransformerDecoderBase):
     def __init__(self, args, dictionary, embed_tokens):
         super().__init__(TransformerConfig.from_namespace(args), dictionary, embed_tokens, no_encoder_attn=True)
         self.infix = getattr(args, "prefix_position", "prefix") == "infix"
-        self.register_buffer("absent_symbols", torch.zeros(len(dictionary), dtype=torch.bool))
+        # As bytes: fairseq's scripts add up and divide all that a checkpoint holds, which booleans do not allow.
+        self.register_buffer("absent_symbols", torch.zeros(len(dictionary), dtype=torch.uint8))
         nothing = Prefix({})
         for number, layer in enumerate(self.layers):
             layer.self_attn.attach(nothing, "decoder", number)
@@ -339,7 +340,7 @@ class GPT2Decoder(SearchedDecoder, TransformerDecoderBase):
 
     def output_layer(self, features):
         """Logits; symbols that the base does not have get none of the probability."""
-        return self.output_projection(features).masked_fill_(self.absent_symbols, NEVER)
+        return self.output_projection(features).masked_fill_(self.absent_symbols.bool(), NEVER)
 
 
 def gpt2_architecture(args, layers: int, embed_dim: int, heads: int):

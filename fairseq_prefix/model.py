@@ -200,12 +200,27 @@ class Tuned:
             "conventions": self.conventions,
         }
 
-    def state_dict(self, *args, **kwargs):
-        """What is trained and what it was trained for; never the base."""
-        declared = self.declared_parameters
-        kept = {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in declared}
-        kept[files.METADATA_KEY] = files.pack_metadata(self.metadata())
-        return kept
+    def state_dict(self, destination: dict | None = None, prefix: str = "", keep_vars: bool = False) -> dict:
+        """What is trained and what it was trained for; never the base.
+
+        Args:
+            destination: where to add that; torch passes it on to the parts of a module.
+            prefix: comes before the names there.
+            keep_vars: parameters themselves, and not detached tensors.
+        """
+        destination, declared = {} if destination is None else destination, self.declared_parameters
+        for name, value in super().state_dict(keep_vars=keep_vars).items():
+            if name in declared:
+                destination[prefix + name] = value
+        destination[prefix + files.METADATA_KEY] = files.pack_metadata(self.metadata())
+        return destination
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        """torch's hook where the model is a part of another module: load what is trained; the base stays as it is."""
+        own = [name for name in state_dict if name.startswith(prefix)]
+        self.load_state_dict({name.removeprefix(prefix): state_dict.pop(name) for name in own})
+        for name, value in super().state_dict().items():
+            state_dict[prefix + name] = value
 
     def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
         """Load a checkpoint after verifying that it was trained for this base, dictionary and geometry.
@@ -300,15 +315,15 @@ class Prefixed(VirtualTokens):
         self.prefix = prefix
         self._attach(prefix)
 
-    def state_dict(self, *args, **kwargs):
-        """What is trained and what it was trained for; never the base.
+    def state_dict(self, destination: dict | None = None, prefix: str = "", keep_vars: bool = False) -> dict:
+        """As that of every tuned model.
 
         Raises:
             UsageError: it is a bank, whose prefixes are files of their own.
         """
         if isinstance(self.prefix, PrefixBank):
             raise UsageError("a bank is not saved as a whole; save each prefix of it after model.use(bank[name])")
-        return super().state_dict(*args, **kwargs)
+        return super().state_dict(destination, prefix, keep_vars)
 
     def site_geometry(self, site: str, length: int) -> SiteGeometry:
         attentions = [attention for own, _, attention in self.attentions() if own == site]

@@ -269,6 +269,7 @@ def test_the_padding_of_a_row_with_a_long_prefix_may_reach_beyond_the_positions(
     sources, targets = [words(length) for length in lengths], [words(3), words(5, seed=1)]
     model.prefix.select(["short", "long"])
     logits = model(*test_gpt2.inputs(list(zip(sources, targets, strict=True))))[0]
+    model.prefix.select(["short", "long"])
     found = search(model, "gpt2", sources, beam=2)
     for row, (name, source, target) in enumerate(zip(("short", "long"), sources, targets, strict=True)):
         expected = alone[name](*test_gpt2.inputs([(source, target)]))[0][0]
