@@ -82,8 +82,32 @@ def refusing(path: str | os.PathLike) -> Iterator[None]:
         raise UsageError(f"{path} cannot be loaded: {reason}") from None
 
 
+EXPORT_KEY = "fairseq_prefix"  # in the header of an export
+
+
+def _mistaken(path: str | os.PathLike) -> str | None:
+    """What a file that is no checkpoint is instead, where it shows, and what to do, as the end of a sentence."""
+    if os.path.isdir(path):
+        return "it is a folder, expected a checkpoint in it, such as checkpoint_best.pt"
+    with open(path, "rb") as file:
+        start = file.read(4096)
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < os.path.getsize(path):  # safetensors
+        if f'"{EXPORT_KEY}"'.encode() in start:
+            return "it is an export; make a checkpoint of it with `python -m fairseq_prefix import`"
+        return "it is in the format of safetensors, expected a .pt file (of a Hugging Face base, pass the folder)"
+    if start and b"\0" not in start:
+        with contextlib.suppress(UnicodeDecodeError):
+            start[:-4].decode()  # less what may be part of a sign
+            return "it is a text file, expected a checkpoint"
+    return None
+
+
 def _check_archive(path: str | os.PathLike) -> None:
-    """Refuse what torch would read all the same: archives that unpack to anything larger, and wrong checksums."""
+    """Refuse what torch would read all the same: archives that unpack to anything larger, wrong checksums, and exports
+    of weights; and name what else is no checkpoint.
+    """
+    if mistaken := _mistaken(path):
+        raise _Refused(mistaken)
     if not zipfile.is_zipfile(path):  # cut off, which torch sees itself, or of an older format, without checksums
         return
     with zipfile.ZipFile(path) as archive:

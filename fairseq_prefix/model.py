@@ -110,6 +110,23 @@ class Whole:
         model.base_fingerprint = args.base_fingerprint
         return model
 
+    def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
+        """As fairseq's.
+
+        Raises:
+            UsageError: it is not a whole model's, or another architecture's.
+        """
+        if files.METADATA_KEY in state_dict:
+            noun = files.method_of(files.unpack_metadata(state_dict)).noun
+            raise UsageError(f"the checkpoint holds a {noun}, but --arch {self.args.arch} expects a whole model")
+        try:
+            return super().load_state_dict(state_dict, strict, model_cfg, args)
+        except KeyError as error:
+            detail = f"it lacks {error}"
+        except RuntimeError as error:
+            detail = str(error).split("\n")[:2][-1].strip()  # the first line names the class alone
+        raise UsageError(f"the checkpoint does not fit --arch {self.args.arch}: {detail[:400]}")
+
     @property
     def declared_parameters(self) -> set[str]:
         """Names of the parameters that this method trains."""

@@ -163,7 +163,7 @@ class Searcher(SequenceGenerator):
         sentences, source_length = sample["net_input"]["src_tokens"].shape
         limit = min(int(self.max_len_a * source_length + self.max_len_b), self.max_len - 1)
         if self.min_len > limit:
-            raise UsageError(f"--min-len {self.min_len} exceeds the longest output, {limit} tokens")
+            raise UsageError(f"--min-len {self.min_len} exceeds the longest output, {max(limit, 0)} tokens")
         tokens = sample["net_input"]["src_tokens"].new_full((sentences, limit + 2), self.pad)  # N x L
         tokens[:, 0] = self.eos if bos_token is None else bos_token
         sums = torch.zeros(sentences, limit + 1, device=tokens.device)  # N x L, of the scores up to each token

@@ -307,7 +307,12 @@ class ConditionalLMTask(PairTask):
         if not isinstance(model, FairseqLanguageModel):
             raise UsageError(f"--arch {cfg.arch} has an encoder; pass --task conditional_generation")
         self._max_positions = model.max_positions()
-        room = self._max_positions - 2
+        room, positions = self._max_positions - 2, model.decoder.embed_positions.max_positions
+        if room < 1 and model.decoder.prefix_length:
+            raise UsageError(
+                f"--{model.method.name}-length {model.decoder.prefix_length} leaves no room for a text in the model's "
+                f"{positions} positions; expected {positions - 3} at most"
+            )
         if self.cfg.max_source_tokens > room:
             raise UsageError(
                 f"--max-source-tokens {self.cfg.max_source_tokens} exceeds the {room} that </s>, a target of one "
@@ -344,5 +349,10 @@ class ConditionalLMTask(PairTask):
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, **kwargs):
         """The same, kept to the positions that the longest source allowed leaves."""
         room = min(model.max_positions() for model in models) - self.cfg.max_source_tokens
+        if room < 2 and "max_len" not in (extra_gen_cls_kwargs or {}):  # of prefixes that a bank has selected
+            raise UsageError(
+                f"sources of --max-source-tokens {self.cfg.max_source_tokens} and virtual tokens leave no position "
+                "for an output; lower --max-source-tokens, or pass max_len for the texts at hand"
+            )
         extra = {"max_len": room, **(extra_gen_cls_kwargs or {})}
         return super().build_generator(models, args, seq_gen_cls, extra, **kwargs)

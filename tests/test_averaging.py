@@ -124,7 +124,7 @@ def test_a_model_can_be_a_part_of_another_module(bases, family, method):
     pair.load_state_dict(state)
     assert torch.equal(fresh(*methods.inputs(family))[0], model(*methods.inputs(family))[0])
     del state[f"1.{files.METADATA_KEY}"]
-    with pytest.raises(UsageError, match="this checkpoint is not a prefix's"):
+    with pytest.raises(UsageError, match="expected the checkpoint of a prefix"):
         pair.load_state_dict(state)
 
 

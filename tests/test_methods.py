@@ -476,7 +476,7 @@ def test_what_another_method_trained_is_refused(bases, family):
         with pytest.raises(UsageError, match=message):
             methods.build(method, family, bases[family]).load_state_dict(adapted.state_dict())
     whole = torch.load(f"{bases[family]}/model.pt", weights_only=True)["model"]
-    with pytest.raises(UsageError, match="a whole model, which belongs to --base-model"):
+    with pytest.raises(UsageError, match="is a whole model: pass it as --base-model"):
         adapted.load_state_dict(whole)
 
 
