@@ -184,6 +184,7 @@ def guard_loading() -> None:
     fairseq leaves it to the installed torch, and to an environment variable, whether anything is unpickled.
     """
     load, upgrade = checkpoint_utils.load_checkpoint_to_cpu, checkpoint_utils._upgrade_state_dict
+    load_models = checkpoint_utils.load_model_ensemble_and_task
 
     @functools.wraps(load)
     def load_checked(path: str, *args, **options) -> dict:
@@ -193,10 +194,26 @@ def guard_loading() -> None:
 
     def upgrade_checked(state: dict) -> dict:
         config = state.get("cfg")
+        if config is None and state.get("args") is None:
+            raise _Refused("it holds no options, as the checkpoint of a training does; is it a base?")
         check_contents({**state, "cfg": OmegaConf.to_container(config) if OmegaConf.is_config(config) else config})
         return upgrade(state)
 
+    @functools.wraps(load_models)
+    def load_models_checked(
+        filenames, arg_overrides=None, task=None, strict=True, suffix="", num_shards=1, state=None
+    ) -> tuple:
+        if num_shards != 1:
+            raise UsageError(
+                f"--checkpoint-shard-count {num_shards} is not supported: a checkpoint here is one file; leave it out"
+            )
+        for path in (filename.replace(".pt", f"{suffix}.pt") for filename in filenames):
+            if not os.path.exists(path):
+                raise UsageError(f"{path}: no such file; expected a checkpoint")
+        return load_models(filenames, arg_overrides, task, strict, suffix, num_shards, state)
+
     checkpoint_utils.load_checkpoint_to_cpu, checkpoint_utils._upgrade_state_dict = load_checked, upgrade_checked
+    checkpoint_utils.load_model_ensemble_and_task = load_models_checked
 
 
 @contextlib.contextmanager

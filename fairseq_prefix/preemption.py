@@ -19,6 +19,8 @@ from fairseq import checkpoint_utils
 from fairseq.distributed import utils as distributed_utils
 from fairseq.tasks import FairseqTask
 
+from .errors import UsageError
+
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -29,6 +31,11 @@ def save_when_told_to_end() -> None:
     load, save, call = checkpoint_utils.load_checkpoint, checkpoint_utils.save_checkpoint, distributed_utils.call_main
 
     def load_checkpoint(cfg, trainer, **arguments):
+        if cfg.write_checkpoints_asynchronously:
+            raise UsageError(
+                "--write-checkpoints-asynchronously is not supported: fairseq copies no checkpoint then, so that "
+                "checkpoint_last.pt may be missing; leave it out"
+            )
         saves = not (cfg.no_save or cfg.no_last_checkpoints)
         if saves and threading.current_thread() is threading.main_thread():
             Preemption(trainer)

@@ -1,16 +1,20 @@
 """A file, or a number, that was given where another one belongs: the sentence names what it is and what to do."""
 
 import shutil
+from argparse import Namespace
 
 import methods
 import pytest
 import tiny
 import torch
 from fairseq import checkpoint_utils
+from fairseq.dataclass.configs import CheckpointConfig
 
 from fairseq_prefix import checkpoint as files
 from fairseq_prefix.__main__ import main
 from fairseq_prefix.errors import UsageError
+
+NO_AVERAGE = Namespace(cfg=Namespace(ema=Namespace(store_ema=False)))  # a trainer
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +76,24 @@ def test_what_is_no_base_is_named(kinds, kind, message):
     assert message in refused(error)
 
 
+def test_checkpoints_that_cannot_be_loaded_for_a_search_are_named(kinds, tmp_path):
+    """As --path, where fairseq raises errors of its own."""
+    for path, options, message in (
+        (str(tmp_path / "nofile.pt"), {}, "nofile.pt: no such file; expected a checkpoint"),
+        (kinds["prefix.pt"], {"num_shards": 2, "strict": False}, "--checkpoint-shard-count 2 is not supported"),
+        (
+            kinds["base"],
+            {},
+            "model.pt cannot be loaded: it holds no options, as the checkpoint of a training does; is it a base",
+        ),
+    ):
+        with pytest.raises(UsageError) as error:
+            checkpoint_utils.load_model_ensemble([path], task=tiny.make_task(), **options)
+        assert message in refused(error)
+    (model,), _ = checkpoint_utils.load_model_ensemble([kinds["prefix.pt"]], task=tiny.make_task())
+    assert model.declared_parameters
+
+
 def test_a_base_is_no_checkpoint_of_a_prefix_and_the_other_way_round(kinds):
     for command in (["export", kinds["base"], "x.safetensors"], ["import", kinds["base"], "x.pt", "--base-model", "x"]):
         with pytest.raises(UsageError, match="this one is a whole model: pass it as --base-model") as error:
@@ -82,6 +104,12 @@ def test_a_base_is_no_checkpoint_of_a_prefix_and_the_other_way_round(kinds):
     with pytest.raises(UsageError, match="holds a prefix, but --arch full_bart_tiny expects a whole model") as error:
         whole.load_state_dict(state)
     refused(error)
+
+
+def test_a_training_that_would_write_its_checkpoints_later_is_refused():
+    """fairseq copies none then: where the last one is the best, there would be no checkpoint_last.pt."""
+    with pytest.raises(UsageError, match="--write-checkpoints-asynchronously is not supported"):
+        checkpoint_utils.load_checkpoint(CheckpointConfig(write_checkpoints_asynchronously=True), NO_AVERAGE)
 
 
 def test_a_whole_model_of_another_architecture_is_named(kinds, tmp_path):
