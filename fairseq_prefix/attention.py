@@ -35,18 +35,23 @@ class PrefixAttention(MultiheadAttention):
 
     def attach(self, prefix: Prefix, site: str, layer: int) -> None:
         """Say which prefix feeds this module. (A tuple holds it: as an attribute it would be registered as a child.)"""
-        self.attached = (prefix, site, layer)
+        self._attached = (prefix, site, layer)
+
+    @property
+    def attachment(self) -> tuple[Prefix, str, int]:
+        """What `attach` was given."""
+        return self._attached
 
     @property
     def attached_length(self) -> int:
         """How many virtual tokens come before the keys, in the row that has most."""
-        prefix, site, _ = self.attached
+        prefix, site, _ = self._attached
         return prefix.length(site)
 
     @property
     def attached_lengths(self) -> int | Tensor:
         """How many each row has, where they differ: B x 1."""
-        prefix, site, _ = self.attached
+        prefix, site, _ = self._attached
         return prefix.lengths(site)
 
     @property
@@ -125,7 +130,7 @@ class PrefixAttention(MultiheadAttention):
         return [*kept.parts.values(), beams.write(self, *self._project(query))]
 
     def _prefix_key_value(self) -> tuple[Tensor, Tensor] | None:
-        prefix, site, layer = self.attached
+        prefix, site, layer = self._attached
         return prefix.key_value(site, layer)
 
     def _after_prefix(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

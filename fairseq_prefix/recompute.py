@@ -28,8 +28,8 @@ class Recomputed:
         modes = {module: module.training for module in self.modules()}
         attached = {}  # attention -> what it is attached to, with the keys and values of this pass
         for attention in self.children():
-            if hasattr(attention, "attached"):
-                prefix, *place = attention.attached
+            if hasattr(attention, "attachment"):
+                prefix, *place = attention.attachment
                 attached[attention] = (prefix.current(), *place)
         return checkpoint(self._compute, super().forward, modes, attached, *args, use_reentrant=False, **kwargs)
 
@@ -39,7 +39,7 @@ class Recomputed:
         have been through other passes.
         """
         other_modes = {module: module.training for module in modes}
-        others = {attention: attention.attached for attention in attached}
+        others = {attention: attention.attachment for attention in attached}
         _restore(modes, attached)
         try:
             return forward(*args, **kwargs)
