@@ -31,11 +31,6 @@ def save_when_told_to_end() -> None:
     load, save, call = checkpoint_utils.load_checkpoint, checkpoint_utils.save_checkpoint, distributed_utils.call_main
 
     def load_checkpoint(cfg, trainer, **arguments):
-        if cfg.write_checkpoints_asynchronously:
-            raise UsageError(
-                "--write-checkpoints-asynchronously is not supported: fairseq copies no checkpoint then, so that "
-                "checkpoint_last.pt may be missing; leave it out"
-            )
         saves = not (cfg.no_save or cfg.no_last_checkpoints)
         if saves and threading.current_thread() is threading.main_thread():
             Preemption(trainer)
@@ -50,6 +45,11 @@ def save_when_told_to_end() -> None:
         return path
 
     def call_main(cfg, main, **arguments):
+        if getattr(getattr(cfg, "checkpoint", None), "write_checkpoints_asynchronously", False):
+            raise UsageError(
+                "--write-checkpoints-asynchronously is not supported: fairseq copies no checkpoint then, so that "
+                "checkpoint_last.pt may be missing; leave it out"
+            )
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 signal.signal(number, _hand_on)

@@ -328,7 +328,7 @@ def test_other_searches_of_a_batch_are_fairseqs_on_each_sentence_alone(searched,
     family, model = searched
     task, (options, strategy) = methods.make_task(family), SEARCHES[name]
     given = {"match_source_len": options.get("match_source_len", False), "min_len": options.get("min_len", 1)}
-    for case in range(3):
+    for case in range(2):
         tokens, lengths, sample = batch_of(family, case)
         generator = task.build_generator([model], Namespace(beam=4, max_len_b=8, **options))
         strategy_of = {"search_strategy": strategy(task.target_dictionary), "beam_size": 4, "max_len_b": 8}
@@ -359,7 +359,7 @@ def test_without_a_penalty_each_group_of_a_diverse_search_is_a_beam_search(searc
 def test_a_diverse_search_of_a_batch_is_that_of_each_sentence_alone(searched):
     family, model = searched
     task = methods.make_task(family)
-    for case, strength in enumerate([0.5, 1.0, 3.0]):
+    for case, strength in enumerate([0.5, 3.0]):
         tokens, lengths, sample = batch_of(family, case)
         options = Namespace(beam=6, max_len_b=12, diverse_beam_groups=3, diverse_beam_strength=strength)
         found = task.inference_step(task.build_generator([model], options), [model], sample)
