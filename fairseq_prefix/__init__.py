@@ -7,6 +7,7 @@ from . import host
 
 with host.undisturbed():
     from . import (  # noqa: F401  (registration)
+        averaging,
         bart,
         commands,
         criterion,
@@ -23,6 +24,8 @@ __version__ = "0.1.0"
 loading.trust_plain_types()
 loading.make_copies_atomic()
 loading.guard_loading()
+averaging.average_weights_alone()
+averaging.begin_with_the_model()
 training_options.refuse_what_cannot_run()
 preemption.save_when_told_to_end()
 preemption.resume_with_the_same_batches()

@@ -43,6 +43,11 @@ class PrefixAttention(MultiheadAttention):
         prefix.begin(rows)
 
     @property
+    def attachment(self) -> tuple[Prefix, str, int]:
+        """What `attach` was given."""
+        return self._attached
+
+    @property
     def attached_length(self) -> int:
         """How many virtual tokens come before the keys, in the row that has most."""
         prefix, site, _ = self._attached

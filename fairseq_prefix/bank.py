@@ -10,7 +10,7 @@ requires a selection of its own. fairseq sorts the rows of a batch by length: it
 row is.
 
 Prefixes may differ in length, in their sites, and in how they are parametrised. In training the gradients reach those
-of the batch's rows; select again only after the backward pass. A bank serves one thread at a time.
+of the batch's rows. A bank serves one thread at a time.
 
 Letters at line ends: B rows of a batch (sentences), P virtual tokens of the longest prefix, H heads, d width of a head.
 """
@@ -18,13 +18,47 @@ Letters at line ends: B rows of a batch (sentences), P virtual tokens of the lon
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import UsageError
-from .prefix import SITES, Prefix
+from .prefix import SITES, Evaluation, Prefix
+
+
+class Selection(NamedTuple):
+    """The keys and values of one forward pass, a row per sentence. Later selections leave them as they are."""
+
+    evaluations: list[Evaluation | None]  # of each prefix of the batch; None is the base alone
+    places: list[int]  # B, of the rows among these
+    longest: dict[str, int]  # site -> virtual tokens of the row that has most
+    of_rows: dict[str, int | Tensor]  # site -> those of each row, B x 1, or one number for all
+
+    def length(self, site: str) -> int:
+        """Virtual tokens at this site of the row that has most."""
+        return self.longest[site]
+
+    def lengths(self, site: str) -> int | Tensor:
+        """How many each row has: B x 1, or one number for all."""
+        return self.of_rows[site]
+
+    def key_value(self, site: str, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Keys and values of one attention layer, each B x H x P x d, filled up with zeros where a row has fewer; or
+        1 x H x P x d, if all rows have the same; or None, if none has any.
+        """
+        found = [None if own is None else own.key_value(site, layer) for own in self.evaluations]
+        if len(found) == 1 or not any(found):
+            return found[0] if found else None
+        nothing = next(filter(None, found))[0][:, :, :0]  # 1 x H x 0 x d
+        tables = zip(*(pair or (nothing, nothing) for pair in found), strict=True)
+        filled = ([self._filled(table, site) for table in same] for same in tables)
+        key, value = (torch.cat([same[place] for place in self.places]) for same in filled)
+        return key, value
+
+    def _filled(self, table: Tensor, site: str) -> Tensor:
+        return F.pad(table, (0, 0, 0, self.longest[site] - table.size(2)))  # 1 x H x P x d
 
 
 class PrefixBank(nn.Module):
@@ -146,24 +180,18 @@ class PrefixBank(nn.Module):
         """How many each row has: B x 1, or one number for all."""
         return 0 if self._chosen is None else self._lengths[site]
 
-    def key_value(self, site: str, layer: int) -> tuple[Tensor, Tensor] | None:
-        """Keys and values of one attention layer, each B x H x P x d, filled up with zeros where a row has fewer; or
-        1 x H x P x d, if all rows have the same; or None, if none has any.
+    def current(self) -> Selection:
+        """Keys and values of the forward pass that runs now.
 
         Raises:
             UsageError: `select` was not called.
         """
-        found = [None if prefix is None else prefix.key_value(site, layer) for prefix in self._selected()]
-        if len(found) == 1 or not any(found):
-            return found[0] if found else None
-        nothing = next(filter(None, found))[0][:, :, :0]  # 1 x H x 0 x d
-        tables = zip(*(pair or (nothing, nothing) for pair in found), strict=True)
-        filled = ([self._filled(table, site) for table in same] for same in tables)
-        key, value = (torch.cat([same[place] for place in self._places]) for same in filled)
-        return key, value
+        evaluations = [None if prefix is None else prefix.current() for prefix in self._selected()]
+        return Selection(evaluations, self._places, self._longest, self._lengths)
 
-    def _filled(self, table: Tensor, site: str) -> Tensor:
-        return F.pad(table, (0, 0, 0, self._longest[site] - table.size(2)))  # 1 x H x P x d
+    def key_value(self, site: str, layer: int) -> tuple[Tensor, Tensor] | None:
+        """As `Selection.key_value`, of the forward pass that runs now."""
+        return self.current().key_value(site, layer)
 
     def _selected(self) -> list[Prefix | None]:
         if self._chosen is None:

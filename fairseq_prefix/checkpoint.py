@@ -30,13 +30,12 @@ from torch import Tensor, nn
 
 from .adapter import adapter_size
 from .errors import UsageError, first_line
-from .loading import atomically, check_contents, load_tensors, refusing
+from .loading import EXPORT_KEY, atomically, check_contents, load_tensors, refusing
 from .prefix import SITES, Evaluated, Prefix, SiteGeometry
 from .prompt import empty_prompt
 
 FORMAT = 1
 METADATA_KEY = "prefix.metadata"  # of a checkpoint, whatever the method
-EXPORT_KEY = "fairseq_prefix"
 ABSENT_SYMBOLS = "decoder.absent_symbols"  # which symbols of the dictionary a GPT-2 does not know, as a mask
 MOST_LAYERS = 500  # of a base; the largest GPT-2 has 48
 BOOKKEEPING = (".version", "._float_tensor")  # ends of names that are fairseq's own and no weights
@@ -87,6 +86,9 @@ def read_base(path: str, family: Family | None = None) -> Base:
     elif not base.exists():
         raise UsageError(f"{path}: no such file or folder; expected a base")
     state = load_tensors(base)
+    if isinstance(state.get("model"), dict) and METADATA_KEY in state["model"]:
+        noun = method_of(unpack_metadata(state["model"])).noun
+        raise UsageError(f"{base} holds a {noun} alone; pass the base that it was trained over")
     found = family_of(state.get("model"))
     if found is None and family is None:
         raise UsageError(f"{base} is neither a BART nor a GPT-2 of fairseq's")
@@ -680,10 +682,10 @@ def unpack_metadata(state: dict[str, Tensor]) -> dict:
         UsageError: there is none, or it is damaged, or of a later format or method.
     """
     if METADATA_KEY not in state:
-        kind = "a whole model, which belongs to --base-model or api.load" if family_of(state) else "something else"
-        raise UsageError(
-            f"this checkpoint is not a prefix's (nor a prompt's, nor of adapters or top layers) but {kind}"
+        kind = (
+            "is a whole model: pass it as --base-model, or to api.load" if family_of(state) else "holds something else"
         )
+        raise UsageError(f"expected the checkpoint of a prefix, prompt, adapters or top layers, but this one {kind}")
     try:
         return _checked(json.loads(bytes((255 - state[METADATA_KEY]).tolist()).decode("ascii")))
     except UsageError:
@@ -783,12 +785,14 @@ def read_tuned(path: str) -> TunedFile:
         metadata, model_args, task, state = _read_export(path)
     else:
         loaded = load_tensors(Path(path))
-        if not isinstance(loaded.get("model"), dict) or not isinstance(loaded.get("cfg"), dict):
+        if not isinstance(loaded.get("model"), dict):
             raise UsageError(f"{path} is not a fairseq checkpoint")
         try:
             metadata = unpack_metadata(loaded["model"])
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from None
+        if not isinstance(loaded.get("cfg"), dict):
+            raise UsageError(f"{path} is not a fairseq checkpoint: it holds no options")
         state = {name: tensor for name, tensor in loaded["model"].items() if name != METADATA_KEY}
         model_args, task = (_plain(loaded["cfg"].get(part) or {}) for part in ("model", "task"))
         if task.get("max_source_tokens", 0) is None:  # not given in the training, which then had the default

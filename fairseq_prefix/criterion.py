@@ -68,7 +68,7 @@ class PrefixCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
             reduction = "sum" if reduce else "none"
             nll_loss = F.nll_loss(lprobs, target, ignore_index=self.padding_idx, reduction=reduction)
             return nll_loss, nll_loss
-        counted = target.ne(self.padding_idx)
+        absent, counted = absent.bool(), target.ne(self.padding_idx)
         nll_loss = -lprobs.gather(1, target[:, None])[:, 0] * counted
         smooth_loss = -lprobs.masked_fill(absent, 0.0).sum(dim=1) * counted
         if reduce:

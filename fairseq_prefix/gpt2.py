@@ -207,7 +207,8 @@ class GPT2Decoder(SearchedDecoder, TransformerDecoderBase):
     def __init__(self, args, dictionary, embed_tokens):
         super().__init__(TransformerConfig.from_namespace(args), dictionary, embed_tokens, no_encoder_attn=True)
         self.infix = getattr(args, "prefix_position", "prefix") == "infix"
-        self.register_buffer("absent_symbols", torch.zeros(len(dictionary), dtype=torch.bool))
+        # As bytes: fairseq's scripts add up and divide all that a checkpoint holds, which booleans do not allow.
+        self.register_buffer("absent_symbols", torch.zeros(len(dictionary), dtype=torch.uint8))
         nothing = Prefix({})
         for number, layer in enumerate(self.layers):
             layer.self_attn.attach(nothing, "decoder", number)
@@ -270,11 +271,30 @@ class GPT2Decoder(SearchedDecoder, TransformerDecoderBase):
         columns = torch.arange(tokens.size(1), device=tokens.device)
         is_target = columns >= lengths[:, None]  # B x T
         shifted = is_target if self.infix else torch.ones_like(columns, dtype=torch.bool)[None]
-        x = self._embed(tokens, columns + self.prefix_lengths * shifted).transpose(0, 1)
+        positions = self._within_table(tokens, columns + self.prefix_lengths * shifted)
+        x = self._embed(tokens, positions).transpose(0, 1)
         mask = self._mask(is_target)
         for layer in self.layers:
             x, _, _ = layer(x, incremental_state=incremental_state, self_attn_mask=mask)
         return self.layer_norm(x).transpose(0, 1)
+
+    def _within_table(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """The positions of texts (B x T), where those of padding behind a text may reach beyond the model's.
+
+        Raises:
+            UsageError: a text itself reaches beyond them.
+        """
+        room = self.embed_positions.max_positions
+        if tokens.size(1) + self.prefix_length <= room:
+            return positions
+        beyond = (positions >= room) & tokens.ne(self.padding_idx)
+        if beyond.any():
+            needed = int(positions.expand_as(beyond)[beyond].max()) + 1
+            raise UsageError(
+                f"a text needs {needed} positions with its virtual tokens, but the model has {room}; "
+                "shorten the source, the target or the prefix"
+            )
+        return positions.clamp(max=room - 1)
 
     def read_prompt(self, table: Tensor) -> Tensor:
         """Keys and values of virtual tokens (P x D), which nothing comes before: L x 2 x H x P x d."""
@@ -327,7 +347,7 @@ class GPT2Decoder(SearchedDecoder, TransformerDecoderBase):
 
     def output_layer(self, features):
         """Logits; symbols that the base does not have get none of the probability."""
-        return self.output_projection(features).masked_fill_(self.absent_symbols, NEVER)
+        return self.output_projection(features).masked_fill_(self.absent_symbols.bool(), NEVER)
 
 
 def gpt2_architecture(args, layers: int, embed_dim: int, heads: int):

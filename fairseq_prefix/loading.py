@@ -84,8 +84,32 @@ def refusing(path: str | os.PathLike) -> Iterator[None]:
         raise UsageError(f"{path} cannot be loaded: {reason}") from None
 
 
+EXPORT_KEY = "fairseq_prefix"  # in the header of an export
+
+
+def _mistaken(path: str | os.PathLike) -> str | None:
+    """What a file that is no checkpoint is instead, where it shows, and what to do, as the end of a sentence."""
+    if os.path.isdir(path):
+        return "it is a folder, expected a checkpoint in it, such as checkpoint_best.pt"
+    with open(path, "rb") as file:
+        start = file.read(4096)
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < os.path.getsize(path):  # safetensors
+        if f'"{EXPORT_KEY}"'.encode() in start:
+            return "it is an export; make a checkpoint of it with `python -m fairseq_prefix import`"
+        return "it is in the format of safetensors, expected a .pt file (of a Hugging Face base, pass the folder)"
+    if start and b"\0" not in start:
+        with contextlib.suppress(UnicodeDecodeError):
+            start[:-4].decode()  # less what may be part of a sign
+            return "it is a text file, expected a checkpoint"
+    return None
+
+
 def _check_archive(path: str | os.PathLike) -> None:
-    """Refuse what torch would read all the same: archives that unpack to anything larger, and wrong checksums."""
+    """Refuse what torch would read all the same: archives that unpack to anything larger, wrong checksums, and exports
+    of weights; and name what else is no checkpoint.
+    """
+    if mistaken := _mistaken(path):
+        raise _Refused(mistaken)
     if not zipfile.is_zipfile(path):  # cut off, which torch sees itself, or of an older format, without checksums
         return
     with zipfile.ZipFile(path) as archive:
@@ -162,6 +186,7 @@ def guard_loading() -> None:
     fairseq leaves it to the installed torch, and to an environment variable, whether anything is unpickled.
     """
     load, upgrade = checkpoint_utils.load_checkpoint_to_cpu, checkpoint_utils._upgrade_state_dict
+    load_models = checkpoint_utils.load_model_ensemble_and_task
 
     @functools.wraps(load)
     def load_checked(path: str, *args, **options) -> dict:
@@ -171,10 +196,26 @@ def guard_loading() -> None:
 
     def upgrade_checked(state: dict) -> dict:
         config = state.get("cfg")
+        if config is None and state.get("args") is None:
+            raise _Refused("it holds no options, as the checkpoint of a training does; is it a base?")
         check_contents({**state, "cfg": OmegaConf.to_container(config) if OmegaConf.is_config(config) else config})
         return upgrade(state)
 
+    @functools.wraps(load_models)
+    def load_models_checked(
+        filenames, arg_overrides=None, task=None, strict=True, suffix="", num_shards=1, state=None
+    ) -> tuple:
+        if num_shards != 1:
+            raise UsageError(
+                f"--checkpoint-shard-count {num_shards} is not supported: a checkpoint here is one file; leave it out"
+            )
+        for path in (filename.replace(".pt", f"{suffix}.pt") for filename in filenames):
+            if not os.path.exists(path):
+                raise UsageError(f"{path}: no such file; expected a checkpoint")
+        return load_models(filenames, arg_overrides, task, strict, suffix, num_shards, state)
+
     checkpoint_utils.load_checkpoint_to_cpu, checkpoint_utils._upgrade_state_dict = load_checked, upgrade_checked
+    checkpoint_utils.load_model_ensemble_and_task = load_models_checked
 
 
 _ENVIRONMENT = threading.Lock()  # all threads have the same

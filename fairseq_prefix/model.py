@@ -120,6 +120,23 @@ class Whole:
         model.base_fingerprint = args.base_fingerprint
         return model
 
+    def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
+        """As fairseq's.
+
+        Raises:
+            UsageError: it is not a whole model's, or another architecture's.
+        """
+        if files.METADATA_KEY in state_dict:
+            noun = files.method_of(files.unpack_metadata(state_dict)).noun
+            raise UsageError(f"the checkpoint holds a {noun}, but --arch {self.args.arch} expects a whole model")
+        try:
+            return super().load_state_dict(state_dict, strict, model_cfg, args)
+        except KeyError as error:
+            detail = f"it lacks {error}"
+        except RuntimeError as error:
+            detail = str(error).split("\n")[:2][-1].strip()  # the first line names the class alone
+        raise UsageError(f"the checkpoint does not fit --arch {self.args.arch}: {detail[:400]}")
+
     @property
     def declared_parameters(self) -> set[str]:
         """Names of the parameters that this method trains."""
@@ -210,12 +227,27 @@ class Tuned:
             "conventions": self.conventions,
         }
 
-    def state_dict(self, *args, **kwargs):
-        """What is trained and what it was trained for; never the base."""
-        declared = self.declared_parameters
-        kept = {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in declared}
-        kept[files.METADATA_KEY] = files.pack_metadata(self.metadata())
-        return kept
+    def state_dict(self, destination: dict | None = None, prefix: str = "", keep_vars: bool = False) -> dict:
+        """What is trained and what it was trained for; never the base.
+
+        Args:
+            destination: where to add that; torch passes it on to the parts of a module.
+            prefix: comes before the names there.
+            keep_vars: parameters themselves, and not detached tensors.
+        """
+        destination, declared = {} if destination is None else destination, self.declared_parameters
+        for name, value in super().state_dict(keep_vars=keep_vars).items():
+            if name in declared:
+                destination[prefix + name] = value
+        destination[prefix + files.METADATA_KEY] = files.pack_metadata(self.metadata())
+        return destination
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        """torch's hook where the model is a part of another module: load what is trained; the base stays as it is."""
+        own = [name for name in state_dict if name.startswith(prefix)]
+        self.load_state_dict({name.removeprefix(prefix): state_dict.pop(name) for name in own})
+        for name, value in super().state_dict().items():
+            state_dict[prefix + name] = value
 
     def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
         """Load a checkpoint after verifying that it was trained for this base, dictionary and geometry.
@@ -312,15 +344,15 @@ class Prefixed(VirtualTokens):
         self.prefix = prefix
         self._attach(prefix)
 
-    def state_dict(self, *args, **kwargs):
-        """What is trained and what it was trained for; never the base.
+    def state_dict(self, destination: dict | None = None, prefix: str = "", keep_vars: bool = False) -> dict:
+        """As that of every tuned model.
 
         Raises:
             UsageError: it is a bank, whose prefixes are files of their own.
         """
         if isinstance(self.prefix, PrefixBank):
             raise UsageError("a bank is not saved as a whole; save each prefix of it after model.use(bank[name])")
-        return super().state_dict(*args, **kwargs)
+        return super().state_dict(destination, prefix, keep_vars)
 
     def site_geometry(self, site: str, length: int) -> SiteGeometry:
         attentions = [attention for own, _, attention in self.attentions() if own == site]

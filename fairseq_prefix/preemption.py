@@ -19,6 +19,8 @@ from fairseq import checkpoint_utils
 from fairseq.distributed import utils as distributed_utils
 from fairseq.tasks import FairseqTask
 
+from .errors import UsageError
+
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -43,6 +45,11 @@ def save_when_told_to_end() -> None:
         return path
 
     def call_main(cfg, main, **arguments):
+        if getattr(getattr(cfg, "checkpoint", None), "write_checkpoints_asynchronously", False):
+            raise UsageError(
+                "--write-checkpoints-asynchronously is not supported: fairseq copies no checkpoint then, so that "
+                "checkpoint_last.pt may be missing; leave it out"
+            )
         if threading.current_thread() is threading.main_thread():
             _handle(_hand_on)
         try:

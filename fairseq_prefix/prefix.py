@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -193,6 +194,25 @@ class Evaluated(FullPrecision):
         return {**self.__dict__, "_evaluated": None, "_evaluated_for": None}
 
 
+class Evaluation(NamedTuple):
+    """The keys and values of one forward pass. Later passes, and changes of mode, leave them as they are."""
+
+    tables: dict[str, Tensor]  # site -> L x 2 x H x P x d
+
+    def length(self, site: str) -> int:
+        """Virtual tokens at this site."""
+        return self.tables[site].size(3) if site in self.tables else 0
+
+    lengths = length  # the same for all rows of a batch
+
+    def key_value(self, site: str, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Keys and values of one attention layer, each 1 x H x P x d, or None if the site has no prefix."""
+        if site not in self.tables:
+            return None
+        key, value = self.tables[site][layer]
+        return key.unsqueeze(0), value.unsqueeze(0)
+
+
 class KeysAndValues(Evaluated):
     """Virtual tokens that attention layers ask for: they are evaluated to L x 2 x H x P x d."""
 
@@ -203,12 +223,14 @@ class KeysAndValues(Evaluated):
         """How many virtual tokens the rows of a batch have: all the same."""
         return self.length(site)
 
+    def current(self) -> Evaluation:
+        """Keys and values of the forward pass that runs now."""
+        self._keep_current()
+        return Evaluation(self._evaluated)
+
     def key_value(self, site: str, layer: int) -> tuple[Tensor, Tensor] | None:
-        """Keys and values of one attention layer, each 1 x H x P x d, or None if the site has no prefix."""
-        if site not in self.geometry:
-            return None
-        key, value = self.evaluated(site)[layer]
-        return key.unsqueeze(0), value.unsqueeze(0)
+        """As `Evaluation.key_value`, of the forward pass that runs now."""
+        return self.current().key_value(site, layer)
 
 
 class Prefix(KeysAndValues):

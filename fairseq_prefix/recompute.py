@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
@@ -22,4 +25,30 @@ class Recomputed:
         leaves_keys = kwargs.get("incremental_state") is not None  # the second time it would find them
         if not self.recomputed or leaves_keys or not torch.is_grad_enabled():
             return super().forward(*args, **kwargs)
-        return checkpoint(super().forward, *args, use_reentrant=False, **kwargs)
+        modes = {module: module.training for module in self.modules()}
+        attached = {}  # attention -> what it is attached to, with the keys and values of this pass
+        for attention in self.children():
+            if hasattr(attention, "attachment"):
+                prefix, *place = attention.attachment
+                attached[attention] = (prefix.current(), *place)
+        return checkpoint(self._compute, super().forward, modes, attached, *args, use_reentrant=False, **kwargs)
+
+    @staticmethod
+    def _compute(forward: Callable, modes: dict, attached: dict, *args, **kwargs):
+        """Run `forward` in the modes and with the virtual tokens of its own pass: when it is recomputed, the model may
+        have been through other passes.
+        """
+        other_modes = {module: module.training for module in modes}
+        others = {attention: attention.attachment for attention in attached}
+        _restore(modes, attached)
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            _restore(other_modes, others)
+
+
+def _restore(modes: dict[nn.Module, bool], attached: dict) -> None:
+    for module, training in modes.items():
+        module.training = training
+    for attention, place in attached.items():
+        attention.attach(*place)

@@ -1,7 +1,7 @@
 """Beam search: fairseq's hypotheses and scores, with less work for each.
 
 Letters at line ends: B sentences, W hypotheses of each in the search (1 until it branches), N = B*W, V symbols,
-L tokens, C candidates.
+L tokens, C candidates, G groups.
 """
 
 from __future__ import annotations
@@ -9,12 +9,47 @@ from __future__ import annotations
 import math
 
 import torch
-from fairseq.search import BeamSearch
+from fairseq.dataclass.configs import GenerationConfig
+from fairseq.search import BeamSearch, DiverseBeamSearch
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor, nn
 
 from .errors import UsageError
 from .model import FromBase
+
+
+def check_options(args) -> None:
+    """Refuse what a search here could not do, or would not.
+
+    Args:
+        args: fairseq's options of the generation, of which any may be missing.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    for name in ("constraints", "replace_unk", "print_step", "retain_iter_history", *_REFINEMENT):
+        value, usual = getattr(args, name, None), getattr(GenerationConfig, name)
+        if value is not None and value != usual:
+            raise UsageError(f"--{name.replace('_', '-')} is not supported by this plugin's tasks; leave it out")
+    groups, beam = getattr(args, "diverse_beam_groups", -1), getattr(args, "beam", 5)
+    if groups > 0 and beam % groups:
+        raise UsageError(f"--beam {beam} is no multiple of --diverse-beam-groups {groups}; choose one that is")
+    kinds = {
+        "sampling": getattr(args, "sampling", False),
+        "diverse-beam-groups": groups > 0,
+        "match-source-len": getattr(args, "match_source_len", False),
+        "diversity-rate": getattr(args, "diversity_rate", -1) > -1,
+    }
+    chosen = [f"--{option}" for option, value in kinds.items() if value]
+    if len(chosen) > 1:
+        raise UsageError(f"{' and '.join(chosen)} are different searches; choose one")
+    for name in ("sampling_topk", "sampling_topp"):
+        if getattr(args, name, -1) >= 0 and not kinds["sampling"]:
+            raise UsageError(f"--{name.replace('_', '-')} requires --sampling")
+
+
+# Of non-autoregressive models, whose generator fairseq's own tasks ignore as well.
+_REFINEMENT = tuple(name for name in GenerationConfig.__dataclass_fields__ if name.startswith("iter_decode"))
 
 
 class NGramBlock(nn.Module):
@@ -46,6 +81,63 @@ class NGramBlock(nn.Module):
         return scores.scatter_reduce_(1, ends, scores.gather(1, ends).masked_fill(seen, -math.inf), "amin")
 
 
+class DiverseBeams(DiverseBeamSearch):
+    """`--diverse-beam-groups`: hypothesis number i belongs to group i % G, and each group finishes W/G hypotheses.
+
+    fairseq's own reads the overlap of groups at the rows that the dataset's numbers name, which fails from the second
+    batch on. After a `</s>` it moves hypotheses between groups, and writes on behind the `</s>`.
+    """
+
+    def prune_sentences(self, batch_idxs: Tensor) -> None:
+        """fairseq's hook: these sentences of the batch are still searched."""
+        self.group_overlap, self._ended = self.group_overlap[batch_idxs], self._ended[batch_idxs]
+
+    def step(self, step, lprobs, scores, prev_output_tokens=None, original_batch_idxs=None):
+        """The candidates of each sentence: first those that end, then W that do not, a group after the other.
+
+        Args:
+            lprobs: B x W x V.
+            scores: B x W x `step`, the sums so far.
+
+        Returns:
+            Scores, symbols and hypotheses, each B x 2W.
+        """
+        (sentences, beam, _), groups = lprobs.shape, self.num_groups
+        share = beam // groups
+        if step == 0:
+            self.group_overlap = lprobs.new_zeros(sentences, groups, groups)
+            self._ended = torch.zeros(sentences, groups, dtype=torch.long, device=lprobs.device)
+        ending, others = [], []  # of each group: scores, symbols and hypotheses, B x share
+        best = []  # of each group: symbols, B x share
+        for group in range(groups):
+            penalties = torch.zeros_like(lprobs[:, 0])  # B x V
+            for earlier, symbols in enumerate(best):
+                weight = 1 + self.group_overlap[:, group, earlier, None]
+                penalties.scatter_add_(1, symbols, weight.expand(symbols.shape))
+            penalised = lprobs[:, group::groups] + self.diversity_strength * penalties[:, None]
+            before = scores[:, group::groups] if step else None
+            values, symbols, rows = self.beam.step(step, penalised.contiguous(), before)  # B x 2 share
+            rows = rows * groups + group
+            ends = symbols.eq(self.eos)
+            goes_on = ends.sort(dim=1, stable=True).indices[:, :share]
+            others.append([x.gather(1, goes_on) for x in (values, symbols, rows)])
+            values, symbols, rows, ends = (x[:, :share] for x in (values, symbols, rows, ends))
+            ends = ends & values.ne(-math.inf)
+            ends &= ends.cumsum(dim=1) <= share - self._ended[:, group, None]
+            self._ended[:, group] += ends.sum(dim=1)
+            ending.append([values.masked_fill(~ends, -math.inf), symbols, rows])
+            best.append(symbols)
+        symbols = torch.stack(best, dim=2)  # B x share x G
+        equal = symbols[:, :, None].eq(symbols[:, :, :, None]).sum(dim=1)  # B x G x G
+        self.group_overlap = self.diversity_discount * (self.group_overlap + equal)
+        first, second = (
+            [torch.stack(x, dim=2).flatten(1) for x in zip(*part, strict=True)] for part in (ending, others)
+        )
+        ends = first[0].ne(-math.inf)  # B x W
+        place = torch.cat([torch.where(ends, 0, 2), torch.ones_like(ends, dtype=torch.long)], dim=1).sort(stable=True)
+        return tuple(torch.cat(x, dim=1).gather(1, place.indices) for x in zip(first, second, strict=True))
+
+
 class Searcher(SequenceGenerator):
     """fairseq's generator. What is different: hypotheses that are still the same are computed once, for each sentence;
     candidates are chosen before scores are added up, and the scores of the vocabulary written once; the host asks the
@@ -61,12 +153,17 @@ class Searcher(SequenceGenerator):
         Raises:
             UsageError: the lengths contradict each other, or the model's scores are not numbers.
         """
+        if self.match_source_len and (longest := int(sample["net_input"]["src_lengths"].max())) >= self.max_len:
+            raise UsageError(
+                f"--match-source-len: a source has {longest} tokens, but an output at most {self.max_len - 1}; "
+                "lower --max-source-tokens"
+            )
         if not self._is_plain(prefix_tokens, constraints):
             return super()._generate(sample, prefix_tokens, constraints, bos_token)
         sentences, source_length = sample["net_input"]["src_tokens"].shape
         limit = min(int(self.max_len_a * source_length + self.max_len_b), self.max_len - 1)
         if self.min_len > limit:
-            raise UsageError(f"--min-len {self.min_len} exceeds the longest output, {limit} tokens")
+            raise UsageError(f"--min-len {self.min_len} exceeds the longest output, {max(limit, 0)} tokens")
         tokens = sample["net_input"]["src_tokens"].new_full((sentences, limit + 2), self.pad)  # N x L
         tokens[:, 0] = self.eos if bos_token is None else bos_token
         sums = torch.zeros(sentences, limit + 1, device=tokens.device)  # N x L, of the scores up to each token

@@ -41,12 +41,13 @@ from fairseq.data import (
 )
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models import FairseqLanguageModel
+from fairseq.search import DiverseBeamSearch
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II
 
 from .checkpoint import read_dictionary
 from .errors import UsageError, first_line
-from .search import NGramBlock, Searcher
+from .search import DiverseBeams, NGramBlock, Searcher, check_options
 from .subwords import build_bpe
 
 logger = logging.getLogger(__name__)
@@ -348,6 +349,7 @@ class PairTask(FairseqTask):
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, **kwargs):
         """A `Searcher`, or fairseq's generator if it is to align; `<s>` is kept out of the printed text."""
         special = {self.target_dictionary.bos(), self.target_dictionary.pad()}
+        check_options(args)
         extra = {"symbols_to_strip_from_output": special, **(extra_gen_cls_kwargs or {})}
         if seq_gen_cls is None and not getattr(args, "print_alignment", None):
             seq_gen_cls = Searcher
@@ -359,6 +361,9 @@ class PairTask(FairseqTask):
         generator = super().build_generator(models, args, seq_gen_cls, extra, **kwargs)
         if getattr(generator, "repeat_ngram_blocker", None) is not None:
             generator.repeat_ngram_blocker = NGramBlock(generator.repeat_ngram_blocker.no_repeat_ngram_size)
+        if isinstance(getattr(generator, "search", None), DiverseBeamSearch):
+            theirs = generator.search
+            generator.search = DiverseBeams(self.target_dictionary, theirs.num_groups, -theirs.diversity_strength)
         return generator
 
 
@@ -448,7 +453,12 @@ class ConditionalLMTask(PairTask):
         if not isinstance(model, FairseqLanguageModel):
             raise UsageError(f"--arch {cfg.arch} has an encoder; pass --task conditional_generation")
         self._max_positions = model.max_positions()
-        room = self._max_positions - 2
+        room, positions = self._max_positions - 2, model.decoder.embed_positions.max_positions
+        if room < 1 and model.decoder.prefix_length:
+            raise UsageError(
+                f"--{model.method.name}-length {model.decoder.prefix_length} leaves no room for a text in the model's "
+                f"{positions} positions; expected {positions - 3} at most"
+            )
         if self.cfg.max_source_tokens > room:
             raise UsageError(
                 f"--max-source-tokens {self.cfg.max_source_tokens} exceeds the {room} that </s>, a target of one "
@@ -491,6 +501,11 @@ class ConditionalLMTask(PairTask):
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, **kwargs):
         """The same, kept to the positions that the longest source allowed leaves."""
         room = min(model.max_positions() for model in models) - self.cfg.max_source_tokens
+        if room < 2 and "max_len" not in (extra_gen_cls_kwargs or {}):  # of prefixes that a bank has selected
+            raise UsageError(
+                f"sources of --max-source-tokens {self.cfg.max_source_tokens} and virtual tokens leave no position "
+                "for an output; lower --max-source-tokens, or pass max_len for the texts at hand"
+            )
         extra = {"max_len": room, **(extra_gen_cls_kwargs or {})}
         return super().build_generator(models, args, seq_gen_cls, extra, **kwargs)
 

@@ -207,6 +207,24 @@ def test_gradients_of_a_mixed_batch_are_the_sum_of_those_of_its_rows_alone(tasks
     assert all(parameter.grad is None for name, parameter in model.named_parameters() if "prefix" not in name)
 
 
+def test_batches_selected_one_after_another_have_gradients_of_their_own_in_one_backward_pass(tasks):
+    rng, batches = random.Random(5), (["one", "v3.1", None], ["train", "one"], ["two", "two", "train"])
+    rows = [teacher_forced(tasks.family, rng, len(names)) for names in batches]
+    found = []
+    for checkpointing in (False, True):
+        model = copy.deepcopy(tasks.model).double().train()
+        for block in (layer for layers in model.blocks().values() for layer in layers):
+            block.recomputed = checkpointing
+        total = 0.0
+        for names, pairs in zip(batches, rows, strict=True):
+            model.prefix.select(names)
+            total = total + loss(model, pairs)
+        total.backward()
+        found.append(gradients({name: model.prefix[name] for name in model.prefix.names}))
+    for key, gradient in found[0].items():
+        torch.testing.assert_close(found[1][key], gradient, msg=str(key))
+
+
 def test_each_prefix_of_the_batch_is_evaluated_once_a_pass(tasks):
     calls = []
     hooks = [
@@ -222,6 +240,50 @@ def test_each_prefix_of_the_batch_is_evaluated_once_a_pass(tasks):
     for hook in hooks:
         hook.remove()
     assert calls == [("one", site) for site in tasks.bank["one"].sites] * 2
+
+
+# Positions ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["prefix", "infix"])
+def short_and_long(tmp_path_factory, request):
+    """(a GPT-2 of 512 positions with a bank, for each of two prefixes a model with it alone)."""
+    base, options = methods.make_base(tmp_path_factory.mktemp("base"), "gpt2", scale=0.1), {"prefix_reparam": "flat"}
+    alone = {
+        name: methods.build("prefix", "gpt2", base, prefix_length=length, prefix_position=request.param, **options)
+        for name, length in (("short", 1), ("long", 200))
+    }
+    model = methods.build("prefix", "gpt2", base, prefix_length=1, prefix_position=request.param, **options).eval()
+    model.use(PrefixBank({name: methods.strengthen(own).prefix for name, own in alone.items()}))
+    return model, alone
+
+
+def words(count, seed=0):
+    return random.Random(seed).choices(range(tiny.SPECIALS, tiny.SPECIALS + tiny.WORDS), k=count)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("lengths", [(400, 2), (400, 0), (300, 100)])
+def test_the_padding_of_a_row_with_a_long_prefix_may_reach_beyond_the_positions(short_and_long, lengths):
+    model, alone = short_and_long
+    sources, targets = [words(length) for length in lengths], [words(3), words(5, seed=1)]
+    model.prefix.select(["short", "long"])
+    logits = model(*test_gpt2.inputs(list(zip(sources, targets, strict=True))))[0]
+    model.prefix.select(["short", "long"])
+    found = search(model, "gpt2", sources, beam=2)
+    for row, (name, source, target) in enumerate(zip(("short", "long"), sources, targets, strict=True)):
+        expected = alone[name](*test_gpt2.inputs([(source, target)]))[0][0]
+        torch.testing.assert_close(logits[row, : len(expected)], expected, atol=1e-4, rtol=1e-4)
+        (hypotheses,) = search(alone[name], "gpt2", [source], beam=2)
+        assert [h["tokens"].tolist() for h in found[row]] == [h["tokens"].tolist() for h in hypotheses]
+
+
+@torch.no_grad()
+def test_a_text_that_reaches_beyond_the_positions_is_refused_in_one_sentence(short_and_long):
+    model, _ = short_and_long
+    model.prefix.select(["short", "long"])
+    with pytest.raises(UsageError, match="needs 513 positions with its virtual tokens, but the model has 512"):
+        model(*test_gpt2.inputs([(words(400), words(3)), (words(309), words(3))]))
 
 
 # Use ------------------------------------------------------------------------------------------------------------------

@@ -535,7 +535,7 @@ def test_a_prefix_that_started_from_words_is_loaded_without_them(base):
 
 
 def test_a_whole_model_is_not_taken_for_a_prefix(trained, base):
-    with pytest.raises(UsageError, match="a whole model, which belongs to --base-model"):
+    with pytest.raises(UsageError, match="is a whole model: pass it as --base-model"):
         trained[0].load_state_dict(torch.load(base / "model.pt", weights_only=True)["model"])
 
 

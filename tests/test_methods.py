@@ -175,6 +175,47 @@ def test_gradients_reach_what_is_declared_and_are_the_same_with_activation_check
         torch.testing.assert_close(found[name], gradient, atol=1e-4, rtol=1e-3)
 
 
+def interrupt(model, family, how):
+    """What may happen between two forward passes, or between the last one and the backward pass."""
+    if how == "a validation":
+        with torch.no_grad():
+            model.eval()(*methods.inputs(family))
+        model.train()
+    elif how == "evaluation mode":
+        model.eval()
+    elif how == "another prefix":
+        model.use(copy.deepcopy(model.prefix))
+        methods.strengthen(model)
+
+
+@pytest.mark.parametrize("how", ["nothing", "a validation", "evaluation mode", "another prefix"])
+@pytest.mark.parametrize("method", ["prefix", *methods.METHODS])
+@each_family
+def test_several_passes_and_one_backward_give_the_same_gradients_with_activation_checkpointing(
+    bases, family, method, how
+):
+    """Each pass is recomputed with its own virtual tokens, dropout and mode."""
+    if how == "another prefix" and method != "prefix":
+        pytest.skip("only prefixes can be exchanged")
+    options = {"dropout": 0.2, "attention_dropout": 0.1, "activation_dropout": 0.1, "base_dropout": "on"}
+    options |= {"prefix_dropout": 0.3} if method == "prefix" else {}
+    found = []
+    for checkpointing in (False, True):
+        torch.manual_seed(4)
+        model = methods.build(method, family, bases[family], checkpoint_activations=checkpointing, **options)
+        trained, data = {name: p for name, p in model.named_parameters() if p.requires_grad}, methods.inputs(family)
+        with torch.no_grad():
+            for parameter in trained.values():
+                parameter.add_(0.3 * torch.randn_like(parameter))
+        loss = 0.0
+        for _ in range(2):
+            loss = loss + model.train()(*data)[0].log_softmax(-1)[..., 7].square().sum()
+            interrupt(model, family, how)
+        found.append(torch.autograd.grad(loss, list(trained.values())))
+    for name, ours, plain in zip(trained, found[1], found[0], strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4 * plain.abs().max().item(), msg=name)
+
+
 @pytest.mark.parametrize("method", ["prefix", *methods.METHODS])
 @each_family
 def test_passes_in_evaluation_do_not_depend_on_those_before_them(bases, family, method):
@@ -435,7 +476,7 @@ def test_what_another_method_trained_is_refused(bases, family):
         with pytest.raises(UsageError, match=message):
             methods.build(method, family, bases[family]).load_state_dict(adapted.state_dict())
     whole = torch.load(f"{bases[family]}/model.pt", weights_only=True)["model"]
-    with pytest.raises(UsageError, match="a whole model, which belongs to --base-model"):
+    with pytest.raises(UsageError, match="is a whole model: pass it as --base-model"):
         adapted.load_state_dict(whole)
 
 

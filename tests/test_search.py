@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 from fairseq.models.bart.model import BARTModel
+from fairseq.search import DiverseBeamSearch, DiverseSiblingsSearch, LengthConstrainedBeamSearch, Sampling
 from fairseq.sequence_generator import SequenceGenerator
 from torch import nn
 
@@ -269,6 +270,188 @@ def test_what_is_fairseqs_alone_is_left_to_it(searched):
     assert ours == theirs and all(hypothesis[:2] == [0, 7] for row in ours for hypothesis in row)
     sampled = task.build_generator([model], Namespace(beam=3, max_len_b=8, sampling=True))
     assert all(len(row) == 3 for row in task.inference_step(sampled, [model], sample))
+
+
+# fairseq's own searches -----------------------------------------------------------------------------------------------
+
+
+def searched_alone(model, task, tokens, lengths, forced=None, seed=None, **options):
+    """Hypotheses of fairseq's generator for each sentence alone, whose every step is a pass from the beginning."""
+    found = []
+    for row, length in enumerate(lengths):
+        source = tokens[row, :length]
+        uncached = [methods.Uncached(each, source) for each in (model if isinstance(model, list) else [model])]
+        generator = SequenceGenerator(uncached, task.target_dictionary, **options)
+        sample = {"net_input": {"src_tokens": source[None], "src_lengths": length[None]}}
+        if seed is not None:
+            torch.manual_seed(seed)
+        found += task.inference_step(generator, uncached, sample, forced if forced is None else forced[row : row + 1])
+    return found
+
+
+def compare(found, expected):
+    for ours, theirs in zip(found, expected, strict=True):
+        assert [h["tokens"].tolist() for h in ours] == [h["tokens"].tolist() for h in theirs]
+        for our, their in zip(ours, theirs, strict=True):
+            for score in ("score", "positional_scores"):
+                torch.testing.assert_close(our[score], their[score], rtol=1e-4, atol=1e-4)
+
+
+def batch_of(family, case, first_id=40):
+    """A later batch of a pass over a data set, whose examples fairseq sorted by length."""
+    tokens, lengths = methods.sources(family, rows=4, seed=case)
+    ids = first_id + torch.tensor([3, 0, 2, 1])
+    return tokens, lengths, {"id": ids, "net_input": {"src_tokens": tokens, "src_lengths": lengths}}
+
+
+SEARCHES = {
+    "diversity rate": ({"diversity_rate": 0.5}, lambda symbols: DiverseSiblingsSearch(symbols, 0.5)),
+    "source length": (
+        {"match_source_len": True},
+        lambda symbols: LengthConstrainedBeamSearch(symbols, min_len_a=1, min_len_b=0, max_len_a=1, max_len_b=0),
+    ),
+    # Groups never part where no hypothesis ends before the last step: until then fairseq's own is right.
+    "diverse groups": (
+        {"diverse_beam_groups": 2, "diverse_beam_strength": 0.7, "min_len": 8},
+        lambda symbols: DiverseBeamSearch(symbols, 2, 0.7),
+    ),
+    "diverse hypotheses": (
+        {"diverse_beam_groups": 4, "diverse_beam_strength": 2.0, "min_len": 8},
+        lambda symbols: DiverseBeamSearch(symbols, 4, 2.0),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+@torch.no_grad()
+def test_other_searches_of_a_batch_are_fairseqs_on_each_sentence_alone(searched, name):
+    family, model = searched
+    task, (options, strategy) = methods.make_task(family), SEARCHES[name]
+    given = {"match_source_len": options.get("match_source_len", False), "min_len": options.get("min_len", 1)}
+    for case in range(2):
+        tokens, lengths, sample = batch_of(family, case)
+        generator = task.build_generator([model], Namespace(beam=4, max_len_b=8, **options))
+        strategy_of = {"search_strategy": strategy(task.target_dictionary), "beam_size": 4, "max_len_b": 8}
+        expected = searched_alone(model, task, tokens, lengths, **strategy_of, **given)
+        found = task.inference_step(generator, [model], sample)
+        if name == "source length":  # what fairseq finds besides the best depends on the longest source of the batch
+            found, expected = ([row[:1] for row in rows] for rows in (found, expected))
+        compare(found, expected)
+
+
+@torch.no_grad()
+def test_without_a_penalty_each_group_of_a_diverse_search_is_a_beam_search(searched):
+    """fairseq's own writes on behind `</s>`, and its groups exchange hypotheses."""
+    family, model = searched
+    task, ended = methods.make_task(family), set()
+    for case, (beam, groups) in enumerate([(4, 2), (6, 3), (3, 3), (9, 3)]):
+        _, _, sample = batch_of(family, case + 1)
+        options = {"diverse_beam_groups": groups, "diverse_beam_strength": 0.0}
+        diverse = task.build_generator([model], Namespace(beam=beam, max_len_b=12, **options))
+        plain = task.build_generator([model], Namespace(beam=beam // groups, max_len_b=12))
+        found, expected = (task.inference_step(each, [model], sample) for each in (diverse, plain))
+        compare(found, [[hypothesis for hypothesis in row for _ in range(groups)] for row in expected])
+        ended |= {len(hypothesis["tokens"]) for row in found for hypothesis in row}
+    assert len(ended) > 2
+
+
+@torch.no_grad()
+def test_a_diverse_search_of_a_batch_is_that_of_each_sentence_alone(searched):
+    family, model = searched
+    task = methods.make_task(family)
+    for case, strength in enumerate([0.5, 3.0]):
+        tokens, lengths, sample = batch_of(family, case)
+        options = Namespace(beam=6, max_len_b=12, diverse_beam_groups=3, diverse_beam_strength=strength)
+        found = task.inference_step(task.build_generator([model], options), [model], sample)
+        for row, length in enumerate(lengths):
+            one = {"net_input": {"src_tokens": tokens[row : row + 1, :length], "src_lengths": length[None]}}
+            compare([found[row]], task.inference_step(task.build_generator([model], options), [model], one))
+        assert all(EOS not in hypothesis["tokens"][:-1] for row in found for hypothesis in row)
+
+
+@pytest.mark.parametrize("options", [{}, {"sampling_topk": 5}, {"sampling_topp": 0.8}])
+@torch.no_grad()
+def test_sampling_draws_what_fairseq_draws(searched, options):
+    family, model = searched
+    task = methods.make_task(family)
+    tokens, lengths, _ = batch_of(family, 1)
+    for row, length in enumerate(lengths):  # of a batch, the draws of a sentence depend on the others
+        sample = {"net_input": {"src_tokens": tokens[row : row + 1, :length], "src_lengths": length[None]}}
+        generator = task.build_generator([model], Namespace(beam=3, max_len_b=8, sampling=True, **options))
+        torch.manual_seed(row)
+        found = task.inference_step(generator, [model], sample)
+        strategy = Sampling(task.target_dictionary, **options)
+        given = {"beam_size": 3, "max_len_b": 8, "search_strategy": strategy, "seed": row}
+        compare(found, searched_alone(model, task, sample["net_input"]["src_tokens"], length[None], **given))
+
+
+@torch.no_grad()
+def test_forced_tokens_ensembles_and_language_models_are_searched_as_by_fairseq(searched, tmp_path):
+    family, model = searched
+    task, symbols = methods.make_task(family), methods.make_task(family).target_dictionary
+    tokens, lengths, sample = batch_of(family, 2)
+    forced = torch.tensor([[0, 7, 9], [0, 8, 2], [0, 5, 6], [0, 4, 2]])  # as --prefix-size 3 has them
+    forced[forced.eq(EOS).cumsum(1).gt(1)] = PAD
+    base = methods.make_base(tmp_path, "gpt2", symbols=symbols, scale=0.05)
+    language_model = methods.build("full", "gpt2", base, tiny.make_lm_task(symbols))
+    other = methods.strengthen(copy.deepcopy(model), seed=9)
+    given = {"lm_model": language_model.eval(), "lm_weight": 0.7}
+    for models, tokens_forced, extra in (([model], forced, {}), ([model, other], None, {}), ([model], None, given)):
+        generator = task.build_generator(models, Namespace(beam=3, max_len_b=8), extra_gen_cls_kwargs=extra)
+        found = task.inference_step(generator, models, sample, prefix_tokens=tokens_forced)
+        kwargs = {"beam_size": 3, "max_len_b": 8, **extra}
+        compare(found, searched_alone(models, task, tokens, lengths, tokens_forced, **kwargs))
+
+
+@torch.no_grad()
+def test_references_are_scored_by_a_teacher_forced_pass(searched):
+    family, model = searched
+    task = methods.make_task(family)
+    tokens, lengths, previous = methods.inputs(family)
+    target = torch.cat([previous[:, 1:], previous.new_full((len(previous), 1), PAD)], dim=1)
+    target.scatter_(1, previous.ne(PAD).sum(dim=1, keepdim=True) - 1, EOS)
+    net_input = {"src_tokens": tokens, "src_lengths": lengths, "prev_output_tokens": previous}
+    sample = {"net_input": net_input, "target": target}
+    found = task.inference_step(task.build_generator([model], Namespace(score_reference=True)), [model], sample)
+    lprobs = model(tokens, lengths, previous)[0].log_softmax(-1).gather(2, target[:, :, None])[:, :, 0]
+    for row, (hypothesis,) in enumerate(found):
+        count = int(target[row].ne(PAD).sum())
+        assert hypothesis["tokens"].tolist() == target[row, :count].tolist()
+        torch.testing.assert_close(hypothesis["positional_scores"], lprobs[row, :count], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"diverse_beam_groups": 3}, "--beam 4 is no multiple of --diverse-beam-groups 3"),
+        ({"diverse_beam_groups": 2, "sampling": True}, "--sampling and --diverse-beam-groups are different searches"),
+        ({"diversity_rate": 0.0, "match_source_len": True}, "--match-source-len and --diversity-rate are different"),
+        ({"sampling_topk": 5}, "--sampling-topk requires --sampling"),
+        ({"constraints": "ordered"}, "--constraints is not supported"),
+        ({"print_step": True}, "--print-step is not supported"),
+        ({"retain_iter_history": True}, "--retain-iter-history is not supported"),
+        ({"iter_decode_max_iter": 3}, "--iter-decode-max-iter is not supported"),
+        ({"replace_unk": ""}, "--replace-unk is not supported"),
+    ],
+)
+def test_search_options_that_cannot_act_are_refused_in_one_sentence(searched, options, message):
+    family, model = searched
+    with pytest.raises(UsageError, match=message):
+        methods.make_task(family).build_generator([model], Namespace(**{"beam": 4, **options}))
+
+
+@torch.no_grad()
+def test_an_output_as_long_as_its_source_has_to_fit_the_positions(searched):
+    family, model = searched
+    task = methods.make_task(family)
+    tokens, lengths, sample = batch_of(family, 1)
+    options = Namespace(beam=2, match_source_len=True)
+    generator = task.build_generator([model], options, extra_gen_cls_kwargs={"max_len": int(lengths.max())})
+    with pytest.raises(UsageError, match=f"--match-source-len: a source has {lengths.max()} tokens, but an output"):
+        task.inference_step(generator, [model], sample)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
