@@ -6,9 +6,6 @@ from snakemake.utils import min_version
 min_version("9.11")
 
 
-configfile: "configs/config.yaml"
-
-
 resource_scopes:
     gpu_jobs="local",  # of one machine
 
@@ -28,3 +25,4 @@ rule all:
 
 
 check_files(workflow.rules)
+check_targets(workflow, study)

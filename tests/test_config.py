@@ -248,11 +248,63 @@ def test_a_variant_is_a_method_with_flags_above_all_others():
         ("prefix~lr", "expected a name"),
         ("prefix~lr=../x", "expected a name"),
         ("infix", "infix is not for bart_large, but for ['gpt2'] only"),
+        ("prefix~prefix_length=5", "fairseq-train has no flag --prefix_length; did you mean 'prefix-length'?"),
+        ("prefix~fp16=yes", "prefix~fp16=yes: fp16 is a switch: write true or false, not 'yes'"),
+        ("prefix~beam=2.5", "prefix~beam=2.5: beam: expected a whole number above 0, got '2.5'"),
+        ("prefix~lr=1~lr=2", "prefix~lr=1~lr=2: a flag stands twice"),
+        ("base~lr=1", "base~lr=1: base is not trained, and lr is for training alone"),
+        ("finetune~prefix-length=5", "fairseq-train accepts prefix-length with arch prefix_bart or prefix_gpt2 only"),
     ],
 )
 def test_a_mistake_in_a_variant_is_one_sentence(name, sentence):
     with pytest.raises(UserError, match=re.escape(sentence)):
         configuration(methods=[name])
+
+
+@pytest.mark.parametrize(
+    "setting, train, generate",
+    [
+        ("fp16=false", {"fp16": False}, {"fp16": True}),
+        ("batch-size=8", {"batch-size": "8"}, {"batch-size": "32"}),
+        ("lr-scheduler=inverse_sqrt", {"lr-scheduler": "inverse_sqrt"}, {}),
+        ("lr=1e-4", {"lr": "1e-4"}, {}),
+        ("base-dropout=on", {"base-dropout": "on"}, {}),
+        ("max-target-tokens=null", {"max-target-tokens": None}, {"max-target-tokens": None}),
+        ("max-source-tokens=9", {"max-source-tokens": "9"}, {"max-source-tokens": "9"}),
+        ("beam=3", {}, {"beam": "3"}),
+    ],
+)
+def test_a_flag_in_a_name_means_what_it_means_in_a_preset_and_is_for_training_where_both_have_it(
+    setting, train, generate
+):
+    study = configuration()
+    for command, expected in (("train", train), ("generate", generate)):
+        flags = study.flags(command, "xsum", "bart_large", f"prefix~{setting}")
+        for name, value in expected.items():
+            assert (f"--{name}" in flags) == (value not in (None, False))
+            assert flag(flags, name) == value or value in (None, False, True)
+
+
+def test_a_batch_size_in_a_name_is_shared_out_among_gpus():
+    study = configuration(methods=["prefix~batch-size=8"], overrides={"resources": {"gpus": 2}})
+    assert flag(study.flags("train", "e2e", "bart_large", "prefix~batch-size=8"), "batch-size") == "4"
+
+
+def test_sections_may_be_for_a_variant():
+    """Its own flags win over them, as over all layers."""
+    section = {"train": {"lr": 3, "prefix-length": 7}, "resources": {"gpus": 4}}
+    study = configuration(overrides={"methods": {"prefix~lr=0.1": section, "prefix": {"train": {"prefix-length": 9}}}})
+    flags = study.flags("train", "xsum_news_sport", "demo_bart", "prefix~lr=0.1")
+    assert (flag(flags, "lr"), flag(flags, "prefix-length")) == ("0.1", "7")
+    assert study.resources("e2e", "bart_large", "prefix~lr=0.1")["gpus"] == 4
+    assert flag(study.flags("train", "e2e", "bart_large", "prefix~lr=0.2"), "prefix-length") == "9"
+    for name, sentence in (
+        ("prefix~lrr=0.1", "overrides: methods: prefix~lrr=0.1: fairseq-train has no flag --lrr; did you mean 'lr'?"),
+        ("prefix~lr", "overrides: methods: 0: expected a name made of letters"),
+        ("prefx~lr=1", "overrides: methods: no method is called 'prefx~lr=1'"),
+    ):
+        with pytest.raises(UserError, match=re.escape(sentence)):
+            configuration(overrides={"methods": {name: {}}})
 
 
 def test_words_come_with_the_models_encoder_and_begin_as_its_texts_do():
@@ -448,6 +500,13 @@ def test_a_subset_is_its_task_with_overrides_for_either_name():
     study = configuration(overrides={"tasks": metrics})
     assert list(study.task("e2e@50-2")["metrics"]) == [*official, "chrf"]
     assert list(study.task("e2e@50-1")["metrics"]) == [*official, "ter"]
+    metrics = {"@": {"metrics": {"chrf": {}}}, "@50": {"metrics": {"ter": {}}}, "e2e@50": {"metrics": {"chrf": None}}}
+    study = configuration(overrides={"tasks": metrics})
+    assert list(study.task("e2e@50-2")["metrics"]) == [*official, "ter"]
+    assert list(study.task("e2e@60-2")["metrics"]) == [*official, "chrf"]
+    for name in ("e2e@50", "@50", "@"):
+        with pytest.raises(UserError, match=f"overrides: tasks: {name}: inputs cannot be changed for a subset"):
+            configuration(overrides={"tasks": {name: {"inputs": {"train": {"path": "x"}}}}})
     assert "3" == flags["e2e@50-1"][flags["e2e@50-1"].index("--adam-eps") + 1]
 
 
@@ -601,6 +660,15 @@ def test_a_mistake_in_the_configuration_is_one_sentence(change, sentence):
         ({"train": {"save-dir": "x"}}, "overrides: train: save-dir is set by the workflow itself; leave it out"),
         ({"data": {"lr": 1}}, "overrides: data: fairseq-generate has no flag --lr"),
         ({"train": {"Lr": 1}}, "overrides: train: expected a flag's name in small letters"),
+        ({"train": {"prefix_length": 5}}, "found 'prefix_length'; did you mean 'prefix-length'?"),
+        ({"train": {"learning-rate": 5}}, "fairseq-train has no flag --learning-rate; did you mean 'lr'?"),
+        ({"lr": 5}, "overrides: unknown key 'lr'; it is a flag of fairseq: write it under train"),
+        ({"train": {"beam": 5}}, "has no flag --beam; fairseq-generate has it: write it under generate"),
+        ({"train": {"wd": 0.1}}, "overrides: train: wd is another name of weight-decay; write weight-decay"),
+        ({"train": {"optimizer": "sgd"}}, "xsum, bart_large, prefix: fairseq-train accepts adam-betas with optimizer"),
+        ({"train": {"adapter-dim": 5}}, "accepts adapter-dim with arch adapter_bart or adapter_gpt2 only, not with pre"),
+        ({"train": {"max-update": 0}}, "xsum, bart_large, prefix: lr-scheduler polynomial_decay needs max-update"),
+        ({"tasks": {"dart": {"reader": "jsonlines"}}}, "reader: no reader is called 'jsonlines'; did you mean 'jsonl'"),
         ({"tasks": {"e3e": {}}}, "overrides: tasks: no task is called 'e3e'; did you mean 'e2e'?"),
         ({"models": {"bart_larg": {}}}, "overrides: models: no model is called 'bart_larg'; did you mean 'bart_large"),
         (
@@ -624,9 +692,124 @@ def test_a_mistake_in_the_configuration_is_one_sentence(change, sentence):
 def test_a_mistake_in_the_overrides_is_one_sentence(overrides, sentence):
     with pytest.raises(UserError) as caught:
         configuration(overrides=overrides)
-    assert str(caught.value).startswith("mine.yaml: ") or sentence.startswith("xsum")
+    assert str(caught.value).startswith("mine.yaml: ")
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "command, flag, value, sentence",
+    [
+        ("train", "prefix-length", -5, "expected a whole number above 0, got -5"),
+        ("train", "batch-size", "sixteen", "expected a whole number above 0, got 'sixteen'"),
+        ("train", "batch-size", 0, "expected a whole number above 0, got 0"),
+        ("train", "max-tokens", 4096.0, "expected a whole number above 0, got 4096.0"),
+        ("train", "warmup-updates", -1, "expected a whole number, 0 or above, got -1"),
+        ("train", "dropout", 1.5, "expected a number from 0 to 1, got 1.5"),
+        ("train", "label-smoothing", "some", "expected a number from 0 to 1, got 'some'"),
+        ("train", "weight-decay", -0.1, "expected a number, 0 or above, got -0.1"),
+        ("train", "lr", float("nan"), "expected a number, 0 or above, or a list of them in quotes, got nan"),
+        ("train", "lr", "[1e-3, x]", "expected a number, 0 or above, or a list of them in quotes, got '.1e-3, x]'"),
+        ("train", "update-freq", "1,0", "expected a whole number above 0, or a list of them in quotes, got '1,0'"),
+        ("train", "lr-scheduler", "polinomial", "expected cosine, fixed, .*; did you mean 'polynomial_decay'"),
+        ("train", "base-dropout", "of", "expected off or on, got 'of'; did you mean 'off'"),
+        ("train", "task", "denoising", "expected conditional_generation, .* or translation, got 'denoising'"),
+        ("train", "prefix-sites", "encodr", "expected encoder, decoder, cross, or several of them, got 'encodr'"),
+        ("train", "adam-betas", "(0.9, 1.5)", "expected two numbers from 0 to below 1"),
+        ("train", "save-interval", 0, "expected a whole number above 0, got 0"),
+        ("train", "batch-size-valid", -1, "expected a whole number above 0, got -1"),
+        ("generate", "beam", 2.5, "expected a whole number above 0, got 2.5"),
+        ("generate", "temperature", 0, "expected a number above 0, got 0"),
+        ("generate", "sampling-topp", 1.5, "expected a number up to 1, got 1.5"),
+        ("data", "max-source-tokens", -1, "expected a whole number, 0 or above, got -1"),
+    ],
+)
+def test_a_value_that_cannot_be_meant_is_refused_when_planning(command, flag, value, sentence):
+    with pytest.raises(UserError, match=f"^mine.yaml: overrides: {command}: {flag}: {sentence}"):
+        configuration(overrides={command: {flag: value}})
+
+
+@pytest.mark.parametrize(
+    "command, flag, value, given",
+    [
+        ("train", "lr", "5e-5", "5e-5"),
+        ("train", "lr", "[1e-3, 1e-4]", "[1e-3, 1e-4]"),
+        ("train", "batch-size", "16", "16"),
+        ("train", "patience", -1, "-1"),
+        ("train", "prefix-sites", "encoder, cross", "encoder, cross"),
+        ("generate", "lenpen", -0.5, "-0.5"),
+        ("generate", "sampling-topp", 0.9, "0.9"),
+        ("generate", "temperature", 0.7, "0.7"),
+        ("train", "log-interval", "null", None),  # as `--config` on a command line hands over all texts
+        ("train", "fp16", "false", None),
+    ],
+)
+def test_a_value_that_can_be_meant_reaches_the_command(command, flag, value, given):
+    flags = configuration(overrides={command: {flag: value}}).flags(command, "xsum", "bart_large", "prefix")
+    found = [part for part in flags if part.partition("=")[0] == f"--{flag}"]
+    if given is None:
+        assert not found
+    else:
+        assert found == [f"--{flag}={given}"] or flags[flags.index(f"--{flag}") + 1] == given
+
+
+@pytest.mark.parametrize(
+    "command, flag, value, reason",
+    [
+        ("generate", "nbest", 2, "is not supported: the workflow scores one hypothesis of each example"),
+        ("generate", "score-reference", True, "would score the references"),
+        ("generate", "quiet", True, "would change or hide the subwords"),
+        ("generate", "sacrebleu", True, "has no effect here: the scores come from the task's metrics"),
+        ("generate", "print-alignment", "hard", "would print what the workflow does not read"),
+        ("data", "skip-invalid-size-inputs-valid-test", True, "would drop examples"),
+        ("train", "finetune-from-model", "x.pt", "would start from a checkpoint that the workflow does not track"),
+        ("train", "seed", 5, "is set for each run: list the seeds under seeds"),
+        ("train", "distributed-world-size", 2, "is set from the GPUs of a training: set gpus and nodes under resources"),
+        ("train", "no-save", True, "would hide the checkpoints from the workflow"),
+        ("train", "reset-optimizer", True, "would make a resumed training differ"),
+        ("train", "tensorboard-logdir", "x", "is set by the workflow itself"),
+    ],
+)
+def test_a_flag_whose_effect_the_workflow_cannot_use_is_refused_with_the_reason(command, flag, value, reason):
+    with pytest.raises(UserError, match=f"^mine.yaml: overrides: {command}: {flag} {reason}"):
+        configuration(overrides={command: {flag: value}})
+
+
+def test_a_tilde_stands_for_the_home_folder_in_all_paths(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    change = {"inputs": {"train": {"path": "~/train.csv"}}, "expected": None}
+    study = configuration(mirror=["~/mirror"], overrides={"tasks": {"e2e": change}, "generate": {"lm-path": "~/lm.pt"}})
+    assert study.mirror == ["/home/ada/mirror"] and study.task_inputs("e2e") == {"train": "/home/ada/train.csv"}
+    assert flag(study.flags("generate", "e2e", "bart_large", "prefix"), "lm-path") == "/home/ada/lm.pt"
+
+
+def test_a_broken_preset_stops_only_what_needs_it(tmp_path):
+    """Three are unfinished, one has a name that none may have, and one gives a file of e2e's another address."""
+    clash = {"dataset": "e2e", "reader": "e2e", "metrics": {"bleu": {}}}
+    clash |= {"inputs": {"train": {"file": "trainset.csv", "url": "https://127.0.0.1/x"}}}
+    for kind, name, text in (
+        ("tasks", "mine", "reader: e2e\n"),
+        ("models", "mine", "architecture: bart_base\n"),
+        ("methods", "mine", "train: [\n"),
+        ("tasks", "my copy", "reader: e2e\n"),
+        ("tasks", "clash", yaml.safe_dump(clash)),
+    ):
+        (tmp_path / kind).mkdir(exist_ok=True)
+        (tmp_path / kind / f"{name}.yaml").write_text(text)
+    study = configuration(tmp_path, tasks=["e2e"])
+    assert list(study.runs()) and study.downloads()["data/e2e/trainset.csv"]["sha256"]
+    assert "mine" in study.known("methods") and "mine" not in study.methods_where(trained=True)
+    assert [line.split(":")[0] for line in study.broken()] == [
+        *["configs/tasks/my copy.yaml", "clash", "configs/tasks/mine.yaml", "configs/models/mine.yaml"],
+        "configs/methods/mine.yaml, line 2",
+    ]
+    for task in ("mine", "clash"):
+        with pytest.raises(UserError, match="the key 'metrics' is missing|another url or sha256 in e2e"):
+            study.check_runs(task, study.models, study.methods)
+    with pytest.raises(UserError, match="configs/models/mine.yaml: the key 'vocabulary' is missing"):
+        configuration(tmp_path, models=["mine"])
+    with pytest.raises(UserError, match="e2e: data/e2e/trainset.csv has another url or sha256 in clash"):
+        configuration(tmp_path, tasks=["clash", "e2e"], overrides={"train": {"max-update": 1}}).downloads()
 
 
 @pytest.mark.parametrize(

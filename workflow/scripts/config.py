@@ -184,6 +184,7 @@ class Configuration:
 
     def broken(self) -> list[str]:
         """What is wrong with each preset that cannot be used; it stops no run but those that need it."""
+        self.downloads()  # two presets may contradict each other
         faults = [self._fault(kind, name) for kind in self._paths for name in self.known(kind)]
         return [*self._misnamed, *filter(None, faults)]
 
@@ -298,7 +299,7 @@ class Configuration:
         """Arguments for fairseq-train or fairseq-generate (`command`: train, generate), without what the rules add."""
         if not self.fits(method, model):
             raise UserError(f"{self.file}: {method} is not for {model}, but for {self.method(method)['families']} only")
-        merged, run = self._flags(command, task, model, method), f"{task}, {model}, {method}"
+        merged, run = self._flags(command, task, model, method), f"{self.file}: {task}, {model}, {method}"
         if command == "train" and self.method(method)["trained"]:
             merged = _with_decay(merged, run)
             check_accepted(command, merged, run, f"{self.method(method)['architecture']}_{self.family(model)}")
@@ -378,26 +379,32 @@ class Configuration:
 
     def downloads(self) -> dict[str, dict]:
         """Everything that can be fetched: path below resources/ -> {"url": [...], "sha256": [...]}, 0 or 1 each."""
+        owners: dict[str, str] = {}
         files = {
             f"gpt2_bpe/{name}": {"url": [GPT2_BPE_URL + name], "sha256": [digest]} for name, digest in GPT2_BPE.items()
         }
+
+        # These first: what conflicts with them is a fault of a preset that nothing here needs.
+        configured = {"tasks": [_whole(task) for task in self.tasks], "models": self.models}
+        tasks, models = (sorted(self.sound(kind), key=lambda name: name not in names) for kind, names in configured.items())
 
         def add(folder: str, entry: dict, kind: str, owner: str) -> None:
             if "file" not in entry:
                 return
             path = f"{folder}/{entry['file']}"
             value = {key: [entry[key]] if key in entry else [] for key in ("url", "sha256")}
+            other = owners.setdefault(path, owner)
             if files.setdefault(path, value) != value:
-                fault = f"{owner}: {path} is described elsewhere with another url or sha256; name it differently"
-                if owner in {"tasks": map(_whole, self.tasks), "models": self.models}[kind]:
+                fault = f"{owner}: {path} has another url or sha256 in {other}; name it differently"
+                if owner in configured[kind]:
                     raise UserError(fault)
                 self._faults[kind, owner] = fault
 
-        for name in self.sound("tasks"):
+        for name in tasks:
             task = self.task(name)
             for entry in task.get("inputs", {}).values():
                 add(f"data/{task['dataset']}", entry, "tasks", name)
-        for name in self.sound("models"):
+        for name in models:
             base = self.model(name)["base"]
             for entry in base.get("files", {}).values():
                 add(f"bases/{name}", entry, "models", name)
@@ -762,6 +769,13 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+def check_yaml(files: Iterable[str | Path]) -> None:
+    """Check the files that Snakemake merges to the configuration: its own message names neither file nor line."""
+    for path in map(Path, files):
+        if path.exists() and path.suffix != ".json" and not isinstance(load_yaml(path, os.path.relpath(path)), dict):
+            raise UserError(f"{os.path.relpath(path)}: expected keys, such as tasks: [xsum]")
 
 
 def load_yaml(path: Path, file: str | None = None):
