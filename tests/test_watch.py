@@ -147,7 +147,12 @@ def test_warnings_and_notices_of_jobs_are_shown_and_what_ends_a_job_is_kept_for_
         "2026-01-01 00:00:00 | WARNING | fairseq.tasks | no such symbol",
         "2026-01-01 00:00:00 | ERROR | fairseq.tasks | none",
     ]
-    unshown = ["2026-01-01 00:00:00 | INFO | fairseq | no error", "noise\x1b[2J", "module.py:3: a warning", "error: bad"]
+    unshown = [
+        "2026-01-01 00:00:00 | INFO | fairseq | no error",
+        "noise\x1b[2J",
+        "module.py:3: a warning",
+        "error: bad",
+    ]
     with screen() as (_, written):
         os.write(2, "\n".join([*shown, "progress: half", "bar\r", *unshown, "notice: the last"]).encode())
         os.write(2, b" one\n")

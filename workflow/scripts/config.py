@@ -161,15 +161,15 @@ class Configuration:
             if _whole(task) in self._paths["tasks"]:
                 self.task(task)
         for task in self.tasks:
-            self.check_runs(task, self.models, self.methods)
+            self.check_runs(task, itertools.product(self.models, self.methods))
         self.studies = self._tasks_of_studies(values.get("studies", []))
 
-    def check_runs(self, task: str, models: Iterable[str], methods: Iterable[str]) -> None:
-        """Check all that runs of a task need: presets, flags and how they go together."""
+    def check_runs(self, task: str, pairs: Iterable[tuple[str, str]]) -> None:
+        """Check what runs of a task need, for pairs of model and method: presets, flags and how they go together."""
         if fault := self._fault("tasks", _whole(task)):
             raise UserError(fault)
         self.task(task)
-        for model, method, command in itertools.product(models, methods, COMMANDS):
+        for (model, method), command in itertools.product(pairs, COMMANDS):
             self.flags(command, task, model, method)
 
     # Presets ----------------------------------------------------------------------------------------------------------
@@ -386,7 +386,8 @@ class Configuration:
 
         # These first: what conflicts with them is a fault of a preset that nothing here needs.
         configured = {"tasks": [_whole(task) for task in self.tasks], "models": self.models}
-        tasks, models = (sorted(self.sound(kind), key=lambda name: name not in names) for kind, names in configured.items())
+        tasks = sorted(self.sound("tasks"), key=lambda name: name not in configured["tasks"])
+        models = sorted(self.sound("models"), key=lambda name: name not in configured["models"])
 
         def add(folder: str, entry: dict, kind: str, owner: str) -> None:
             if "file" not in entry:

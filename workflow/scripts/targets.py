@@ -1,11 +1,12 @@
 """Check the targets of a command line before Snakemake plans them.
 
-Snakemake answers a typo in results/xsum/rogue.txt with "No rule to produce", and one in the flags of prefix~lrr=1 with a
-traceback.
+Snakemake answers a typo such as results/xsum/rogue.txt with "No rule to produce", and one in the flags of prefix~lrr=1
+with a traceback.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import itertools
 import os
@@ -35,7 +36,8 @@ def check_targets(workflow, study: Configuration) -> None:
                 _check(self, value, study)
             super().__setattr__(name, value)
 
-    workflow.__class__ = Checked
+    with contextlib.suppress(TypeError):
+        workflow.__class__ = Checked
 
 
 def _check(workflow, settings, study: Configuration) -> None:
@@ -74,8 +76,8 @@ def _check_names(wildcards: dict[str, str], study: Configuration) -> None:
     if model:
         study.model(model)
     if task:
-        runs = (study.models, study.methods) if "table" in wildcards else ([], [])
-        study.check_runs(task, *(([model], [method]) if method else runs))
+        configured = dict.fromkeys(run[:2] for run in study.runs()) if "table" in wildcards else ()
+        study.check_runs(task, [(model, method)] if method else configured)
 
 
 def _hint(target: str, rules: dict, study: Configuration) -> str:
@@ -86,7 +88,8 @@ def _hint(target: str, rules: dict, study: Configuration) -> str:
 
     literal = {os.path.basename(str(file)) for rule in rules.values() for file in rule.products()}
     names = {*(name for kind in (*KINDS, "studies") for name in study.known(kind)), *rules}
-    names |= {name for name in literal if "{" not in name} | {f"{name}.{kind}" for name in TABLES for kind in ("txt", "tsv")}
+    names |= {name for name in literal if "{" not in name}
+    names |= {f"{name}.{kind}" for name in TABLES for kind in ("txt", "tsv")}
     parts = os.path.relpath(target).split(os.sep)
     spellings = itertools.islice(itertools.product(*(_spellings(part, names) for part in parts)), MOST)
     if meant := next((file for spelling in spellings if makes(file := "/".join(spelling)) or file in rules), None):

@@ -36,7 +36,7 @@ REFRESH_SECONDS = 1.0
 UNSHOWN_EVENTS = (LogEvent.JOB_STARTED, LogEvent.PROGRESS)
 REASON = "error: "  # how a job's last words begin; they are shown at the end of the run
 UNSHOWN_MESSAGE = "Select jobs to execute..."
-# Snakemake's words on the exception that ended a job: on a command that failed, which says itself why, or on our own check.
+# Snakemake's words on the exception that ended a job: of a command, which says itself why, or of a check of ours.
 OF_A_JOB = re.compile(r"^CalledProcessError in file |^error: (.+)", re.MULTILINE)
 
 
