@@ -760,6 +760,9 @@ def test_a_value_that_can_be_meant_reaches_the_command(command, flag, value, giv
     "command, flag, value, reason",
     [
         ("generate", "nbest", 2, "is not supported: the workflow scores one hypothesis of each example"),
+        ("generate", "patience", 3, "has no effect on generation; write it under train"),
+        ("generate", "lr", 3, "is a flag of fairseq-train; write it under train"),
+        ("generate", "iter-decode-max-iter", 3, "is for models that the plugin does not have"),
         ("generate", "score-reference", True, "would score the references"),
         ("generate", "quiet", True, "would change or hide the subwords"),
         ("generate", "sacrebleu", True, "has no effect here: the scores come from the task's metrics"),

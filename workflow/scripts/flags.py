@@ -48,9 +48,16 @@ _RESERVED_IN_GENERATE = {
     "eval-bleu-detok eval-bleu-detok-args eval-bleu-print-samples eval-bleu-remove-bpe eval-tokenized-bleu sacrebleu "
     "scoring",
     "has no effect here: fairseq-generate reads no constraints from binarised data; leave it out": "constraints",
+    "is for models that the plugin does not have; leave it out": "beam-mt decoding-format iter-decode-eos-penalty "
+    "iter-decode-force-max-iter iter-decode-max-iter iter-decode-with-beam iter-decode-with-external-reranker "
+    "lenpen-mt max-len-a-mt max-len-b-mt",
 }
 RESERVED = {flag: reason for reason, flags in _RESERVED.items() for flag in flags.split()}
 RESERVED_IN_GENERATE = {flag: reason for reason, flags in _RESERVED_IN_GENERATE.items() for flag in flags.split()}
+
+# What fairseq-generate uses of the flags that both commands have, besides those of the task.
+_IN_BOTH = {"batch-size", "max-tokens", "required-batch-size-multiple", "num-workers", "data-buffer-size"}
+_IN_BOTH |= {"cpu", "fp16", "memory-efficient-fp16"}
 
 # Ends of the flags whose value fairseq hands to Python's eval().
 EVALUATED = (
@@ -176,6 +183,9 @@ def _check_name(command: str, flag: str, where: str) -> None:
     if flag in _lists()["aliases"]:
         (name,) = _lists()["aliases"][flag]
         raise UserError(f"{where}: {flag} is another name of {name}; write {name}")
+    if command == "generate" and flag in known_flags()["train"].keys() - _IN_BOTH - reading_flags():
+        effect = "has no effect on generation" if flag in known_flags()["generate"] else "is a flag of fairseq-train"
+        raise UserError(f"{where}: {flag} {effect}; write it under train")
     for name in COMMANDS if command == "data" else (command,):
         known = known_flags()[name]
         if flag not in known:
@@ -185,10 +195,9 @@ def _check_name(command: str, flag: str, where: str) -> None:
 def _hint(command: str, flag: str) -> str:
     """What may have been meant by a flag that the command does not have."""
     known = known_flags()
-    spelt = flag.lower().replace("_", "-").strip("-")
-    (other,) = {*COMMANDS} - {command}
-    if flag in known[other]:
-        return f"; fairseq-{other} has it: write it under {other}"
+    spelt = str(flag).lower().replace("_", "-").strip("-")
+    if flag in known["generate"]:
+        return "; fairseq-generate has it: write it under generate"
     name = _ELSEWHERE.get(spelt, spelt)
     return suggestion(name, known[command].keys() - RESERVED.keys())
 
@@ -247,7 +256,7 @@ def _number(flag: str, value, whole: bool, several: bool):
     for part in parts:
         try:
             number = int(part) if whole and isinstance(part, str) else float(part)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise error from None
         if not (math.isfinite(number) and lowest <= number <= highest) or (whole and not isinstance(part, int | str)):
             raise error

@@ -71,11 +71,13 @@ def _wildcards(rules: Iterable, file: str) -> dict[str, str] | None:
 def _check_names(wildcards: dict[str, str], study: Configuration) -> None:
     """Check what the names in a target stand for."""
     task, model, method = (wildcards.get(name) for name in ("task", "model", "method"))
-    if "study" in wildcards:
-        study.study(wildcards["study"])
     if model:
         study.model(model)
-    if task:
+    if "study" in wildcards:
+        runs = [run.split("/")[1:4] for row in study.study_rows(wildcards["study"], task) for run in row["runs"]]
+        for each, *pair in dict.fromkeys(map(tuple, runs)):
+            study.check_runs(each, [pair])
+    elif task:
         configured = dict.fromkeys(run[:2] for run in study.runs()) if "table" in wildcards else ()
         study.check_runs(task, [(model, method)] if method else configured)
 
