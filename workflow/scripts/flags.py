@@ -250,17 +250,16 @@ def _number(flag: str, value, whole: bool, several: bool):
     elif highest < math.inf:
         what += f" up to {highest}"
     error = ValueError(f": expected {what}{', or a list of them in quotes' if several else ''}, got {value!r}")
-    parts = [value]
-    if several and isinstance(value, str) and re.search(r"[,\[(]", value):
-        parts = value.strip("[()] ").split(",")
-    for part in parts:
-        try:
-            number = int(part) if whole and isinstance(part, str) else float(part)
-        except (ValueError, OverflowError):
-            raise error from None
-        if not (math.isfinite(number) and lowest <= number <= highest) or (whole and not isinstance(part, int | str)):
-            raise error
-    return int(parts[0]) if whole and len(parts) == 1 else value
+    try:
+        read = ast.literal_eval(value) if several and isinstance(value, str) else value  # as fairseq does
+        parts = read if isinstance(read, list | tuple) else [read]
+        numbers = [int(part) if whole else float(part) for part in parts]
+    except (ValueError, TypeError, OverflowError, SyntaxError, MemoryError, RecursionError):
+        raise error from None
+    fractions = whole and any(isinstance(part, float) for part in parts)
+    if fractions or not numbers or not all(abs(number) < 2**63 and lowest <= number <= highest for number in numbers):
+        raise error
+    return numbers[0] if whole and len(numbers) == 1 else value
 
 
 @functools.cache
