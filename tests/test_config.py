@@ -1,5 +1,6 @@
 """The configuration: the command lines that the shipped presets make, and the sentences that mistakes get."""
 
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -346,6 +347,34 @@ def test_a_study_is_made_for_the_tasks_that_it_makes_sense_for_or_for_those_it_i
         configuration(studies={"main": ["dat"]})
 
 
+def test_a_method_is_left_out_for_models_that_it_does_not_fit_with_a_note():
+    study = configuration(models=["bart_large", "gpt2_medium"], methods=["prefix", "infix"])
+    pairs = [("bart_large", "prefix"), ("gpt2_medium", "prefix"), ("gpt2_medium", "infix")]
+    assert [run[:2] for run in study.runs()] == pairs
+    note = "infix of bart_large: left out, the method is for gpt2 only"
+    assert study.notes("xsum") == [note]
+    rows = study.study_rows("positions", "e2e")
+    assert {row["model"] for row in rows} == {"gpt2_medium"} and study.study_notes("positions", "e2e") == []
+    with pytest.raises(UserError, match="infix is not for bart_base, but for"):
+        configuration(models=["bart_base", "bart_large"], methods=["prefix", "infix"])
+
+
+def test_a_note_says_which_flags_the_overrides_change_of_the_presets():
+    overrides = {"train": {"lr": 0.01, "adam-eps": 1.0e-8}, "tasks": {"e2e": {"generate": {"beam": 9}}}}
+    overrides["methods"] = {"finetune": {"train": {"lr": 3.0e-5, "fp16": None}}}
+    study = configuration(methods=["base", "prefix", "finetune", "prefix~lr=1"], overrides=overrides)
+    assert study.notes("e2e") == [
+        "overrides change base of bart_large, prefix~lr=1 of bart_large: beam 9 (preset: 5)",
+        "overrides change prefix of bart_large: lr 0.01 (preset: 8e-05), beam 9 (preset: 5)",
+        "overrides change finetune of bart_large: "
+        "lr 3e-05 (preset: 5e-05), fp16 none (preset: true), beam 9 (preset: 5)",
+    ]
+    assert configuration().notes("e2e") == []
+    assert study.study_notes("length", "e2e")[0].startswith(
+        "overrides change prefix~prefix-length=1 of bart_large, pre"
+    )
+
+
 def test_few_examples_have_the_papers_values_for_tables_and_for_summaries():
     study = configuration(models=["gpt2_medium", "bart_large"])
 
@@ -360,10 +389,133 @@ def test_few_examples_have_the_papers_values_for_tables_and_for_summaries():
     assert values("xsum@200-3", "bart_large", "finetune_low", *flags) == ["5e-05", "6", "100", "102"]
 
 
-def test_every_shipped_study_is_valid():
-    study = configuration()
+@pytest.mark.parametrize(
+    ("models", "task"), [(["bart_large", "gpt2_medium"], "e2e"), (["demo_bart", "demo_gpt2"], "demo_table")]
+)
+def test_every_shipped_study_can_be_planned(models, task):
+    study = configuration(models=models, tasks=[task])
     for name in study.known("studies"):
-        assert study.study(name)["title"]
+        assert study.study_rows(name, task)
+
+
+def test_a_study_leaves_out_sizes_that_the_task_has_not_and_says_where_validation_is_smaller():
+    study = configuration(tasks=["webnlg", "scitldr"], studies=["data_efficiency"])
+    sizes = {
+        task: list(dict.fromkeys(row["x"] for row in study.study_rows("data_efficiency", task))) for task in study.tasks
+    }
+    assert sizes == {"webnlg": ["100", "500", "2000", "10000", "all"], "scitldr": ["100", "500", "all"]}
+    validated = "10,000 examples: validated on all 2,258 that webnlg has, instead of 3,000"
+    assert study.study_notes("data_efficiency", "webnlg") == [validated] == study.notes("webnlg@10000-1")
+    assert study.study_notes("data_efficiency", "scitldr") == [
+        "2,000 examples: left out, scitldr has 1,992 to train on",
+        "10,000 examples: left out, scitldr has 1,992 to train on",
+    ]
+    assert study.study_notes("data_efficiency", "e2e") == []
+
+
+STUDY = {
+    "title": "T",
+    "question": "Q",
+    "methods": ["prefix~lr=1e-3~prefix-length=5", "prefix~lr=1e-3~prefix-length=10"],
+}
+STUDY["methods"] += ["prefix~lr=1e-2~prefix-length=5", "finetune"]
+
+
+def planned_study(folder: Path, tasks=("e2e",), **changes) -> Configuration:
+    """A configuration with a study of one's own, planned for some tasks; None takes a key out."""
+    (folder / "studies").mkdir()
+    values = {key: value for key, value in (STUDY | changes).items() if value is not None}
+    (folder / "studies" / "own.yaml").write_text(yaml.safe_dump(values))
+    return configuration(folder, studies={"own": list(tasks)})
+
+
+def test_rows_on_an_axis_of_several_flags_can_be_told_apart(tmp_path):
+    study = planned_study(tmp_path, x=["lr", "prefix-length"], compare=[["prefix", "finetune"]])
+    assert [row["x"] for row in study.study_rows("own", "e2e")] == ["1e-3 / 5", "1e-3 / 10", "1e-2 / 5", None]
+
+
+def test_methods_with_the_same_value_of_different_flags_are_at_different_places(tmp_path):
+    study = planned_study(tmp_path, methods=["prefix~lr=5", "prefix~prefix-length=5"], x=["lr", "prefix-length"])
+    assert [row["x"] for row in study.study_rows("own", "e2e")] == ["5 / -", "- / 5"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"compare": [["prefx", "finetune"]]}, "compare: no method of this study is 'prefx'"),
+        ({"compare": [["finetune", "prefix"]]}, "compare: no method of this study is 'prefix'"),
+        (
+            {"x": ["lr"], "methods": ["prefix~lr=1", "prefix~lr=2", "finetune~lr=3", "finetune~lr=4"]}
+            | {"compare": [["prefix", "finetune"]]},
+            "compare: prefix and finetune have no value of lr in common",
+        ),
+        ({"x": ["prefix-lenght"]}, "x: no method of this study sets 'prefix-lenght'; did you mean 'prefix-length'?"),
+        (
+            {"x": ["lr", "prefix-length"], "methods": ["prefix~lr=1~prefix-length=2", "prefix~prefix-length=2~lr=1"]},
+            "methods: prefix~lr=1~prefix-length=2 and prefix~prefix-length=2~lr=1 set the same flags",
+        ),
+        ({"compare": [["finetune", "finetune"]]}, "compare: 0: something stands twice"),
+        ({"x": ["lr", "lr"]}, "x: something stands twice in"),
+        ({"draws": 3}, "draws: only subsets are drawn"),
+        ({"split": "train"}, "split: expected test or valid, found 'train'"),
+        ({"score": "rouge1"}, "own.yaml, e2e: score: the metrics of e2e do not give 'rouge1'"),
+        ({"score": "bleu:seen"}, "own.yaml, e2e: score: bleu of e2e is not split into 'seen'"),
+        ({"models": ["gpt2"]}, "own.yaml, e2e: the study is for gpt2, and no such model is configured"),
+        ({"methods": ["infix"]}, "own.yaml, e2e: nothing is left to run; infix of bart_large: left out"),
+        ({"methods": ["prefix~lrr=1"]}, "fairseq-train has no flag --lrr"),
+        (
+            {"methods": ["prefix_low"], "x": ["size"], "sizes": [50, 300]},
+            "e2e@300-1, bart_large, prefix_low: prefix_low has",
+        ),
+        ({"methods": ["prefix"], "x": ["size"], "sizes": [50000]}, "nothing is left to run; 50,000 examples: left out"),
+        (
+            {"points": [{"task": "e3e", "model": "gpt2_medium", "method": "prefix", "bleu": 1}]},
+            "points: 0: task: no task is",
+        ),
+        (
+            {"points": [{"task": "e2e", "model": "gpt2_medum", "method": "prefix", "bleu": 1}]},
+            "points: 0: model: no model is",
+        ),
+        (
+            {"points": [{"task": "e2e", "model": "gpt2_medium", "method": "prefx", "bleu": 1}]},
+            "points: 0: method: no method",
+        ),
+        (
+            {"points": [{"task": "e2e", "model": "gpt2_medium", "method": "prefix", "blue": 1}]},
+            "no score is called 'blue'",
+        ),
+        (
+            {"points": [{"task": "e2e", "model": "gpt2_medium", "method": "prefix", "bleu": "7"}]},
+            "bleu: expected a number",
+        ),
+        (
+            {"points": [{"task": "e2e", "model": "gpt2_medium", "method": "prefix", "bleu": 1, "x": 1}]},
+            "x is for a study with",
+        ),
+        (
+            {"x": ["lr"], "points": [{"task": "e2e", "model": "gpt2_medium", "method": "prefix", "bleu": 1}]},
+            "x is missing",
+        ),
+    ],
+)
+def test_a_mistake_in_a_study_is_one_sentence_when_it_is_planned(tmp_path, changes, sentence):
+    with pytest.raises(UserError, match=re.escape(sentence)) as caught:
+        planned_study(tmp_path, **changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_score_that_this_machine_cannot_compute_is_refused_when_it_is_planned(tmp_path, monkeypatch):
+    import config
+
+    monkeypatch.setattr(config, "unavailable", lambda metric, options: "needs Java" if metric == "meteor" else None)
+    with pytest.raises(
+        UserError, match="own.yaml, webnlg: score: meteor:seen cannot be computed on this machine; it needs"
+    ):
+        planned_study(tmp_path, tasks=["webnlg"], score="meteor:seen")
+
+
+def test_the_paper_need_not_have_asked_what_a_study_asks(tmp_path):
+    assert "paper" not in planned_study(tmp_path).study("own")
 
 
 def test_one_name_alone_is_a_list_of_one():
@@ -486,13 +638,131 @@ def test_the_extrapolation_splits_are_xsum_with_other_articles():
 # Subsets --------------------------------------------------------------------------------------------------------------
 
 
+def without_updates(flags: list[str]) -> list[str]:
+    """Without the flags that say how long a training is, and their values."""
+    found = iter(flags)
+    return [flag for flag in found if flag not in ("--max-update", "--total-num-update") or not next(found)]
+
+
+def updates(task: str, method: str, model: str = "bart_large", **changes) -> tuple[str | None, str | None]:
+    """max-update and warmup-updates of a training."""
+    flags = configuration(**changes).flags("train", task, model, method)
+    assert value_of(flags, "total-num-update") == value_of(flags, "max-update")
+    return value_of(flags, "max-update"), value_of(flags, "warmup-updates")
+
+
+@pytest.mark.parametrize(
+    ("task", "method", "expected"),
+    [
+        ("e2e", "prefix", ("21035", "0")),  # 5 epochs of 42,061 pairs
+        ("e2e@42061-1", "prefix", ("21035", "0")),
+        ("e2e@10000-1", "prefix", ("5001", "0")),
+        ("e2e@2000-1", "prefix", ("1000", "0")),
+        ("e2e@100-1", "prefix", ("200", "0")),  # the paper's fewest, not 10 updates
+        ("e2e", "finetune", ("21035", "500")),
+        ("e2e@2000-1", "finetune", ("1000", "24")),
+        ("e2e@100-1", "finetune", ("200", "5")),
+        ("webnlg@1805-1", "adapter_small", ("3610", "0")),  # 36,050 of 18,025 pairs
+        ("xsum@20000-1", "finetune", ("1470", "49")),  # in batches of tokens
+        ("xsum_news_sport@720-1", "prefix", ("300", "0")),  # 15 epochs in batches of 36
+    ],
+)
+def test_a_subset_is_trained_for_as_many_epochs_as_its_task(task, method, expected):
+    assert updates(task, method) == expected
+
+
+def test_a_number_that_is_meant_for_a_subset_is_taken_as_it_is():
+    section = {"train": {"max-update": 21035, "warmup-updates": 70}}
+    for overrides in (
+        {"tasks": {"@300": section}},
+        {"methods": {"finetune": {"tasks": {"e2e@300": section}}}},
+        section,
+    ):
+        for method in ("finetune", "finetune_low"):
+            if "tasks" in overrides or method == "finetune":
+                assert updates("e2e@300-1", method, overrides=overrides) == ("21035", "70")
+    assert updates("e2e@300-1", "finetune_low~max-update=250") == ("250", "0")
+
+
+def test_a_task_may_say_the_updates_of_its_subsets(tmp_path):
+    few = {"tasks": {"@": {"train": {"max-update": 2000}}, "own@40": {"train": {"max-update": 60}}}}
+    write_tasks(tmp_path, own={"extends": "e2e", **few})
+    study = configuration(tmp_path, tasks=["own@50-1", "own@40-1"])
+    found = [value_of(study.flags("train", task, "bart_large", "prefix"), "max-update") for task in study.tasks]
+    assert found == ["2000", "60"]
+
+
+def test_a_number_of_a_method_that_extends_another_is_for_any_size(tmp_path):
+    (tmp_path / "methods").mkdir()
+    for name, base in (("mine", "finetune"), ("few", "prefix_low")):
+        values = {"extends": base, "train": {"max-update": 321}}
+        (tmp_path / "methods" / f"{name}.yaml").write_text(yaml.safe_dump(values))
+    study = configuration(tmp_path, tasks=["e2e", "e2e@50-1", "e2e@300-1"], methods=["mine", "few"])
+    for task, method in itertools.product(study.tasks, study.methods):
+        assert value_of(study.flags("train", task, "bart_large", method), "max-update") == "321"
+
+
+def test_a_variant_says_the_number_of_updates_whatever_the_overrides_say():
+    section = {"train": {"max-update": 21035}}
+    assert updates("e2e@300-1", "finetune~max-update=250", overrides=section)[0] == "250"
+
+
+@pytest.mark.parametrize(
+    ("task", "method", "sizes"),
+    [("e2e@300-1", "prefix_low", "50, 100, 200, 500"), ("xsum@1000-1", "finetune_low", "50, 100, 200, 500")],
+)
+def test_a_method_for_some_sizes_is_refused_for_others(task, method, sizes):
+    size = task.partition("@")[2].partition("-")[0]
+    expected = f"{task}, bart_large, {method}: {method} has max-update for {sizes} examples, not for {size}; set it for"
+    with pytest.raises(UserError, match=re.escape(expected)) as caught:
+        configuration(tasks=[task], methods=[method])
+    assert f'overrides: {{tasks: {{"@{size}": {{train: {{max-update: N}}}}}}}}' in str(caught.value)
+    configuration(tasks=[task], methods=[method], overrides={"tasks": {f"@{size}": {"train": {"max-update": 300}}}})
+
+
+def test_a_method_for_some_sizes_is_noticed_on_a_whole_task(tmp_path):
+    note = "prefix_low has max-update for 50, 100, 200, 500 examples; on all of e2e it gets the task's"
+    study = planned_study(tmp_path, methods=["prefix_low", "prefix"], x=["size"], sizes=[50, "all"])
+    assert study.study_notes("own", "e2e") == [note] and study.study_notes("low_data", "e2e") == []
+    study = configuration(methods=["prefix", "prefix_low"])
+    assert study.notes("e2e") == [note] and study.notes("e2e@50-1") == []
+
+
+def test_a_task_that_does_not_say_its_pairs_is_not_trained_on_a_subset_for_hundreds_of_epochs(tmp_path):
+    preset = {"reader": "jsonl", "options": {"source": "a", "target": "b"}, "inputs": {"train": {"path": "t"}}}
+    preset |= {"metrics": {"bleu": {}}, "train": {"batch-size": 16, "max-update": 2000}}
+    write_tasks(tmp_path, mine=preset, other={**preset, "pairs": {"train": 5000}}, child={"extends": "other"})
+    write = (tmp_path / "tasks" / "new.yaml").write_text
+    write(yaml.safe_dump({"extends": "other", "inputs": {"train": {"path": "other"}}}))
+    sentence = (
+        "mine@50-1, bart_large, prefix: max-update 2000 is for all of mine, and would be 640 epochs of 50 examples"
+    )
+    with pytest.raises(UserError, match=sentence):
+        configuration(tmp_path, tasks=["mine@50-1"])
+    with pytest.raises(UserError, match="new@50-1, bart_large, prefix: max-update 2000 is for all of new"):
+        configuration(tmp_path, tasks=["new@50-1"])
+    study = configuration(tmp_path, tasks=["mine@500-1", "other@1000-1", "child@1000-1"])
+    found = [value_of(study.flags("train", task, "bart_large", "prefix"), "max-update") for task in study.tasks]
+    assert found == ["2000", "400", "400"]
+    few = configuration(tmp_path, tasks=["mine@4-1"], overrides={"train": {"max-update": 9}})
+    assert value_of(few.flags("train", "mine@4-1", "bart_large", "prefix"), "max-update") == "9"
+
+
+def test_a_subset_is_not_larger_than_its_task():
+    with pytest.raises(UserError, match="mine.yaml: scitldr@2000-1: scitldr has only 1,992 pairs to train on"):
+        configuration(tasks=["scitldr@2000-1"])
+    other = {"tasks": {"scitldr": {"inputs": {"train": {"path": "mine.jsonl"}}}}}
+    section = {"tasks": {"@2000": {"train": {"max-update": 9}}}}
+    configuration(tasks=["scitldr@2000-1"], overrides={"tasks": {**other["tasks"], **section["tasks"]}})
+
+
 def test_a_subset_is_its_task_with_overrides_for_either_name():
     overrides = {"tasks": {"e2e": {"train": {"lr": 1, "patience": 1}}, "e2e@50-1": {"train": {"patience": 2}}}}
     overrides |= {"methods": {"prefix": {"tasks": {"e2e@50-1": {"train": {"adam-eps": 3}}}}}}
     study = configuration(tasks=["e2e@50-1", "e2e@50-2"], overrides=overrides)
     assert study.task("e2e@50-1")["dataset"] == "e2e" and study.task("e2e@50-1")["metrics"]
     flags = {task: study.flags("train", task, "bart_large", "prefix") for task in ("e2e", "e2e@50-1", "e2e@50-2")}
-    assert flags["e2e"] == flags["e2e@50-2"] != flags["e2e@50-1"]
+    assert without_updates(flags["e2e"]) == without_updates(flags["e2e@50-2"]) != without_updates(flags["e2e@50-1"])
     for flag, values in {"--lr": ("1", "1"), "--patience": ("1", "2")}.items():
         assert tuple(flags[task][flags[task].index(flag) + 1] for task in ("e2e", "e2e@50-1")) == values
     official = list(configuration().task("e2e")["metrics"])

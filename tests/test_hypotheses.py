@@ -40,6 +40,17 @@ def test_empty_hypothesis_is_an_empty_line(run):
     assert run(h_line(1, []) + h_line(0, ["65"]), 2) == ["b", ""]
 
 
+def test_a_validation_example_has_the_hypothesis_of_its_first_reference(tmp_path, write_jsonl, byte_bpe):
+    encode = bpe.GPT2(*byte_bpe).encode
+    generated = tmp_path / "generate.txt"
+    generated.write_text("".join(h_line(n, encode(text)) for n, text in reversed([*enumerate("abcd")])))
+    examples = [example(0, "one", "x", "y", "z"), example(1, "two", "x")]
+    files = ["--generated", str(generated), "--examples", str(write_jsonl("valid.jsonl", examples)), "--split", "valid"]
+    vocabulary = ["--encoder-json", str(byte_bpe[0]), "--vocab-bpe", str(byte_bpe[1])]
+    main([*files, "--output", str(tmp_path / "hypotheses.txt"), *vocabulary])
+    assert (tmp_path / "hypotheses.txt").read_text() == "a\nd\n"
+
+
 def test_newlines_in_a_hypothesis_become_a_space(run, byte_bpe):
     assert run(h_line(0, bpe.GPT2(*byte_bpe).encode("\n\ntwo\r\nlines\t")), 1) == ["two lines"]
 

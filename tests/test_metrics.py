@@ -13,6 +13,8 @@ from metrics import (
     Segments,
     check_options,
     dart_text,
+    is_score,
+    score_names,
     statistics,
     webnlg_hypothesis,
     webnlg_reference,
@@ -254,3 +256,13 @@ def test_a_subset_scores_as_if_alone():
 def test_bertscore_says_what_it_needs():
     with pytest.raises(UserError, match="bertscore needs the (package bert-score|options model)"):
         score("bertscore", ["a"], [["a"]])
+
+
+@pytest.mark.parametrize(
+    ("metric", "options"),
+    [("bleu", {}), ("bleu", {"protocol": "e2e"}), ("nist", {}), ("ter", {"protocol": "dart"}), ("chrf", {})]
+    + [("rouge", {}), ("rouge", {"types": ["rouge3", "rougeLsum"]})],
+)
+def test_planning_knows_the_names_of_the_scores(metric, options):
+    found = statistics(metric, Segments(["a b c d"], [["a b c d e"]]), options)
+    assert score_names(metric, options) == list(found.names) and all(map(is_score, found.names))

@@ -84,6 +84,64 @@ def test_differences_are_between_runs_with_the_same_seed(arguments, tmp_path):
     assert "  bart: prefix~prefix-length=1 - finetune = -8.50 ± 2.12, above 0 in 0 of 2\n" in text
 
 
+def compared(arguments, tmp_path, *pairs) -> list[str]:
+    """The lines of a study's comparisons."""
+    values = json.loads(arguments[1]) | {"compare": pairs}
+    arguments[1] = json.dumps(values)
+    study.main(arguments)
+    text = (tmp_path / "results/studies/length/toy.txt").read_text()
+    return [line.strip() for line in text.splitlines() if " above 0 in " in line]
+
+
+def test_a_method_off_the_axis_is_compared_at_each_place_of_the_other(arguments, tmp_path):
+    assert compared(arguments, tmp_path, ["prefix", "finetune"]) == [
+        "bart at 1: prefix - finetune = -8.50 ± 2.12, above 0 in 0 of 2",
+        "bart at 10: prefix - finetune = 3.00, above 0 in 1 of 1",
+    ]
+
+
+def test_two_places_of_an_axis_are_compared_by_the_names_of_their_methods(arguments, tmp_path):
+    pairs = [["prefix~prefix-length=10", "prefix~prefix-length=1"], ["finetune", "prefix~prefix-length=1"]]
+    assert compared(arguments, tmp_path, *pairs) == [
+        "bart: prefix~prefix-length=10 - prefix~prefix-length=1 = 13.00, above 0 in 1 of 1",
+        "bart: finetune - prefix~prefix-length=1 = 8.50 ± 2.12, above 0 in 2 of 2",
+    ]
+
+
+def test_a_study_says_which_split_its_scores_are_of_and_reads_that_one(arguments, tmp_path):
+    study.main(arguments)
+    path = tmp_path / "results/studies/length/toy.txt"
+    assert "scores: on the test set, mean" in path.read_text()
+    arguments[1] = json.dumps(json.loads(arguments[1]) | {"split": "valid"})
+    with pytest.raises(UserError, match="toy: no run of this study has scores"):
+        study.main(arguments)
+    for test in tmp_path.glob("runs/*/*/*/*/bleu.json"):
+        scores = {"metrics": {"bleu": {"scores": {"bleu": 7.0}, "intervals": {"bleu": [0, 1]}, "signature": "s"}}}
+        (test.parent / "valid").mkdir()
+        (test.parent / "valid" / "bleu.json").write_text(json.dumps(scores))
+    study.main(arguments)
+    text = path.read_text()
+    assert "scores: on the validation set, mean" in text and "7.00 ± 0.00" in text and "22.50" not in text
+
+
+def test_notes_and_validation_losses_are_in_the_table(arguments, tmp_path):
+    arguments[5] = json.dumps(json.loads(arguments[5]) | {"notes": ["infix of bart: left out"]})
+    for number, path in enumerate(sorted(tmp_path.glob("runs/toy/bart/prefix~prefix-length=1/*/run.json"))):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"valid_loss": 2.5 + number}))
+    study.main(arguments)
+    lines = (tmp_path / "results/studies/length/toy.txt").read_text().splitlines()
+    table = [line.split() for line in lines if line.startswith("bart")]
+    assert table[0] == "bart finetune all 2 700 70 7.00 - 31.00 ± 1.41 60 s, 500 MB".split()
+    assert table[1] == "bart prefix 1 2 700 70 7.00 3.000 ± 0.707 22.50 ± 3.54 60 s, 500 MB".split()
+    assert "infix of bart: left out" in lines and any(line.startswith("valid loss: the lowest loss") for line in lines)
+
+
+def test_a_score_that_no_run_has_is_one_sentence(arguments):
+    arguments[1] = json.dumps(json.loads(arguments[1]) | {"score": "bleu:unseen"})
+    with pytest.raises(UserError, match="toy: the runs of this study have no score 'bleu:unseen'; they have: bleu"):
+        study.main(arguments)
+
+
 def test_plots_are_pictures_and_the_same_bytes_each_time(arguments, tmp_path):
     study.main(arguments)
     folder = tmp_path / "results/studies/length"
@@ -127,6 +185,17 @@ def test_without_any_scores_there_is_no_table(arguments, tmp_path):
     with pytest.raises(UserError, match="toy: no run of this study has scores"):
         study.main(arguments)
     assert not list((tmp_path / "results").rglob("toy*"))
+
+
+def test_without_a_paper_neither_table_nor_page_speaks_of_one(arguments, tmp_path):
+    values = {key: value for key, value in json.loads(arguments[1]).items() if key != "paper"}
+    arguments[1] = json.dumps(values)
+    study.main(arguments)
+    table = "results/studies/length/toy.txt"
+    page = ["--studies", json.dumps({"length": values}), "--output", "results/studies/report.html", "--table", table]
+    report.main(page)
+    for name in (table, "results/studies/report.html"):
+        assert "In the paper" not in (tmp_path / name).read_text()
 
 
 def test_the_page_needs_nothing_else_and_says_what_was_run(arguments, tmp_path):

@@ -2,9 +2,12 @@
 
 import json
 
+import make_demo
 import pytest
 from common import UserError
-from conftest import example
+from config import load_yaml
+from conftest import REPOSITORY, example
+from readers import READERS, Deferred
 from subset import draw, main
 
 
@@ -95,7 +98,42 @@ def test_more_than_there_are_is_one_sentence_and_leaves_nothing(whole, tmp_path,
     assert not list((tmp_path / "o").iterdir())
 
 
-def test_too_few_to_validate_with(whole, tmp_path, write_jsonl):
-    write_jsonl("whole/valid.jsonl", [example(0, "a", "b")])
-    with pytest.raises(UserError, match="toy@10-1: 3 examples are to be drawn from .*valid.jsonl, which has only 1"):
+def test_where_there_are_fewer_to_validate_with_all_are_taken_and_a_notice_says_so(whole, tmp_path, capsys):
+    draw(whole, "toy", 40, 1, tmp_path / "enough")
+    assert "notice" not in capsys.readouterr().err
+    report = json.loads((whole / "data.json").read_text())
+    text = "".join((whole / "valid.jsonl").read_text().splitlines(keepends=True)[:3])
+    (whole / "valid.jsonl").write_text(text)
+    report["counts"]["valid"] = {"examples": 3, "references": 9}
+    (whole / "data.json").write_text(json.dumps(report))
+    report = draw(whole, "toy", 40, 1, tmp_path / "out")
+    assert (tmp_path / "out" / "valid.jsonl").read_text() == text
+    assert (report["drawn"], report["counts"]["valid"]["references"]) == ({"train": 40, "valid": 9}, 9)
+    assert "notice: toy@40-1 is validated on all 9 pairs of toy, not 12" in capsys.readouterr().err
+
+
+def test_without_any_to_validate_with_there_is_no_subset(whole, tmp_path):
+    report = json.loads((whole / "data.json").read_text())
+    report["counts"]["valid"] = {"examples": 0, "references": 0}
+    (whole / "data.json").write_text(json.dumps(report))
+    (whole / "valid.jsonl").write_text("")
+    with pytest.raises(UserError, match="toy@10-1: 1 examples are to be drawn from .*valid.jsonl, which has only 0"):
         draw(whole, "toy", 10, 1, tmp_path / "o")
+
+
+@pytest.mark.parametrize("task", ["e2e", "aeslc", "dialogsum", "scitldr"])
+def test_presets_say_how_many_pairs_the_real_data_has(shared_data, task):
+    values = load_yaml(REPOSITORY / "configs" / "tasks" / f"{task}.yaml")
+    packed = task in ("aeslc", "dialogsum")
+    for split, count in values["pairs"].items():
+        path = shared_data(f"{task}/{values['inputs'][split]['file']}{'.gz' if packed else ''}")
+        examples = READERS[values["reader"]]({split: path}, values["options"])[split]
+        made = (item.function(*item.arguments) if isinstance(item, Deferred) else item for item in examples)
+        assert sum(len(example.references) for example in made) == count
+
+
+@pytest.mark.parametrize("kind", ["summary", "table", "topics"])
+def test_presets_say_how_many_pairs_the_made_up_tasks_have(kind):
+    made = make_demo.build_parser().parse_args([kind, "--output-dir", "x"])
+    values = load_yaml(REPOSITORY / "configs" / "tasks" / f"demo_{kind}.yaml")
+    assert values["pairs"] == {"train": made.train, "valid": made.valid}

@@ -90,6 +90,17 @@ def test_the_tsv_has_every_seed(runs, tmp_path):
     assert (rows[2]["seeds"], rows[2]["trained_parameters"], rows[2]["stored_parameters"]) == ("1,2", "501504", "30720")
 
 
+def test_validation_losses_are_shown_beside_the_scores_where_trainings_recorded_them(runs, tmp_path):
+    for seed, loss in ((1, 2.0), (2, 2.5)):
+        path = tmp_path / "runs" / "task" / "bart" / "prefix" / str(seed) / "run.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"valid_loss": loss}))
+    table.main(runs)
+    lines = (tmp_path / "results" / "rouge.txt").read_text().splitlines()
+    assert lines[2].split()[5:] == ["%", "of", "base", "valid", "loss", "rouge1", "rougeL"][1:]
+    assert lines[4].split()[4:6] == ["0.00", "-"] and lines[5].split()[4:6] == ["2.50", "2.250"]
+    assert any(line.startswith("valid loss: the lowest loss on the validation set") for line in lines)
+
+
 def test_the_seconds_of_a_run_change_nothing(runs, tmp_path):
     table.main(runs)
     before = (tmp_path / "results" / "rouge.txt").read_bytes(), (tmp_path / "results" / "rouge.tsv").read_bytes()
@@ -107,6 +118,7 @@ def test_the_seconds_of_a_run_change_nothing(runs, tmp_path):
     [
         ("prefix/1/run.json", {"stored_parameters": 5}, "its seeds differ in their parameters"),
         ("prefix/2/run.json", {"stored_parameters": 5}, "its seeds differ in their parameters"),
+        ("prefix/2/run.json", {"valid_loss": "low"}, "its times, its memory or its loss are no numbers"),
         ("base/0/rouge.json", recorded({"rouge1": 10.0, "rougeL": 8.0}, "stemmer:no"), "not scored alike"),
         ("prefix/2/rouge.json", recorded({"rouge1": 10.0, "rougeL": 8.0}, "stemmer:no"), "not scored alike"),
         ("base/0/rouge.json", recorded({"rouge1": 10.0}), "not scored alike"),

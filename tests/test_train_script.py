@@ -21,6 +21,9 @@ from conftest import SCRIPTS, example
 STUBS = Path(__file__).parent / "stubs"
 
 
+REPLACING = {"PREFIX_REPLACE": "yes"}
+
+
 @pytest.fixture
 def run(tmp_path):
     """A function (flags, **environment) that trains in tmp_path; returns the completed process."""
@@ -67,7 +70,8 @@ def test_a_training_leaves_its_checkpoint_and_its_record(run, tmp_path):
             "bin/train.source-target.source.bin",
         }
     )
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint.pt", "curve.tsv", "run.json"]
+    names = [".trained", "checkpoint.pt", "curve.svg", "curve.tsv", "run.json"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == names
 
 
 def test_the_record_of_a_training_on_a_gpu_says_which_and_how_much_of_it(run, tmp_path):
@@ -133,13 +137,15 @@ def test_the_curve_of_an_interrupted_training_is_that_of_an_undisturbed_one(run,
     assert undisturbed[0] == ["update", "epoch", "loss", "valid_loss", "lr", "gradient_norm"]
     assert undisturbed[3] == ["3", "1", "2.0", str(7 / 3), "0.1", ""] and len(undisturbed) == 1 + 6
     assert json.loads((tmp_path / "run" / "run.json").read_text())["resumed_from"] == []
+    shutil.rmtree(tmp_path / "run")
     assert run("--lr", "0.1", STUB_TRAIN="cut").returncode == 1
     (metrics,) = (tmp_path / "run").glob("work-*/metrics.jsonl")
     with open(metrics, "a") as file:
         file.write('\n{"update": 9, "lo')  # killed while it wrote a line
     assert run("--lr", "0.1", STUB_TRAIN="long").returncode == 0
     assert curve(tmp_path) == undisturbed
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["resumed_from"] == [3]
+    recorded = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (recorded["resumed_from"], recorded["valid_loss"]) == ([3], 7 / 6)  # the lower one of 7 / 3 and 7 / 6
     assert json.loads((tmp_path / "train.state.json").read_text())["resumed_from"] == 3
 
 
@@ -150,7 +156,7 @@ def test_a_job_of_the_workflow_writes_no_bars_but_how_far_it_is_into_a_file(run,
     assert (state["n"], state["total"], state["unit"]) == (6, 6, "update")
     assert state["scores"] == {"loss": "1.0", "valid": str(7 / 6)}
     assert (state["host"], state["slurm_job"], state["error"]) == (socket.gethostname(), "77", None)
-    assert run("--lr", "0.2", STUB_TRAIN="fail", PREFIX_PROGRESS="lines").returncode == 1
+    assert run("--lr", "0.2", STUB_TRAIN="fail", PREFIX_PROGRESS="lines", **REPLACING).returncode == 1
     state = json.loads((tmp_path / "train.state.json").read_text())
     assert "--base-model x: no such folder" in state["error"] and state["end"] >= state["begin"]
 
@@ -177,14 +183,69 @@ def test_a_killed_training_goes_on_and_a_changed_one_starts_clean(run, tmp_path)
     assert run("--lr", "0.1", STUB_TRAIN="fail").returncode == 1
     assert run("--lr", "0.2").returncode == 0
     assert not checkpoint(tmp_path)["resumed"]  # other flags: not from the weights of the first
-    assert run("--lr", "0.1", STUB_TRAIN="fail").returncode == 1
-    assert run("--lr", "0.1").returncode == 0
+    assert run("--lr", "0.1", STUB_TRAIN="fail", **REPLACING).returncode == 1
+    assert run("--lr", "0.1", **REPLACING).returncode == 0
     assert checkpoint(tmp_path)["resumed"]
 
-    assert run("--lr", "0.1", STUB_TRAIN="fail").returncode == 1
+    assert run("--lr", "0.3", STUB_TRAIN="fail", **REPLACING).returncode == 1
     (tmp_path / "bin" / "train.source-target.source.bin").write_bytes(b"other data")
-    assert run("--lr", "0.1").returncode == 0
+    assert run("--lr", "0.3", **REPLACING).returncode == 0
     assert not checkpoint(tmp_path)["resumed"]
+
+
+@pytest.mark.parametrize(
+    "flags, changed_file, difference",
+    [
+        (["--lr", "0.2"], None, "--lr 0.1 -> 0.2"),
+        (["--lr", "0.1", "--seed-of-data=-1"], None, "--seed-of-data (not set) -> -1"),
+        ([], None, "--lr 0.1 -> (not set)"),
+        (["--lr", "0.1"], "bin/train.source-target.source.bin", "bin/train.source-target.source.bin"),
+        (["--lr", "0.1"], "base/model.pt", "base/model.pt"),
+    ],
+)
+def test_a_training_with_other_settings_or_bytes_is_refused_and_the_earlier_one_stays(
+    run, tmp_path, flags, changed_file, difference
+):
+    assert run("--lr", "0.1").returncode == 0
+    if changed_file:
+        (tmp_path / changed_file).write_bytes(b"changed")
+    for name in ("checkpoint.pt", "run.json", "curve.tsv"):  # Snakemake deletes them before a job
+        (tmp_path / "run" / name).unlink()
+    result = run(*flags, STUB_TRAIN="fail")
+    assert result.returncode == 1
+    assert f"error: 1 trained run would be replaced: run ({difference})." in result.stderr
+    assert "--config replace=True" in result.stderr
+    assert json.loads((tmp_path / "run" / ".trained" / "checkpoint.pt").read_text())["arguments"]
+    assert run(*flags, **REPLACING).returncode == 0
+    assert run(*flags, STUB_TRAIN="fail").returncode == 0
+
+
+@pytest.mark.parametrize("fp16", [[], ["--fp16"]])
+def test_a_training_with_the_same_settings_on_the_same_bytes_is_not_repeated(run, tmp_path, fp16):
+    """Also where --fp16 was left out for want of a GPU, and where the test set is another one."""
+    (tmp_path / "bin" / "test.source-target.source.bin").write_bytes(b"test")
+    assert run("--lr", "0.1", *fp16).returncode == 0
+    before = {name: (tmp_path / "run" / name).read_bytes() for name in ("checkpoint.pt", "run.json", "curve.tsv")}
+    for name in before:
+        (tmp_path / "run" / name).unlink()
+    (tmp_path / "bin" / "test.source-target.source.bin").write_bytes(b"other")
+    result = run("--lr", "0.1", *fp16, STUB_TRAIN="fail")
+    assert result.returncode == 0 and "run/checkpoint.pt stays" in result.stderr
+    assert before == {name: (tmp_path / "run" / name).read_bytes() for name in before}
+
+
+def test_a_kept_checkpoint_that_was_damaged_is_trained_again(run, tmp_path):
+    assert run("--lr", "0.1").returncode == 0
+    (tmp_path / "run" / "checkpoint.pt").write_text("damaged")  # under both of its names
+    (tmp_path / "run" / "checkpoint.pt").unlink()
+    assert run("--lr", "0.1").returncode == 0
+    assert checkpoint(tmp_path)["arguments"]
+
+
+def test_a_plot_that_fails_fails_no_training(run, tmp_path):
+    (tmp_path / "run" / "curve.svg" / "folder").mkdir(parents=True)
+    result = run("--lr", "0.1", STUB_TRAIN="long")
+    assert result.returncode == 0 and "notice: run/curve.svg: not drawn" in result.stderr
 
 
 @pytest.mark.parametrize(("max_update", "again"), [("1", False), ("2", True)])
@@ -257,13 +318,19 @@ def test_half_precision_is_left_out_without_a_gpu(run, tmp_path):
     assert json.loads((tmp_path / "run" / "run.json").read_text())["flags"] == ["--lr", "0.1"]
 
 
-def generate(tmp_path, write_jsonl, **environment: str) -> subprocess.CompletedProcess:
+def generate(
+    tmp_path, write_jsonl, split: str = "test", lines: int = 3, **environment: str
+) -> subprocess.CompletedProcess:
+    """Of three examples with two references each, of which the split has so many encoded lines."""
     folder = tmp_path / "bin"
-    folder.mkdir()
-    (folder / "test.source-target.source.idx").write_bytes(b"MMIDIDX\0\0" + bytes(9) + (3).to_bytes(8, "little"))
+    folder.mkdir(exist_ok=True)
+    (tmp_path / "model.pt").touch()
+    header = b"MMIDIDX\0\0" + bytes(9) + lines.to_bytes(8, "little")
+    (folder / f"{split}.source-target.source.idx").write_bytes(header)
     (folder / "dict.target.txt").write_text("a 1\nb 1\nc 1\n")
-    examples = write_jsonl("test.jsonl", [example(n, "source", "target") for n in range(3)])
+    examples = write_jsonl(f"{split}.jsonl", [example(n, "source", "target", "another") for n in range(3)])
     command = [sys.executable, str(SCRIPTS / "generate.py"), "--data", "bin", "--examples", str(examples)]
+    command += ["--split", split] if split != "test" else []
     command += ["--checkpoint", "model.pt", "--output", "generate.txt", "--log", "generate.log", "--", "--beam", "2"]
     environment = {**os.environ, "PYTHONPATH": str(STUBS), **environment}
     return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -277,11 +344,27 @@ def test_generation_keeps_the_examples_lines_and_logs_the_rest(tmp_path, write_j
     assert "a line of the log" in (tmp_path / "generate.log").read_text()
 
 
+def test_a_validation_set_is_generated_once_for_each_reference(tmp_path, write_jsonl):
+    result = generate(tmp_path, write_jsonl, "valid", lines=6)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "generate.txt").read_text().count("H-") == 6
+
+
 def test_a_dropped_example_is_an_error(tmp_path, write_jsonl):
     result = generate(tmp_path, write_jsonl, STUB_GENERATE="drop")
     assert result.returncode == 1
     assert "error: fairseq-generate wrote 2 hypotheses for 3 examples" in result.stderr
     assert not (tmp_path / "generate.txt").exists()
+
+
+def test_a_decoding_of_the_same_bytes_is_not_repeated(tmp_path, write_jsonl):
+    assert generate(tmp_path, write_jsonl).returncode == 0
+    before = (tmp_path / "generate.txt").read_bytes()
+    (tmp_path / "generate.txt").unlink()  # as Snakemake does before a job
+    assert generate(tmp_path, write_jsonl, STUB_GENERATE="drop").returncode == 0
+    assert (tmp_path / "generate.txt").read_bytes() == before
+    (tmp_path / "generate.txt").write_text("damaged")  # under both of its names
+    assert generate(tmp_path, write_jsonl, STUB_GENERATE="drop").returncode == 1
 
 
 # One at a time --------------------------------------------------------------------------------------------------------

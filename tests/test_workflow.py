@@ -12,9 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from common import sha256_file
 from conftest import REPOSITORY, example
 
 STUBS = Path(__file__).parent / "stubs"
+SNAKEFILE = REPOSITORY / "Snakefile"
 MODEL = {
     "architecture": "bart_tiny",
     "vocabulary": "sentencepiece",
@@ -44,7 +46,7 @@ OF_A_RUN = ["train", "export_prefix", "import_prefix", "generate", "hypotheses"]
 
 
 def start_snakemake(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile"), "--cores", "2"]
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--cores", "2"]
     command += ["--profile", str(REPOSITORY / "profiles" / "default"), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(STUBS), **environment}
     environment.pop("PREFIX_MIRROR", None)
@@ -66,8 +68,8 @@ def snakemake(folder: Path, *arguments: str, **environment: str) -> subprocess.C
 
 def planned(result: subprocess.CompletedProcess) -> dict[str, int]:
     """Rule -> number of jobs, of a dry run."""
-    assert result.returncode == 0, result.stderr
     output = result.stdout + result.stderr
+    assert result.returncode == 0, output
     if "Nothing to be done" in output:
         return {}
     _, _, table = output.partition("Job stats:")
@@ -190,6 +192,40 @@ def test_a_study_ends_in_tables_plots_and_a_page_and_names_what_failed(workflow)
     assert not (workflow / "runs" / "toy" / "toy" / "prefix~prefix-length=3").exists()
 
 
+def test_a_study_may_be_scored_on_the_validation_set_and_never_reads_the_test_set(workflow):
+    study = {"title": "Length", "question": "How long?", "methods": ["prefix"], "split": "valid"}
+    (workflow / "configs" / "studies").mkdir()
+    (workflow / "configs" / "studies" / "mine.yaml").write_text(yaml.safe_dump(study))
+    write_configuration(workflow, seeds=[1])
+    shutil.rmtree(workflow / "results")
+    for path in workflow.glob("runs/toy/toy/*/1/bleu.json"):
+        path.unlink()
+    result = snakemake(workflow, "results/studies/mine/toy.txt")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "scores: on the validation set" in (workflow / "results" / "studies" / "mine" / "toy.txt").read_text()
+    run = workflow / "runs" / "toy" / "toy" / "prefix" / "1"
+    assert len((run / "valid" / "hypotheses.txt").read_text().splitlines()) == 3  # of three examples
+    assert json.loads((run / "valid" / "bleu.json").read_text())["count"] == 3
+    log = workflow / "logs" / "runs" / "toy" / "toy" / "prefix" / "1" / "valid" / "generate.log"
+    assert "--gen-subset valid" in log.read_text() and not (run / "bleu.json").exists()
+    assert planned(snakemake(workflow, "--dry-run", "results/studies/mine/toy.txt")) == {}
+
+
+def test_a_method_that_fits_one_of_two_models_is_left_out_for_the_other_with_a_note_and_changed_flags_too(tmp_path):
+    shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
+    values = {"tasks": ["e2e"], "models": ["bart_large", "gpt2_medium"], "methods": ["prefix", "infix"], "seeds": [1]}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values | {"overrides": {"train": {"lr": 0.5}}}))
+    targets = ["results/e2e/bleu.txt", "results/e2e/costs.txt", "--configfile", "mine.yaml"]
+    result = snakemake(tmp_path, "--dry-run", "--printshellcmds", *targets)
+    assert planned(result)["train"] == 3
+    assert result.stderr.count("notice: infix of bart_large: left out") == 1
+    commands = [line for line in (result.stdout + result.stderr).splitlines() if re.search(r"(table|costs)\.py", line)]
+    assert len(commands) == 2
+    for command in commands:
+        assert "'--note=infix of bart_large: left out, the method is for gpt2 only'" in command
+        assert "lr 0.5 (preset: 8e-05)" in command
+
+
 def test_what_is_scored_is_what_is_published(finished):
     log = (finished / "logs" / "runs" / "toy" / "toy" / "prefix" / "1" / "generate.log").read_text()
     assert "--path runs/toy/toy/prefix/1/imported.pt" in log and "{'base_model': 'bases/toy'}" in log
@@ -208,6 +244,9 @@ def test_nothing_is_left_in_the_runs_but_what_is_kept(finished):
             "curve.tsv",
             "prefix.safetensors",
             "run.json",
+            ".generate.txt",
+            ".trained",
+            "generate.json",
             "generate.txt",
             "hypotheses.txt",
             "bleu.json",
@@ -220,14 +259,114 @@ def test_a_second_run_does_nothing(finished):
     assert planned(snakemake(finished, "--dry-run")) == {}
 
 
-def test_a_changed_flag_reruns_its_runs_and_what_follows(workflow):
+def test_a_changed_flag_replaces_a_trained_run_only_on_demand(workflow):
     write_configuration(workflow, overrides={"methods": {"prefix": {"train": {"lr": 0.5}}}})
-    expected = dict.fromkeys(OF_A_RUN, 2) | {"curve": 2, "score": 4, "table": 3, "costs": 1}
-    assert planned(snakemake(workflow, "--dry-run")) == expected
-    result = snakemake(workflow)
+    before = digests_below(workflow / "runs")
+    for arguments in (["--dry-run"], []):
+        result = snakemake(workflow, *arguments)
+        output = result.stdout + result.stderr  # Snakemake reports the errors of a dry run on stdout
+        assert result.returncode != 0 and "Traceback" not in output and "File " not in output
+        assert "Error: 2 trained runs would be replaced: runs/toy/toy/prefix/" in output
+        assert "--lr 5e-05 -> 0.5" in output and "--config replace=True" in output
+    assert digests_below(workflow / "runs") == before
+    assert snakemake(workflow, "results/toy/data.txt").returncode == 0  # a target that trains nothing
+
+    expected = dict.fromkeys(OF_A_RUN, 2) | {"score": 4, "table": 3, "costs": 1}
+    assert planned(snakemake(workflow, "--dry-run", "--config", "replace=True")) == expected
+    failed = snakemake(workflow, "--config", "replace=True", STUB_TRAIN="fail")
+    assert failed.returncode != 0
+    kept = workflow / "runs" / "toy" / "toy" / "prefix" / "2" / ".trained" / "checkpoint.pt"
+    assert kept.exists()  # until its successor is whole
+    write_configuration(workflow)
+    assert snakemake(workflow, STUB_TRAIN="fail").returncode == 0  # with the former settings it comes back
+    assert argument(workflow, "prefix/2", "--lr") == "5e-05"
+    write_configuration(workflow, overrides={"methods": {"prefix": {"train": {"lr": 0.5}}}})
+    result = snakemake(workflow, "--config", "replace=True")
     assert result.returncode == 0, result.stderr
     assert argument(workflow, "prefix/2", "--lr") == "0.5"
     assert planned(snakemake(workflow, "--dry-run")) == {}
+
+
+def digests_below(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file, without Snakemake's and our own notes."""
+    return {
+        str(path): sha256_file(path) for path in folder.rglob("*") if path.is_file() and ".sha256" not in path.parts
+    }
+
+
+def with_own_scripts(workflow: Path, monkeypatch) -> Path:
+    """Give the workflow a copy of the project, for a test to edit; returns the folder of the scripts."""
+    project = workflow / "project"
+    shutil.copytree(REPOSITORY / "workflow", project / "workflow", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("configs", "profiles", "fairseq_prefix"):
+        (project / name).symlink_to(REPOSITORY / name)
+    shutil.copy(REPOSITORY / "Snakefile", project / "Snakefile")
+    monkeypatch.setitem(globals(), "SNAKEFILE", project / "Snakefile")
+    result = snakemake(workflow)  # its rules name the scripts by other paths
+    assert result.returncode == 0, result.stderr
+    assert planned(snakemake(workflow, "--dry-run")) == {}
+    return project / "workflow" / "scripts"
+
+
+def edit(script: Path, old: str, new: str) -> None:
+    """Change a script, which becomes newer than all that it has made."""
+    text = script.read_text()
+    assert old in text
+    script.write_text(text.replace(old, new))
+
+
+def test_an_edit_of_code_that_changes_no_bytes_trains_and_decodes_nothing(workflow, monkeypatch):
+    scripts = with_own_scripts(workflow, monkeypatch)
+    before = digests_below(workflow / "runs")
+    for script, stages in (
+        ("encode.py", {"encode", "binarise", "check_runs", "table"}),
+        ("readers.py", {"prepare", "encode", "binarise", "check_runs", "hypotheses", "score", "table", "costs"}),
+    ):
+        edit(scripts / script, "from __future__", "# a comment\nfrom __future__")
+        plan = planned(snakemake(workflow, "--dry-run"))
+        assert set(plan) == stages, plan
+        result = snakemake(workflow)
+        assert result.returncode == 0, result.stderr
+        assert planned(snakemake(workflow, "--dry-run")) == {}
+    assert digests_below(workflow / "runs") == before
+
+
+@pytest.mark.parametrize("script", ["common.py", "noise.py"])
+def test_an_edit_of_code_that_changes_data_is_noticed_before_a_table_is_made(workflow, monkeypatch, script):
+    """Also one in a module that a script imports, and one that concerns the base only."""
+    scripts = with_own_scripts(workflow, monkeypatch)
+    before = digests_below(workflow / "runs")
+    if script == "common.py":
+        edit(scripts / script, ".splitlines())).strip()", ".splitlines())).strip().upper()")
+    else:
+        edit(scripts / script, 'random.Random(f"{self.seed}', 'random.Random(f"{self.seed}0')
+    for _ in range(2):
+        result = snakemake(workflow)
+        assert result.returncode != 0 and "Traceback" not in result.stderr
+        assert "trained runs would be replaced: " in result.stderr or "1 trained run would be replaced" in result.stderr
+        assert "--config replace=True" in result.stderr
+    assert digests_below(workflow / "runs") == before or script == "common.py"  # scores of other references
+    result = snakemake(workflow, "--config", "replace=True")
+    assert result.returncode == 0, result.stderr
+    assert planned(snakemake(workflow, "--dry-run")) == {}
+
+
+def test_a_run_that_was_deleted_is_made_again(workflow):
+    shutil.rmtree(workflow / "runs" / "toy" / "toy" / "finetune")
+    expected = dict.fromkeys(["train", "generate", "hypotheses", "score"], 2) | {"table": 1}
+    assert planned(snakemake(workflow, "--dry-run", "results/toy/bleu.txt")) == expected
+    result = snakemake(workflow)
+    assert result.returncode == 0, result.stderr
+    assert planned(snakemake(workflow, "--dry-run")) == {}
+
+
+def test_data_that_was_deleted_is_made_again_and_nothing_is_trained_or_decoded(workflow):
+    shutil.rmtree(workflow / "data")
+    (workflow / "results" / "toy" / "bleu.txt").unlink()
+    checkpoints = {path: path.read_bytes() for path in workflow.glob("runs/toy/toy/*/*/checkpoint.pt")}
+    result = snakemake(workflow, STUB_TRAIN="fail", STUB_GENERATE="drop")  # either would fail
+    assert result.returncode == 0, result.stderr
+    assert checkpoints == {path: path.read_bytes() for path in checkpoints}
 
 
 def test_a_changed_beam_trains_nothing(workflow):
@@ -238,14 +377,9 @@ def test_a_changed_beam_trains_nothing(workflow):
 
 
 def test_a_curve_is_no_reason_to_train_again(workflow):
-    """Neither one that is not there, as of a training by an earlier version, nor how it is drawn."""
-    for path in [*workflow.glob("runs/toy/toy/*/*/curve.*"), *workflow.glob("bases/toy/pretrain/curve.*")]:
+    for path in [*workflow.glob("runs/toy/toy/*/*/curve.svg"), *workflow.glob("bases/toy/pretrain/curve.svg")]:
         path.unlink()
-    assert "train" not in (plan := planned(snakemake(workflow, "--dry-run"))) and "pretrain" not in plan
-    run = workflow / "runs" / "toy" / "toy" / "finetune" / "1"
-    for name in ("checkpoint.pt", "run.json"):
-        (run / name).unlink()
-    assert planned(snakemake(workflow, "--dry-run", "results/toy/bleu.txt"))["curve"] == 1
+    assert planned(snakemake(workflow, "--dry-run")) == {}
 
 
 def status(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -271,7 +405,7 @@ def test_the_status_tells_of_the_last_run_and_of_targets(workflow):
 def test_another_seed_adds_its_runs_only(workflow):
     write_configuration(workflow, seeds=[1, 2, 3])
     assert planned(snakemake(workflow, "--dry-run")) == {
-        **{"train": 2, "curve": 2, "export_prefix": 1, "import_prefix": 1},
+        **{"train": 2, "export_prefix": 1, "import_prefix": 1, "check_runs": 1},
         **{"generate": 2, "hypotheses": 2, "score": 4, "table": 3, "costs": 1},
     }
 
@@ -282,7 +416,7 @@ def test_a_subset_goes_through_like_a_task(workflow):
     write_configuration(workflow, tasks=["toy@4-7"], methods=["prefix"], seeds=[1], overrides=overrides)
     target = "results/toy@4-7/bleu.txt"
     plan = planned(snakemake(workflow, "--dry-run", target))
-    once = ["draw_subset", "binarise", *OF_A_RUN, "curve", "score", "table"]
+    once = ["draw_subset", "binarise", "check_runs", *OF_A_RUN, "score", "table"]
     assert plan == {"encode": 3} | dict.fromkeys(once, 1)
     result = snakemake(workflow, target)
     assert result.returncode == 0, result.stderr
@@ -344,7 +478,7 @@ def test_the_shipped_configuration_plans_the_papers_runs(tmp_path, target, train
     shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
     result = snakemake(tmp_path, "--dry-run", "--printshellcmds", target)
     plan = planned(result)
-    of_one_run = [*OF_A_RUN, "curve", "score", "table", "prepare", "binarise", "unpack_base"]
+    of_one_run = [*OF_A_RUN, "check_runs", "score", "table", "prepare", "binarise", "unpack_base"]
     assert plan == dict.fromkeys(of_one_run, 1) | {"encode": 3, "fetch": 6 if trained == "xsum" else 7}
     assert "--arch prefix_bart_large" in result.stdout + result.stderr
 

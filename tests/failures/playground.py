@@ -174,7 +174,7 @@ STAGES = {
         ],
     ),
     "train_finetune": Stage(_in(f"{RUN}/finetune/1", "checkpoint.pt", "run.json"), ["bases/toy/dict.txt"]),
-    "curve": Stage([f"{PREFIX}/curve.svg"], [f"{PREFIX}/curve.tsv"]),
+    "check_runs": Stage(["data/toy/checked/toy.json"], ["data/toy/toy/bin/train.source-target.source.bin"]),
     "export_prefix": Stage([f"{PREFIX}/prefix.safetensors"], [f"{PREFIX}/checkpoint.pt"]),
     "import_prefix": Stage([f"{PREFIX}/imported.pt"], [f"{PREFIX}/prefix.safetensors"]),
     "generate": Stage(
@@ -260,13 +260,16 @@ def snakemake(folder: Path, *targets: str) -> subprocess.CompletedProcess:
 
 
 def copy(template: Path, folder: Path, stage: Stage) -> None:
-    """Lay a copy of the finished tree, without what the stage makes, in the folder."""
+    """Lay a copy of the finished tree in the folder, without what the stage makes and its second names."""
     if folder.exists():
         for path in folder.iterdir():
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     shutil.copytree(template, folder, dirs_exist_ok=True)
     for path in stage.outputs:
         (folder / path).unlink(missing_ok=True)
+        (folder / path).with_name(f".{Path(path).name}").unlink(missing_ok=True)
+        if path.endswith("run.json"):
+            shutil.rmtree((folder / path).parent / ".trained")
 
 
 def fingerprint(path: Path) -> str:

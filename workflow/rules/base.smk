@@ -10,6 +10,7 @@ localrules:
 rule unpack_base:
     input:
         script=script("unpack.py"),
+        modules=modules("unpack.py"),
         archive=lambda wildcards: study.base_inputs(wildcards.model)["archive"],
     output:
         model="bases/{model}/model.pt",
@@ -24,8 +25,8 @@ rule unpack_base:
     message:
         "Unpacking {wildcards.model}"
     shell:
-        "python {input.script:q} --archive {input.archive:q} --member model.pt={output.model:q}"
-        " --member dict.txt={output.dictionary:q} 2> >(tee {log:q} >&2)"
+        "logged {log:q} python {input.script:q} --archive {input.archive:q} --member model.pt={output.model:q}"
+        " --member dict.txt={output.dictionary:q}"
 
 
 rule place_base_file:
@@ -62,7 +63,7 @@ rule place_base_dictionary:
 rule make_demo_documents:
     input:
         script=script("make_demo.py"),
-        world=script("world.py"),
+        modules=modules("make_demo.py"),
     output:
         "bases/{model}/pretrain/documents.jsonl",
     log:
@@ -79,12 +80,13 @@ rule make_demo_documents:
     message:
         "Making up the documents that {wildcards.model} is pretrained on"
     shell:
-        "python {input.script:q} documents --seed {params.seed} {params.options:q} --output {output:q} 2> >(tee {log:q} >&2)"
+        "logged {log:q} python {input.script:q} documents --seed {params.seed} {params.options:q} --output {output:q}"
 
 
 rule make_documents:
     input:
         script=script("make_documents.py"),
+        modules=modules("make_documents.py"),
         texts=lambda wildcards: list(study.base_inputs(wildcards.model).values()),
     output:
         "bases/{model}/pretrain/documents.jsonl",
@@ -101,12 +103,13 @@ rule make_documents:
     message:
         "Cutting the text that {wildcards.model} is pretrained on into documents"
     shell:
-        "python {input.script:q} {params.options:q} --input {input.texts:q} --output {output:q} 2> >(tee {log:q} >&2)"
+        "logged {log:q} python {input.script:q} {params.options:q} --input {input.texts:q} --output {output:q}"
 
 
 rule learn_vocabulary:
     input:
         script=script("learn_vocabulary.py"),
+        modules=modules("learn_vocabulary.py"),
         documents="bases/{model}/pretrain/documents.jsonl",
     output:
         model="bases/{model}/spm.model",
@@ -123,13 +126,13 @@ rule learn_vocabulary:
     message:
         "Learning the vocabulary of {wildcards.model}"
     shell:
-        "python {input.script:q} {params.options:q} --documents {input.documents:q} --output-dir {params.folder:q}"
-        " 2> >(tee {log:q} >&2)"
+        "logged {log:q} python {input.script:q} {params.options:q} --documents {input.documents:q} --output-dir {params.folder:q}"
 
 
 rule add_noise:
     input:
         script=script("noise.py"),
+        modules=modules("noise.py"),
         documents="bases/{model}/pretrain/documents.jsonl",
         spm="bases/{model}/spm.model",
     output:
@@ -150,13 +153,14 @@ rule add_noise:
     message:
         "Adding noise to the documents of {wildcards.model}"
     shell:
-        "python {input.script:q} --seed {params.seed} {params.options:q} --documents {input.documents:q} --spm {input.spm:q}"
-        " --output-dir {params.folder:q} --workers {threads} 2> >(tee {log:q} >&2)"
+        "logged {log:q} python {input.script:q} --seed {params.seed} {params.options:q} --documents {input.documents:q} --spm {input.spm:q}"
+        " --output-dir {params.folder:q} --workers {threads}"
 
 
 rule binarise_pretraining:
     input:
         script=script("binarise.py"),
+        modules=modules("binarise.py"),
         text=expand("bases/{{model}}/pretrain/{split}.{side}", split=["train", "valid"], side=["source", "target"]),
         dictionary="bases/{model}/dict.txt",
     output:
@@ -178,14 +182,14 @@ rule binarise_pretraining:
     message:
         "Binarising the pretraining data of {wildcards.model}"
     shell:
-        "python {input.script:q} --input-dir {params.text:q} --dict {input.dictionary:q} --output-dir {params.folder:q}"
-        " --splits train valid --workers {threads} 2> >(tee {log:q} >&2)"
+        "logged {log:q} python {input.script:q} --input-dir {params.text:q} --dict {input.dictionary:q} --output-dir {params.folder:q}"
+        " --splits train valid --workers {threads}"
 
 
 rule encode_documents:
     input:
         script=script("encode_documents.py"),
-        bpe=script("bpe.py"),
+        modules=modules("encode_documents.py"),
         documents="bases/{model}/pretrain/documents.jsonl",
         spm="bases/{model}/spm.model",
     output:
@@ -205,13 +209,14 @@ rule encode_documents:
     message:
         "Encoding the documents of {wildcards.model}"
     shell:
-        "python {input.script:q} {params.options:q} --documents {input.documents:q} --spm {input.spm:q}"
-        " --output-dir {params.folder:q} --workers {threads} 2> >(tee {log:q} >&2)"
+        "logged {log:q} python {input.script:q} {params.options:q} --documents {input.documents:q} --spm {input.spm:q}"
+        " --output-dir {params.folder:q} --workers {threads}"
 
 
 rule binarise_text:
     input:
         script=script("binarise.py"),
+        modules=modules("binarise.py"),
         text=expand("bases/{{model}}/pretrain/{split}.text", split=["train", "valid"]),
         dictionary="bases/{model}/dict.txt",
     output:
@@ -232,13 +237,17 @@ rule binarise_text:
     message:
         "Binarising the text of {wildcards.model}"
     shell:
-        "python {input.script:q} --monolingual --input-dir {params.text:q} --dict {input.dictionary:q}"
-        " --output-dir {params.folder:q} --splits train valid --workers {threads} 2> >(tee {log:q} >&2)"
+        "logged {log:q} python {input.script:q} --monolingual --input-dir {params.text:q} --dict {input.dictionary:q}"
+        " --output-dir {params.folder:q} --splits train valid --workers {threads}"
 
 
 rule pretrain:
     input:
-        data=pretraining_data,
+        data=lambda wildcards: kept(
+            pretraining_data(wildcards),
+            f"bases/{wildcards.model}/model.pt",
+            f"bases/{wildcards.model}/pretrain/run.json",
+        ),
         script=ancient(script("train.py")),
     output:
         model="bases/{model}/model.pt",

@@ -15,8 +15,10 @@ from common import PROGRESS, UserError
 from config import GPT2_VOCABULARIES, VARIANT, Configuration, check_yaml
 from flags import arguments
 from metrics import METRICS, unavailable
+from imports import imported
 from scheduler import handle_signals, look_once_at_a_time
 from targets import check_targets
+from trained import REPLACE, watch_plan
 from watch import attach
 
 look_once_at_a_time()
@@ -47,14 +49,18 @@ study = checked(
 
 checked(study.downloads)
 
-# Before every command: `python` is the one that runs Snakemake, also where its environment is not activated; the plugin
-# is found from any working directory; bars are left to watch.py; and mirrors come by environment, because another mirror
-# does not make files that are there out of date, as another parameter would.
+# Before every command: Snakemake's own safeguards, which a prefix replaces; `python` is the one that runs Snakemake, also where
+# its environment is not activated; the plugin is found from any working directory; watch.py draws the progress bars; mirrors and
+# the permission to replace come by environment, because a change of a parameter would make files that are there out of date.
+# `logged LOG COMMAND` copies stderr to the log and waits until the log is whole; tee outlives a signal to the whole group.
 shell.prefix(
     (
-        f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
+        "set -euo pipefail;"
+        f" export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
         f" PYTHONPATH=${{PYTHONPATH:+$PYTHONPATH:}}{shlex.quote(str(PROJECT))}"
-        f" {PROGRESS}=lines PREFIX_MIRROR={shlex.quote(os.pathsep.join(study.mirror))}${{PREFIX_MIRROR:+{os.pathsep}$PREFIX_MIRROR}}; "
+        f" {PROGRESS}=lines {REPLACE}={'yes' if study.replace else ''}"
+        f" PREFIX_MIRROR={shlex.quote(os.pathsep.join(study.mirror))}${{PREFIX_MIRROR:+{os.pathsep}$PREFIX_MIRROR}};"
+        ' logged() { local log=$1; shift; { "$@" 2>&1 >&3 | (trap "" HUP INT TERM; exec tee -- "$log") >&2; } 3>&1; }; '
     )
     .replace("{", "{{")
     .replace("}", "}}")
@@ -80,6 +86,7 @@ wildcard_constraints:
     method=methods_named(study.known("methods")),
     vocabulary=any_of([*GPT2_VOCABULARIES.values(), *study.known("models")]),
     split="train|valid|test",
+    part="(?:valid/)?",  # what is written of a run: of the test set, or below `valid/` of the validation set
     side="source|target",
     seed=r"\d+",
     metric=any_of(METRICS),
@@ -91,6 +98,11 @@ def script(name):
     """A script's path: below the working directory where it is, so that nothing depends on where the project lies."""
     path = PROJECT / "workflow" / "scripts" / name
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def modules(name):
+    """The modules of the project that a script imports: an edit of one of them may change what the script writes."""
+    return [os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path) for path in imported(PROJECT, name)]
 
 
 def pairs(files):
@@ -143,10 +155,62 @@ def run_folders(task):
     return [f"runs/{task}/{model}/{method}/{seed}" for model, method, seed in study.runs()]
 
 
+def planned_runs(task, model):
+    """The runs of a model on a task that tables and studies compare, and the pretraining of its base."""
+    runs = [*run_folders(task)] if task in study.tasks else []
+    runs += [run for name, tasks in study.studies.items() for each in tasks for run in runs_of_study(name, each)]
+    pretrained = [f"bases/{model}/pretrain"] if model in study.models_with("pretrained") else []
+    return pretrained + sorted({run for run in runs if run.startswith(f"runs/{task}/{model}/")})
+
+
+def kept(files, *results):
+    """Inputs of a training or a decoding. Where its results are there, the inputs are taken as they are on the disk: that they
+    are made again is no reason to repeat it, for as a rule they get the same bytes; check_runs stops where they do not.
+    """
+    settings = workflow.dag_settings
+    forced = settings.forceall or settings.forcerun or settings.forcetargets
+    if study.replace or forced or not there([*files, *results]) == [*files, *results]:
+        return files
+    return [ancient(before_update(file)) for file in files]
+
+
+def kept_if_trained(wildcards, files):
+    folder = f"runs/{wildcards.task}/{wildcards.model}/{wildcards.method}/{wildcards.seed}"
+    return kept(files, f"{folder}/checkpoint.pt", f"{folder}/run.json")
+
+
+def kept_if_decoded(wildcards, files):
+    folder = f"runs/{wildcards.task}/{wildcards.model}/{wildcards.method}/{wildcards.seed}"
+    return kept(files, f"{folder}/{wildcards.part}generate.txt")
+
+
+def checks(scores):
+    """What check_runs leaves where the runs with these scores were made from the data and the bases that are there."""
+    pairs = sorted({Path(file).parts[1:3] for file in scores})
+    return [f"data/{task}/checked/{model}.json" for task, model in pairs]
+
+
+def there(files):
+    return [file for file in files if os.path.exists(file)]
+
+
 def generated_from(wildcards):
     """The checkpoint that hypotheses come from: of the exported prefix, where there is one."""
     name = "imported.pt" if study.method(wildcards.method)["exported"] else "checkpoint.pt"
     return f"runs/{wildcards.task}/{wildcards.model}/{wildcards.method}/{wildcards.seed}/{name}"
+
+
+def split_of(wildcards):
+    """The split that a run's hypotheses and scores are of."""
+    return wildcards.part.rstrip("/") or "test"
+
+
+def split_option(wildcards):
+    return ["--split", "valid"] if wildcards.part else []
+
+
+def evaluated_examples(wildcards):
+    return f"data/{wildcards.task}/{split_of(wildcards)}.jsonl"
 
 
 def base_option(wildcards):
@@ -244,6 +308,14 @@ def pretraining_data(wildcards):
     return [f"{folder}/{file}" for file in ("dict.txt", "train.bin", "train.idx", "valid.bin", "valid.idx")]
 
 
+def pretrained_from(wildcards):
+    """What a base was pretrained on, as far as it is there: the base may be there without it."""
+    if wildcards.model not in study.models_with("pretrained"):
+        return []
+    files = pretraining_data(wildcards)
+    return there(files) if os.path.exists(f"bases/{wildcards.model}/model.pt") else files
+
+
 def scored_metrics(task):
     """Metrics of a task that this machine can compute, and a sentence about each of the others."""
     metrics = study.task(task)["metrics"]
@@ -255,8 +327,10 @@ def scored_metrics(task):
 
 
 def tabulated(wildcards):
-    """The metrics of a table, and a sentence about each that is missing: one metric, or for `scores` all of the task's."""
-    return scored_metrics(wildcards.task) if wildcards.table == "scores" else ([wildcards.table], [])
+    """The metrics of a table (one, or for `scores` all of the task's), and sentences about what is missing or changed."""
+    announce(study.gaps(wildcards.task))
+    metrics, missing = scored_metrics(wildcards.task) if wildcards.table == "scores" else ([wildcards.table], [])
+    return metrics, missing + study.notes(wildcards.task)
 
 
 def benchmarks(task):
@@ -265,19 +339,6 @@ def benchmarks(task):
         f"logs/runs/{task}/{model}/{method}/{seed}/{command}.benchmark.tsv"
         for model, method, seed in study.runs()
         for command in (["train", "generate"] if study.method(method)["trained"] else ["generate"])
-    ]
-
-
-def curves(runs):
-    """The training curves of runs and of their bases; none for which something would have to be trained again."""
-    trained = [run for run in runs if study.method(Path(run).parts[-2])["trained"]]
-    bases = sorted({Path(run).parts[2] for run in runs}.intersection(study.models_with("pretrained")))
-    results = [(f"{run}/checkpoint.pt", run) for run in trained]
-    results += [(f"bases/{model}/model.pt", f"bases/{model}/pretrain") for model in bases]
-    return [
-        f"{folder}/curve.svg"
-        for result, folder in results
-        if os.path.exists(f"{folder}/curve.tsv") or not (study.partial or os.path.exists(result))
     ]
 
 
@@ -290,13 +351,32 @@ def scored(task, metrics):
     return [f"{run}/{metric}.json" for run in run_folders(task) for metric in metrics]
 
 
+notices = set()
+
+
+def announce(sentences):
+    """Say while planning, once each, what is not run as it was configured; the tables say it again."""
+    for sentence in sentences:
+        if sentence not in notices:
+            notices.add(sentence)
+            print(f"notice: {sentence}", file=sys.stderr)
+
+
+def rows_of_study(name, task):
+    """What study.py gets: the rows, and the sentences below them where there are any."""
+    notes = study.study_notes(name, task)
+    return {"rows": study.study_rows(name, task)} | ({"notes": notes} if notes else {})
+
+
 def runs_of_study(name, task):
     return [run for row in study.study_rows(name, task) for run in row["runs"]]
 
 
 def scores_of_study(name, task):
     """The scores that a study's runs end in; with `partial: true` those that are there, the others count as failed."""
-    files = [f"{run}/{metric}.json" for run in runs_of_study(name, task) for metric in scored_metrics(task)[0]]
+    announce(study.study_gaps(name, task))
+    part = "valid/" if study.study(name).get("split") == "valid" else ""
+    files = [f"{run}/{part}{metric}.json" for run in runs_of_study(name, task) for metric in scored_metrics(task)[0]]
     return [file for file in files if os.path.exists(file)] if study.partial else files
 
 
@@ -311,3 +391,32 @@ def tables():
         for task in study.tasks
         for name in [*scored_metrics(task)[0], *(["scores"] if len(study.task(task)["metrics"]) > 1 else []), "costs"]
     ]
+
+
+def made_from(task, metrics):
+    """What a table of a task is made from, with these scores of each run."""
+    scores = scored(task, metrics)
+    return [
+        *checks(scores),
+        *scores,
+        *(f"{run}/{name}" for run in run_folders(task) for name in ("run.json", "hypotheses.txt")),
+    ]
+
+
+def incomplete():
+    """Tables and studies that are there while something that they are made from is not."""
+    made = {f"results/{task}/costs.txt": made_from(task, main_metric(task)) for task in study.tasks}
+    made |= {
+        f"results/{task}/{table}.txt": made_from(task, scored_metrics(task)[0] if table == "scores" else [table])
+        for task in study.tasks
+        for table in [*scored_metrics(task)[0], "scores"]
+    }
+    made |= {
+        f"results/studies/{name}/{task}.txt": [*checks(scores := scores_of_study(name, task)), *scores]
+        for name, tasks in study.studies.items()
+        for task in tasks
+    }
+    return [table for table, files in made.items() if os.path.exists(table) and there(files) != files]
+
+
+watch_plan(workflow, incomplete, study.replace)

@@ -20,14 +20,14 @@ rule fetch:
     message:
         "Fetching {wildcards.path}"
     shell:
-        "python {params.script:q} --output {output:q} --mirror-path {params.mirror_path:q} {params.sha256:q}"
-        " --url {params.url:q} 2> >(tee {log:q} >&2)"
+        "logged {log:q} python {params.script:q} --output {output:q} --mirror-path {params.mirror_path:q} {params.sha256:q}"
+        " --url {params.url:q}"
 
 
 rule make_demo_task:
     input:
         script=script("make_demo.py"),
-        world=script("world.py"),
+        modules=modules("make_demo.py"),
     output:
         expand("resources/demo/{{task}}/{split}.jsonl", split=["train", "valid", "test"]),
     log:
@@ -42,13 +42,13 @@ rule make_demo_task:
     message:
         "Making up the examples of {wildcards.task}"
     shell:
-        "python {input.script:q} {params.kind:q} --seed {params.seed} --output-dir {params.folder:q} 2> >(tee {log:q} >&2)"
+        "logged {log:q} python {input.script:q} {params.kind:q} --seed {params.seed} --output-dir {params.folder:q}"
 
 
 rule prepare:
     input:
         script=script("prepare.py"),
-        readers=script("readers.py"),
+        modules=modules("prepare.py"),
         files=lambda wildcards: list(study.task_inputs(wildcards.task).values()),
     output:
         train="data/{task}/train.jsonl",
@@ -72,13 +72,14 @@ rule prepare:
     message:
         "Preparing {wildcards.task}"
     shell:
-        "python {input.script:q} --reader {params.reader:q} --options {params.options:q} {params.inputs:q}"
-        " --expected {params.expected:q} --workers {threads} --output-dir {params.folder:q} 2> >(tee {log:q} >&2)"
+        "logged {log:q} python {input.script:q} --reader {params.reader:q} --options {params.options:q} {params.inputs:q}"
+        " --expected {params.expected:q} --workers {threads} --output-dir {params.folder:q}"
 
 
 rule draw_subset:
     input:
         script=script("subset.py"),
+        modules=modules("subset.py"),
         report="data/{task}/data.json",
         splits=expand("data/{{task}}/{split}.jsonl", split=["train", "valid", "test"]),
     output:
@@ -99,14 +100,14 @@ rule draw_subset:
     message:
         "Drawing {wildcards.size} training examples of {wildcards.task}, seed {wildcards.subset_seed}"
     shell:
-        "python {input.script:q} --input-dir {params.input_folder:q} --task {wildcards.task} --size {wildcards.size}"
-        " --seed {wildcards.subset_seed} --output-dir {params.folder:q} 2> >(tee {log:q} >&2)"
+        "logged {log:q} python {input.script:q} --input-dir {params.input_folder:q} --task {wildcards.task} --size {wildcards.size}"
+        " --seed {wildcards.subset_seed} --output-dir {params.folder:q}"
 
 
 rule describe:
     input:
         script=script("describe.py"),
-        bpe=script("bpe.py"),
+        modules=modules("describe.py"),
         report="data/{task}/data.json",
         splits=expand("data/{{task}}/{split}.jsonl", split=["train", "valid", "test"]),
         vocabularies=[
@@ -129,14 +130,14 @@ rule describe:
     message:
         "Describing the data of {wildcards.task}"
     shell:
-        "python {input.script:q} --task {wildcards.task} --input-dir {params.folder:q} --models {params.models:q}"
-        " --output {output.text:q} --workers {threads} 2> >(tee {log:q} >&2)"
+        "logged {log:q} python {input.script:q} --task {wildcards.task} --input-dir {params.folder:q} --models {params.models:q}"
+        " --output {output.text:q} --workers {threads}"
 
 
 rule encode:
     input:
         script=script("encode.py"),
-        bpe=script("bpe.py"),
+        modules=modules("encode.py"),
         examples="data/{task}/{split}.jsonl",
         vocabulary=lambda wildcards: list(study.vocabulary_files(wildcards.vocabulary).values()),
     output:
@@ -154,13 +155,14 @@ rule encode:
     message:
         "Encoding {wildcards.task}, {wildcards.split}, with the vocabulary of {wildcards.vocabulary}"
     shell:
-        "python {input.script:q} --input {input.examples:q} --split {wildcards.split} {params.vocabulary:q}"
-        " --output-prefix {params.prefix:q} --workers {threads} 2> >(tee {log:q} >&2)"
+        "logged {log:q} python {input.script:q} --input {input.examples:q} --split {wildcards.split} {params.vocabulary:q}"
+        " --output-prefix {params.prefix:q} --workers {threads}"
 
 
 rule binarise:
     input:
         script=script("binarise.py"),
+        modules=modules("binarise.py"),
         text=expand(
             "data/{{task}}/{{vocabulary}}/{split}.{side}", split=["train", "valid", "test"], side=["source", "target"]
         ),
@@ -181,5 +183,5 @@ rule binarise:
     message:
         "Binarising {wildcards.task} with the vocabulary of {wildcards.vocabulary}"
     shell:
-        "python {input.script:q} --input-dir {params.text:q} --dict {input.dictionary:q} --output-dir {params.folder:q}"
-        " --workers {threads} 2> >(tee {log:q} >&2)"
+        "logged {log:q} python {input.script:q} --input-dir {params.text:q} --dict {input.dictionary:q} --output-dir {params.folder:q}"
+        " --workers {threads}"

@@ -9,8 +9,9 @@ localrules:
 rule study:
     input:
         script=script("study.py"),
+        modules=modules("study.py"),
+        checked=lambda wildcards: checks(scores_of_study(wildcards.study, wildcards.task)),
         scores=lambda wildcards: scores_of_study(wildcards.study, wildcards.task),
-        curves=lambda wildcards: curves(runs_of_study(wildcards.study, wildcards.task)),
     output:
         text=report(
             "results/studies/{study}/{task}.txt",
@@ -29,18 +30,19 @@ rule study:
         task=TASK,
     params:
         study=lambda wildcards: compact_json(study.study(wildcards.study)),
-        rows=lambda wildcards: compact_json({"rows": study.study_rows(wildcards.study, wildcards.task)}),
+        rows=lambda wildcards: compact_json(rows_of_study(wildcards.study, wildcards.task)),
         metrics=lambda wildcards: scored_metrics(wildcards.task)[0],
     message:
         "Making the table and the plot of {wildcards.study} on {wildcards.task}"
     shell:
-        "python {input.script:q} --study {params.study:q} --task {wildcards.task} --rows {params.rows:q}"
-        " --metric {params.metrics:q} --output {output.text:q} 2> >(tee {log:q} >&2)"
+        "logged {log:q} python {input.script:q} --study {params.study:q} --task {wildcards.task} --rows {params.rows:q}"
+        " --metric {params.metrics:q} --output {output.text:q}"
 
 
 rule report:
     input:
         script=script("report.py"),
+        modules=modules("report.py"),
         tables=studies_on_tasks(),
     output:
         report("results/studies/report.html", category="All studies on one page"),
@@ -51,4 +53,4 @@ rule report:
     message:
         "Making the report of all studies"
     shell:
-        "python {input.script:q} --studies {params.studies:q} --table {input.tables:q} --output {output:q} 2> >(tee {log:q} >&2)"
+        "logged {log:q} python {input.script:q} --studies {params.studies:q} --table {input.tables:q} --output {output:q}"

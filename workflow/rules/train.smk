@@ -1,18 +1,21 @@
-# Training, and what is published of it. train.py is ancient(): an edit of the wrapper is no reason to spend days again;
-# run.json records the versions that a training was made with.
+# Training, and the export of what was trained. A training is repeated for other settings or other bytes of its data or base, and
+# for nothing else: train.py and the inputs are ancient(), and the outputs are update()d, so that an earlier training is there
+# until its successor is whole. run.json records settings, bytes and versions.
 
 
 localrules:
-    curve,
+    check_runs,
     export_prefix,
     import_prefix,
 
 
 rule train:
     input:
-        data=lambda wildcards: binarised(wildcards.task, wildcards.model),
-        base=lambda wildcards: study.base_files(wildcards.model),
-        words=lambda wildcards: study.files_of_words(wildcards.task, wildcards.model, wildcards.method),
+        data=lambda wildcards: kept_if_trained(wildcards, binarised(wildcards.task, wildcards.model)),
+        base=lambda wildcards: kept_if_trained(wildcards, study.base_files(wildcards.model)),
+        words=lambda wildcards: kept_if_trained(
+            wildcards, study.files_of_words(wildcards.task, wildcards.model, wildcards.method)
+        ),
         script=ancient(script("train.py")),
     output:
         checkpoint="runs/{task}/{model}/{method}/{seed}/checkpoint.pt",
@@ -50,25 +53,9 @@ rule train:
         " -- {params.flags:q}"
 
 
-rule curve:
-    input:
-        script=script("curve.py"),
-        table="{folder}/curve.tsv",
-    output:
-        "{folder}/curve.svg",
-    log:
-        "logs/{folder}/curve.log",
-    wildcard_constraints:
-        folder="runs/.+|bases/[^/]+/pretrain",
-    message:
-        "Drawing the training curve of {wildcards.folder}"
-    shell:
-        "python {input.script:q} --input {input.table:q} --title {wildcards.folder:q} --output {output:q} 2> >(tee {log:q} >&2)"
-
-
 rule leave_untuned:
     input:
-        base=lambda wildcards: study.base_files(wildcards.model),
+        base=lambda wildcards: kept_if_trained(wildcards, study.base_files(wildcards.model)),
         script=ancient(script("train.py")),
     output:
         checkpoint="runs/{task}/{model}/{method}/{seed}/checkpoint.pt",
@@ -86,8 +73,27 @@ rule leave_untuned:
     message:
         "Taking {wildcards.model} as it is for {wildcards.task}"
     shell:
-        "python {input.script:q} --untuned --arch {params.architecture} --base-model {params.base:q}"
-        " --output {output.checkpoint:q} --run-json {output.record:q} 2> >(tee {log:q} >&2)"
+        "logged {log:q} python {input.script:q} --untuned --arch {params.architecture} --base-model {params.base:q}"
+        " --output {output.checkpoint:q} --run-json {output.record:q}"
+
+
+rule check_runs:
+    input:
+        script=script("check_runs.py"),
+        modules=modules("check_runs.py"),
+        data=lambda wildcards: binarised(wildcards.task, wildcards.model),
+        base=lambda wildcards: study.base_files(wildcards.model),
+        pretraining=pretrained_from,
+    output:
+        "data/{task}/checked/{model}.json",
+    log:
+        "logs/data/{task}/checked/{model}.log",
+    params:
+        runs=lambda wildcards: planned_runs(wildcards.task, wildcards.model),
+    message:
+        "Comparing the runs of {wildcards.model} on {wildcards.task} with the data and the base"
+    shell:
+        "logged {log:q} python {input.script:q} --run {params.runs:q} --output {output:q}"
 
 
 rule export_prefix:
@@ -111,7 +117,7 @@ rule import_prefix:
     input:
         prefix="runs/{task}/{model}/{method}/{seed}/prefix.safetensors",
         script=ancient(script("plugin.py")),
-        base=lambda wildcards: study.base_files(wildcards.model),
+        base=lambda wildcards: kept_if_trained(wildcards, study.base_files(wildcards.model)),
     output:
         temp("runs/{task}/{model}/{method}/{seed}/imported.pt"),
     log:

@@ -33,6 +33,7 @@ from tqdm import tqdm
 
 PROGRESS = "PREFIX_PROGRESS"  # the environment variable that is `lines` for the jobs of the workflow
 SPLITS = ("train", "valid", "test")
+EVALUATED = ("test", "valid")  # the splits that hypotheses are generated for
 # The official evaluations of WebNLG 2017 and of DART score against the first three texts of an entry.
 OFFICIAL_REFERENCES = 3
 SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
@@ -192,6 +193,11 @@ def read_jsonl(path: str | os.PathLike) -> Iterator[tuple[int, dict]]:
     """(line number, object) of a JSON-lines file; an empty or malformed line is a `UserError`."""
     for number, line in read_lines(path):
         yield number, json_row(path, number, line)
+
+
+def encoded_lines(path: str | os.PathLike, split: str) -> list[int]:
+    """How many lines encode.py writes for each example of a split: one in the test set, elsewhere one per reference."""
+    return [1 if split == "test" else len(row.get("references", [])) for _, row in read_jsonl(path)]
 
 
 def json_row(path: str | os.PathLike, number: int, line: str) -> dict:

@@ -11,7 +11,8 @@ model, one under `tasks` after a task, any subset (@), any of a size (@50) or a 
 method that `extends` another one, the latter comes first, and what the former changes after the tasks.
 
 A task's name may carry `@SIZE-SEED`: the same preset with a subset of its examples; a method's name `~FLAG=VALUE~...`:
-the same preset with these flags above all layers. Below all layers is the family's task of fairseq. Pure Python;
+the same preset with these flags above all layers. Below all layers is the family's task of fairseq. The updates that a
+preset sets are for the whole task; for a subset they are fitted to its size (`_updates_of_subset`). Pure Python;
 whatever is wrong is a `UserError` that names file and key.
 """
 
@@ -33,8 +34,9 @@ from common import suggestion as _suggestion
 from flags import COMMANDS, SCHEMAS, arguments, check_accepted, check_flag, known_flags, reading_flags
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
-from metrics import METRICS, check_options
+from metrics import METRICS, check_options, is_score, score_names, unavailable
 from readers import READERS
+from subset import validation_pairs
 
 KINDS = ("tasks", "models", "methods")
 SINGULAR = {"tasks": "task", "models": "model", "methods": "method", "studies": "study"}
@@ -51,6 +53,9 @@ ARCHITECTURES = {
     "gpt2_xl": 1558,
     "gpt2_tiny": 1,
 }
+# The updates of a subset, where no section is for its size: at least as many as the paper makes with 50 to 200 examples
+# (section 6.3), and no more epochs than twice those of any recipe here.
+FEWEST_UPDATES, MOST_EPOCHS = 200, 100
 DEEPEST, LARGEST = 50, 100_000  # of the values in a file, which are a few hundred
 # What a section under `models` may be called besides a model.
 MODEL_GROUPS = {name for architecture in ARCHITECTURES for name in (architecture, *architecture.split("_"))}
@@ -105,6 +110,45 @@ def variant(name: str) -> Variant:
     return Variant(method, {flag: None if value == "null" else value for flag, _, value in flags})
 
 
+def label(method: str, axis: Iterable[str]) -> str:
+    """The method's name without the flags of a study's axis."""
+    name, *settings = method.split("~")
+    return "~".join([name, *(setting for setting in settings if setting.partition("=")[0] not in axis)])
+
+
+def paired(rows: list[tuple[str, str, str, str | None]], pair: list[str]) -> list[tuple[int, int]]:
+    """Indexes of the rows (model, label, method, x) that a study compares: those of one model at the same place.
+
+    A method that has a single row is compared with the other one at each of its places.
+    """
+    found = []
+    for model in dict.fromkeys(model for model, *_ in rows):
+        first, second = (
+            [index for index, row in enumerate(rows) if row[0] == model and name in row[1:3]] for name in pair
+        )
+        alone = 1 in (len(first), len(second))
+        found += [(a, b) for a, b in itertools.product(first, second) if alone or rows[a][3] == rows[b][3]]
+    return found
+
+
+def _places(study: dict) -> dict[str, str | None]:
+    """Where each method of a study is on its axis: its value of the flag, or of all flags of the axis, or None.
+
+    The value alone says it where each method has one flag of the axis (the length of a prefix, of a prompt). Where a
+    method has several, or two would be at one place, there is a value or "-" for each flag.
+    """
+    axis, flags = study.get("x", []), {}
+    for method in study["methods"]:
+        texts = dict(part.partition("=")[::2] for part in method.split("~")[1:])
+        flags[method] = {flag: texts[flag] for flag in axis if flag in texts}
+    single = [(label(method, axis), *found.values()) for method, found in flags.items()]
+    if len({*single}) == len(single) and all(len(found) < 2 for found in flags.values()):
+        return {method: next(iter(found.values()), None) for method, found in flags.items()}
+    return {
+        method: " / ".join(found.get(flag, "-") for flag in axis) if found else None for method, found in flags.items()
+    }
+
+
 def _preset_name(kind: str, name: str) -> str:
     """The name of the preset: of e2e@50-1 it is e2e, of prefix~lr=1e-4 it is prefix."""
     return {"tasks": _whole, "methods": lambda method: variant(method).method}.get(kind, str)(name)
@@ -146,6 +190,7 @@ class Configuration:
         self.tasks, self.models, self.methods, self.seeds = (values[key] for key in (*KINDS, "seeds"))
         self.mirror = [os.path.expanduser(path) for path in values.get("mirror", [])]
         self.partial = values.get("partial", False)
+        self.replace = values.get("replace", False)
         self._overrides = values.get("overrides", {})
         self._presets: dict[tuple[str, str], Preset] = {}
         self._faults: dict[tuple[str, str], str | None] = {}
@@ -160,9 +205,16 @@ class Configuration:
         for task in self._overrides.get("tasks", {}):
             if _whole(task) in self._paths["tasks"]:
                 self.task(task)
+        for method in self.methods:
+            if not any(self.fits(method, model) for model in self.models):
+                raise self._unfit(method, self.models[0])
         for task in self.tasks:
-            self.check_runs(task, itertools.product(self.models, self.methods))
+            self.check_runs(task, self._combinations())
+        self._plans: dict[tuple[str, str], tuple[list[dict], list[str], list[str]]] = {}
         self.studies = self._tasks_of_studies(values.get("studies", []))
+        for name, tasks in self.studies.items():
+            for task in filter(self.known("tasks").__contains__, tasks):  # a study of a subset has no rule
+                self.study_rows(name, task)
 
     def check_runs(self, task: str, pairs: Iterable[tuple[str, str]]) -> None:
         """Check what runs of a task need, for pairs of model and method: presets, flags and how they go together."""
@@ -213,6 +265,7 @@ class Configuration:
             values = {key: value for key, value in values.items() if key not in ("inputs", "demo")}
         if change.get("reader", values["reader"]) != values["reader"]:
             values.pop("options", None)
+        values = _without_pairs(values, change)
         values = _laid_over(values, {key: value for key, value in change.items() if key not in _LAYER_KEYS})
         values["metrics"] = {
             metric: {option: value for option, value in options.items() if value is not None}
@@ -220,6 +273,9 @@ class Configuration:
             if options is not None
         }
         _check_task(values, self.file if change else preset.file)
+        pairs = values.get("pairs", {}).get("train", math.inf)
+        if (found := subset(name)) and found.size > pairs:
+            raise UserError(f"{self.file}: {name}: {whole} has only {pairs:,} pairs to train on")
         return values
 
     def model(self, name: str) -> dict:
@@ -249,10 +305,59 @@ class Configuration:
 
     def runs(self) -> Iterator[tuple[str, str, int]]:
         """(model, method, seed) of every row of a table; an untrained model has no randomness: one run, seed 0."""
-        for model in self.models:
-            for method in self.methods:
-                for seed in self._seeds_of(method):
-                    yield model, method, seed
+        for model, method in self._combinations():
+            for seed in self._seeds_of(method):
+                yield model, method, seed
+
+    def _combinations(self) -> Iterator[tuple[str, str]]:
+        """The configured models with those of the configured methods that fit them."""
+        return (pair for pair in itertools.product(self.models, self.methods) if self.fits(pair[1], pair[0]))
+
+    def _unfit(self, method: str, model: str) -> UserError:
+        return UserError(f"{self.file}: {method} is not for {model}, but for {self.method(method)['families']} only")
+
+    def gaps(self, task: str) -> list[str]:
+        """Sentences about what was configured for a task and is not run, or not as it was meant."""
+        smaller = self._validated(found.task, found.size) if (found := subset(task)) else []
+        return [*smaller, *self._left_out(self.methods), *self._unsized(task, self.methods)]
+
+    def notes(self, task: str) -> list[str]:
+        """Sentences below a task's tables: `gaps`, and which flags `overrides` changes."""
+        return [*self.gaps(task), *self._changed([(task, *pair) for pair in self._combinations()])]
+
+    def _unsized(self, task: str, methods: Iterable[str]) -> list[str]:
+        """Which methods have values for subsets of some sizes, and none for the whole task."""
+        if subset(task):
+            return []
+        sizes = {method: self._sizes_of(variant(method).method, task) for method in methods}
+        return [
+            f"{method} has max-update for {', '.join(map(str, found))} examples; on all of {task} it gets the task's"
+            for method, found in sizes.items()
+            if found
+        ]
+
+    def _left_out(self, methods: Iterable[str], models: Iterable[str] | None = None) -> list[str]:
+        return [
+            f"{method} of {model}: left out, the method is for {' and '.join(self.method(method)['families'])} only"
+            for model, method in itertools.product(models or self.models, methods)
+            if not self.fits(method, model)
+        ]
+
+    def _changed(self, runs: Iterable[tuple[str, str, str]]) -> list[str]:
+        """What `overrides` changes of the presets in some runs (task, model, method): a sentence for each change."""
+        changes: dict[str, list[str]] = {}
+        for task, model, method in runs if self._overrides else []:
+            commands = COMMANDS if self.method(method)["trained"] else ("generate",)
+            found = {}
+            for keys in [("data", command) for command in commands]:
+                preset = self._settings(keys, task, model, method, overrides={})
+                for flag, (value, _) in self._settings(keys, task, model, method).items():
+                    before = preset[flag][0] if flag in preset else None
+                    if value != before and flag not in variant(method).flags:
+                        found[flag] = f"{flag} {_written(value)} (preset: {_written(before)})"
+            if found:
+                changes.setdefault(", ".join(found.values()), []).append(f"{method} of {model}")
+        return [f"overrides change {', '.join(dict.fromkeys(names))}: {flags}" for flags, names in changes.items()]
 
     def _seeds_of(self, method: str) -> list[int]:
         return self.seeds if self.method(method)["trained"] else [0]
@@ -274,33 +379,102 @@ class Configuration:
         """A study's rows on a task: {"model", "method", "x", "runs"}, x being the place on its axis or None.
 
         The runs of a row are its seeds, and with `sizes` those of all draws of a subset.
+
+        Raises:
+            UserError: the study cannot be made of this task, the configured models or their flags.
         """
-        study = self.study(name)
-        axis, draws = study.get("x", []), range(1, study.get("draws", 1) + 1)
-        sizes = {
-            str(size): [task] if size == "all" else [f"{task}@{size}-{draw}" for draw in draws]
-            for size in study.get("sizes", [])
-        }
-        rows = []
-        for model in self.models:
-            if "models" in study and not {*self._model_groups(model)} & {*study["models"]}:
+        return self._plan(name, task)[0]
+
+    def study_gaps(self, name: str, task: str) -> list[str]:
+        """Sentences about what the study leaves out, or cannot do as it says."""
+        return self._plan(name, task)[1]
+
+    def study_notes(self, name: str, task: str) -> list[str]:
+        """Sentences below the study's table: `study_gaps`, and which flags `overrides` changes."""
+        return [*self._plan(name, task)[1], *self._plan(name, task)[2]]
+
+    def _plan(self, name: str, task: str) -> tuple[list[dict], list[str], list[str]]:
+        if (name, task) not in self._plans:
+            self._plans[name, task] = self._planned(self._preset("studies", name), task)
+        return self._plans[name, task]
+
+    def _planned(self, preset: Preset, task: str) -> tuple[list[dict], list[str], list[str]]:
+        """The rows of a study on a task, what it leaves out, and what `overrides` changes in it."""
+        study, where = preset.values, f"{preset.file}, {task}"
+        models = [m for m in self.models if {*self._model_groups(m)} & {*study.get("models", self._model_groups(m))}]
+        if not models:
+            raise UserError(f"{where}: the study is for {', '.join(study['models'])}, and no such model is configured")
+        self._check_score(study, task, where)
+        sizes, notes = self._sizes_of_study(study, task)
+        places = _places(study)
+        rows, runs = [], []
+        for model, method in itertools.product(models, study["methods"]):
+            if not self.fits(method, model):
                 continue
-            for method in (method for method in study["methods"] if self.fits(method, model)):
-                flags = variant(method).flags
-                for size, tasks in sizes.items() if sizes else [(None, [task])]:
-                    runs = [f"runs/{each}/{model}/{method}/{seed}" for each in tasks for seed in self._seeds_of(method)]
-                    value = size if sizes else next((flags[flag] for flag in axis if flag in flags), None)
-                    rows.append({"model": model, "method": method, "x": value, "runs": runs})
-        return rows
+            for size, tasks in sizes.items() if "sizes" in study else [(None, [task])]:
+                folders = [f"runs/{each}/{model}/{method}/{seed}" for each in tasks for seed in self._seeds_of(method)]
+                x = size or places[method]
+                rows.append({"model": model, "method": method, "x": x, "runs": folders})
+                runs += [(each, model, method) for each in tasks]
+        notes += self._left_out(study["methods"], models)
+        if not rows:
+            raise UserError(f"{where}: nothing is left to run; {'; '.join(notes)}")
+        for run in runs:
+            for command in COMMANDS:
+                self.flags(command, *run)
+        whole = {method for each, _, method in runs if each == task}
+        notes += self._unsized(task, filter(whole.__contains__, study["methods"]))
+        return rows, notes, self._changed(runs)
+
+    def _sizes_of_study(self, study: dict, task: str) -> tuple[dict[str, list[str]], list[str]]:
+        """The tasks of every size that the task has examples for, and sentences about the sizes where it lacks some."""
+        pairs = self.task(task).get("pairs", {})
+        draws = range(1, study.get("draws", 1) + 1)
+        sizes, notes = {}, []
+        for size in study.get("sizes", []):
+            if size == "all":
+                sizes["all"] = [task]
+            elif size > pairs.get("train", size):
+                notes.append(f"{size:,} examples: left out, {task} has {pairs['train']:,} to train on")
+            else:
+                sizes[str(size)] = [f"{task}@{size}-{draw}" for draw in draws]
+                notes += self._validated(task, size)
+        return sizes, notes
+
+    def _validated(self, task: str, size: int) -> list[str]:
+        """A sentence where the task has fewer pairs than are meant to validate a subset of this size."""
+        wanted = validation_pairs(size)
+        there = self.task(task).get("pairs", {}).get("valid", wanted)
+        if there >= wanted:
+            return []
+        return [f"{size:,} examples: validated on all {there:,} that {task} has, instead of {wanted:,}"]
+
+    def _check_score(self, study: dict, task: str, where: str) -> None:
+        """The study's score is one that the metrics of the task give on this machine."""
+        if (score := study.get("score")) is None:
+            return
+        metrics = self.task(task)["metrics"]
+        names = {name: metric for metric, options in metrics.items() for name in score_names(metric, options)}
+        name, _, split = score.partition(":")
+        if name not in names:
+            raise UserError(f"{where}: score: the metrics of {task} do not give {score!r}{_suggestion(score, names)}")
+        options = metrics[names[name]]
+        known = ["seen", "unseen"] if options.get("protocol") == "webnlg" else []
+        if split and split not in known and not options.get("groups"):
+            raise UserError(f"{where}: score: {name} of {task} is not split into {split!r}{_suggestion(split, known)}")
+        if reason := unavailable(names[name], options):
+            raise UserError(f"{where}: score: {score} cannot be computed on this machine; it {reason}")
 
     # Flags ------------------------------------------------------------------------------------------------------------
 
     def flags(self, command: str, task: str, model: str, method: str) -> list[str]:
         """Arguments for fairseq-train or fairseq-generate (`command`: train, generate), without what the rules add."""
         if not self.fits(method, model):
-            raise UserError(f"{self.file}: {method} is not for {model}, but for {self.method(method)['families']} only")
+            raise self._unfit(method, model)
         merged, run = self._flags(command, task, model, method), f"{self.file}: {task}, {model}, {method}"
         if command == "train" and self.method(method)["trained"]:
+            if subset(task):
+                merged |= self._updates_of_subset(merged, task, model, method)
             merged = _with_decay(merged, run)
             check_accepted(command, merged, run, f"{self.method(method)['architecture']}_{self.family(model)}")
             if merged.get("prefix-init") == "words":
@@ -344,8 +518,65 @@ class Configuration:
         where = f"{self.file}: {task}, {model}, {method}"
         return {flag: check_flag(command, flag, value, where) for flag, value in merged.items()}
 
+    def _updates_of_subset(self, flags: dict, task: str, model: str, method: str) -> dict:
+        """max-update and warmup-updates of a training on a subset.
+
+        A preset's numbers are for the whole task: a subset gets as many epochs, and the same share of warm-up. A number
+        is taken as it is from a section for subsets, from `overrides`, a variant, or a method that extends another.
+
+        Raises:
+            UserError: the method has numbers for other sizes only, or nothing says how many epochs the whole task gets.
+        """
+        found, settings = subset(task), self._settings(("data", "train"), task, model, method)
+        meant = {flag for flag, (_, where) in settings.items() if where[0] in _FOR_ANY_SIZE or "@" in "".join(where)}
+        meant |= variant(method).flags.keys()
+        updates, warmup, epochs = (_count(flags.get(name)) for name in ("max-update", "warmup-updates", "max-epoch"))
+        if updates is None:
+            return {}
+        result = {}
+        if "max-update" not in meant:
+            run, size = f"{task}, {model}, {method}", found.size
+            remedy = f'set it for this size: overrides: {{tasks: {{"@{size}": {{train: {{max-update: N}}}}}}}}'
+            pairs, batch = self.task(task).get("pairs", {}).get("train"), _batch(flags)
+            if sizes := self._sizes_of(variant(method).method, found.task):
+                known = ", ".join(map(str, sizes))
+                raise UserError(f"{run}: {method} has max-update for {known} examples, not for {size}; {remedy}")
+            if batch and epochs:
+                result["max-update"] = min(updates, epochs * math.ceil(size / batch))
+            elif pairs:
+                result["max-update"] = min(updates, max(FEWEST_UPDATES, _rounded(updates * size, pairs)))
+            elif batch and updates * batch > MOST_EPOCHS * size:
+                raise UserError(
+                    f"{run}: max-update {updates} is for all of {found.task}, and would be {updates * batch // size:,} "
+                    f"epochs of {size} examples; {remedy}, or say in the task how many pairs of source and reference "
+                    "it has to train on: pairs: {train: N}"
+                )
+        preset = self._settings(("data", "train"), found.task, model, method, overrides={})
+        whole = _count(preset.get("max-update", (None,))[0])
+        if warmup and whole and "warmup-updates" not in meant:
+            result["warmup-updates"] = min(warmup, _rounded(warmup * result.get("max-update", updates), whole))
+        return result
+
+    def _sizes_of(self, method: str, task: str) -> list[int]:
+        """The sizes of subsets of the task for which the method's preset says the number of updates."""
+        names = re.compile(rf"(?:{re.escape(task)})?@(\d+)")
+        return sorted(
+            {
+                int(found[1])
+                for preset in self._lineage("methods", method)
+                for name, section in self._preset("methods", preset).own.get("tasks", {}).items()
+                if (found := names.fullmatch(name)) and "max-update" in section.get("train", {})
+            }
+        )
+
     def _layers(self, keys: tuple[str, ...], task: str, model: str, method: str) -> dict:
         """What stands under these keys in all layers."""
+        return {name: value for name, (value, _) in self._settings(keys, task, model, method).items()}
+
+    def _settings(
+        self, keys: tuple[str, ...], task: str, model: str, method: str, overrides: dict | None = None
+    ) -> dict[str, tuple]:
+        """(value, where it comes from) of what stands under these keys: where is the layer and then its sections."""
         tasks = _task_names(task)
         methods = self._lineage("methods", variant(method).method)
         first, *derived = methods
@@ -353,10 +584,11 @@ class Configuration:
         names = {"tasks": tasks, "models": self._model_groups(model), "methods": (*methods, *own)}
         merged = {}
         for kind, name in (("methods", first), ("models", model), ("tasks", tasks[0])):
-            merged |= _merged(self._preset(kind, name).values, keys, names)
+            merged |= _merged(self._preset(kind, name).values, keys, names, (kind,))
         for name in derived:  # what a method changes of another one is meant for all models and tasks
-            merged |= _merged(self._preset("methods", name).own, keys, names)
-        return merged | _merged(self._overrides, keys, names)
+            merged |= _merged(self._preset("methods", name).own, keys, names, ("derived",))
+        overrides = self._overrides if overrides is None else overrides
+        return merged | _merged(overrides, keys, names, ("overrides",))
 
     def _model_groups(self, model: str) -> tuple[str, ...]:
         """What sections for a model may be called, in the order in which they win."""
@@ -507,16 +739,55 @@ class Configuration:
         extended = self._values(kind, base, chain)
         check(extended, SINGULAR[kind], f"configs/{kind}/{self._paths[kind][base].name}")
         own = {key: value for key, value in values.items() if key != "extends"}
-        return _laid_over({"dataset": base, **extended} if kind == "tasks" else extended, own)
+        return _laid_over({"dataset": base, **_without_pairs(extended, own)} if kind == "tasks" else extended, own)
 
     def _check_study(self, values: dict, file: str) -> None:
         if (values.get("x") == ["size"]) != ("sizes" in values):
             raise UserError(f"{file}: x: [size] and the list `sizes` go together")
+        if "draws" in values and "sizes" not in values:
+            raise UserError(f"{file}: draws: only subsets are drawn; give sizes and x: [size] too, or leave draws out")
         for kind in KINDS:
             groups = MODEL_GROUPS if kind == "models" else ()
             for name in values.get(kind, []):
                 if _preset_name(kind, name) not in {*self._paths[kind], *groups}:
                     raise UserError(f"{file}: {kind}: {self._unknown(kind, name)}")
+        for flag in values.get("x", []) if "sizes" not in values else []:
+            if not any(flag in variant(method).flags for method in values["methods"]):
+                flags = {flag for method in values["methods"] for flag in variant(method).flags}
+                raise UserError(f"{file}: x: no method of this study sets {flag!r}{_suggestion(flag, flags)}")
+        axis, places = values.get("x", []), _places(values)
+        rows = [("", label(method, axis), method, places[method]) for method in values["methods"]]
+        for a, b in itertools.combinations(rows, 2):
+            if a[1] == b[1] and a[3] == b[3]:
+                raise UserError(f"{file}: methods: {a[2]} and {b[2]} set the same flags, and are one row")
+        names = {name for row in rows for name in row[1:3]}
+        for pair in values.get("compare", []):
+            for name in pair:
+                if name not in names:
+                    raise UserError(f"{file}: compare: no method of this study is {name!r}{_suggestion(name, names)}")
+            if not paired(rows, pair):
+                raise UserError(
+                    f"{file}: compare: {pair[0]} and {pair[1]} have no value of {' / '.join(axis)} in common"
+                )
+        for number, point in enumerate(values.get("points", [])):
+            self._check_point(point, "x" in values, f"{file}: points: {number}")
+
+    def _check_point(self, point: dict, has_axis: bool, where: str) -> None:
+        """The names of a point are those of presets, and its scores are numbers with names of scores."""
+        for kind in KINDS:
+            name = str(point[SINGULAR[kind]])
+            if _preset_name(kind, name) not in self._paths[kind]:
+                raise UserError(f"{where}: {SINGULAR[kind]}: {self._unknown(kind, name)}")
+        if ("x" in point) != has_axis:
+            raise UserError(
+                f"{where}: x is {'missing: the study has an axis' if has_axis else 'for a study with an axis'}"
+            )
+        for name, value in point.items():
+            if name not in ("task", "model", "method", "x"):
+                if not is_score(name.partition(":")[0]):
+                    raise UserError(f"{where}: no score is called {name!r}{_suggestion(name, METRICS)}")
+                if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < 1e300:
+                    raise UserError(f"{where}: {name}: expected a number, found {value!r}")
 
     def _check_subsets(self, file: str) -> None:
         """A subset is drawn from its task's examples: they can be changed under the task's own name only."""
@@ -547,8 +818,9 @@ class Configuration:
                 self._check_sections(section, file, *keys, kind, name)
 
 
+_FOR_ANY_SIZE = ("overrides", "derived")  # layers whose numbers are not meant for a whole task
 _LAYER_KEYS = frozenset(("data", "train", "generate", "resources", *KINDS))
-_DATA_KEYS = frozenset(("dataset", "reader", "options", "inputs", "demo", "expected"))
+_DATA_KEYS = frozenset(("dataset", "reader", "options", "inputs", "demo", "expected", "pairs"))
 
 
 def _laid_over(base, change):
@@ -558,13 +830,40 @@ def _laid_over(base, change):
     return base | {key: _laid_over(base[key], value) if key in base else value for key, value in change.items()}
 
 
-def _merged(layer: dict, keys: tuple[str, ...], names: dict[str, tuple[str, ...]]) -> dict:
-    values = {name: value for key in keys for name, value in layer.get(key, {}).items()}
+def _merged(layer: dict, keys: tuple[str, ...], names: dict[str, tuple[str, ...]], where: tuple[str, ...]) -> dict:
+    values = {name: (value, where) for key in keys for name, value in layer.get(key, {}).items()}
     for kind in ("methods", "models", "tasks"):
         for name in names[kind]:
             if section := layer.get(kind, {}).get(name):
-                values |= _merged(section, keys, names)
+                values |= _merged(section, keys, names, (*where, name))
     return values
+
+
+def _without_pairs(values: dict, change: dict) -> dict:
+    """Values of a task without the number of its pairs, where the change is about which examples there are."""
+    if change.keys() & {"inputs", "demo", "reader", "expected"}:
+        return {key: value for key, value in values.items() if key != "pairs"}
+    return values
+
+
+def _batch(flags: dict) -> int | None:
+    """How many examples an update is made of; None where batches are counted in tokens."""
+    size, freq = _count(flags.get("batch-size")), _count(flags.get("update-freq") or 1)
+    return size * freq if size and freq and flags.get("max-tokens") is None else None
+
+
+def _count(value) -> int | None:
+    """The value of a flag that is a whole number above 0; None of anything else."""
+    return value if type(value) is int and value > 0 else None
+
+
+def _rounded(number: int, divisor: int) -> int:
+    return (number + divisor // 2) // divisor
+
+
+def _written(value) -> str:
+    """A flag's value as YAML has it."""
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _shared_by(processes: int, flags: dict, run: str) -> dict:

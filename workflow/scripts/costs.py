@@ -14,7 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from common import UserError, atomic_open, atomic_path, read_jsonl, run_main
-from table import Row, aligned, peak_memory, read_record, read_rows, summary
+from table import Row, aligned, peak_memory, read_record, read_rows, summary, wrapped
 
 COMMANDS = ("train", "generate")
 
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> None:
     # Entered first, hence renamed last: where the text table stands, the TSV does.
     with atomic_open(args.output) as text, atomic_path(args.output.with_suffix(".tsv")) as tsv:
         tsv.write_text(tab_separated(rows), encoding="utf-8")
-        text.write(report(args.task, rows, count))
+        text.write(report(args.task, rows, count, args.note))
 
 
 def read_seconds(path: Path) -> float:
@@ -53,7 +53,7 @@ def tab_separated(rows: list[tuple[Row, dict, list]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def report(task: str, rows: list[tuple[Row, dict, list]], count: int) -> str:
+def report(task: str, rows: list[tuple[Row, dict, list]], count: int, notes: list[str]) -> str:
     """The text table; of several seeds the mean."""
     names = list(rows[0][0].scores)
     header = ["model", "method", "trained", "stored", *names, "training", "peak memory", "decoding", "texts/s"]
@@ -71,6 +71,7 @@ def report(task: str, rows: list[tuple[Row, dict, list]], count: int) -> str:
             *aligned([header, *body], left=2),
             "",
             "h:mm:ss, starting included; memory of the training process; means over the seeds",
+            *wrapped(notes),
             "",
         ]
     )
@@ -90,6 +91,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         default=[],
         help="the scores shown: {metric}.json is read from every run",
     )
+    parser.add_argument("--note", action="append", default=[], metavar="TEXT", help="a line below the table")
     parser.add_argument(
         "--run", type=Path, action="extend", nargs="+", required=True, metavar="DIR", help="as for table.py"
     )

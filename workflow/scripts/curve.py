@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import csv
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,6 +48,11 @@ class Metrics:
         if names and updates is not None:
             found = {column: values[name] for column, name in names.items() if name in values}
             self.add({"update": int(float(updates)), **found})
+
+    def valid_loss(self) -> float | None:
+        """The lowest validation loss; None where nothing was validated."""
+        losses = [float(row["valid_loss"]) for row in self.rows() if "valid_loss" in row]
+        return min(filter(math.isfinite, losses), default=None)
 
     def rows(self) -> list[dict[str, object]]:
         """One per update that something was logged at."""

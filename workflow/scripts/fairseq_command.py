@@ -23,9 +23,9 @@ from typing import IO
 
 import psutil
 from common import UserError
+from trained import HALF_PRECISION
 from warm import ENDING, Fork, start, start_anew
 
-HALF_PRECISION = ("--fp16", "--memory-efficient-fp16", "--amp")
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # what flock says on a file system that has none
 GRACE_SECONDS = 60  # for what is told to end; a training saves what it has
 

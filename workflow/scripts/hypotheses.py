@@ -1,17 +1,19 @@
-"""Turn the output of fairseq-generate into hypotheses: one detokenised line per test example, in the order of the set.
+"""Turn the output of fairseq-generate into hypotheses: one detokenised line per example, in the order of the set.
 
 fairseq prints in the order of its batches and drops without a word what it does not like; here the hypotheses are
 ordered by id, and a gap, a duplicate or a wrong number is an error. An empty hypothesis is a legitimate, empty line.
+Of a validation example, which is encoded once for each of its references, the first line's hypothesis is taken.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 from pathlib import Path
 
 import bpe
-from common import UserError, atomic_open, progress, read_jsonl, read_lines, run_main, single_line
+from common import EVALUATED, UserError, atomic_open, encoded_lines, progress, read_lines, run_main, single_line
 
 HYPOTHESIS = re.compile(r"H-([0-9]{1,18})\t([^\t]+)\t(.*)")
 
@@ -19,7 +21,8 @@ HYPOTHESIS = re.compile(r"H-([0-9]{1,18})\t([^\t]+)\t(.*)")
 def main(argv: list[str]) -> None:
     args = parse_args(argv)
     vocabulary = bpe.from_arguments(args)
-    count = sum(1 for _ in read_jsonl(args.examples))
+    lines = encoded_lines(args.examples, args.split)
+    count = sum(lines)
     generated = read_generated(args.generated)
     if missing := sorted(set(range(count)) - set(generated)):
         some = ", ".join(map(str, missing[:3]))
@@ -27,7 +30,8 @@ def main(argv: list[str]) -> None:
     if len(generated) != count:
         raise UserError(f"{args.generated}: {len(generated)} hypotheses for the {count} examples of {args.examples}")
     with atomic_open(args.output) as file:
-        for number in progress(range(count), "decode subwords", unit=" hypotheses"):
+        first = list(itertools.accumulate(lines, initial=0))[:-1]  # encoded line of each example
+        for number in progress(first, "decode subwords", unit=" hypotheses"):
             file.write(single_line(vocabulary.decode(generated[number])) + "\n")
 
 
@@ -58,7 +62,8 @@ def read_generated(path: Path) -> dict[int, list[str]]:
 def parse_args(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--generated", required=True, type=Path, help="what fairseq-generate printed")
-    parser.add_argument("--examples", required=True, type=Path, help="the prepared test set (JSON lines)")
+    parser.add_argument("--examples", required=True, type=Path, help="the prepared split (JSON lines)")
+    parser.add_argument("--split", choices=EVALUATED, default="test", help="which split it is [%(default)s]")
     parser.add_argument("--output", required=True, type=Path, help="where the hypotheses are written")
     bpe.add_arguments(parser)
     return parser.parse_args(argv)

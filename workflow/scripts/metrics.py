@@ -34,6 +34,7 @@ PROTOCOLS = {
 SEEN = frozenset(
     "Airport Astronaut Building City ComicsCharacter Food Monument SportsTeam University WrittenWork".split()
 )
+ROUGE_TYPES = ["rouge1", "rouge2", "rougeL"]
 _CHUNK = 256
 _FEW = 1000  # segments for which a second process costs more than it brings
 
@@ -115,6 +116,18 @@ def check_options(metric: str, options: dict) -> None:
 def unavailable(metric: str, options: dict) -> str | None:
     """Why the metric cannot be computed on this machine, as the end of a sentence; None where it can."""
     return METRICS[metric].missing(options)
+
+
+def score_names(metric: str, options: dict) -> list[str]:
+    """The names of the scores that a metric with these options gives."""
+    if metric != "rouge":
+        return [metric]
+    return ["rougeL"] if options.get("protocol") == "e2e" else list(options.get("types", ROUGE_TYPES))
+
+
+def is_score(name: str) -> bool:
+    """Whether some metric gives a score of this name."""
+    return re.fullmatch(r"rouge([1-9]|L|Lsum)", name) is not None or name in METRICS.keys() - {"rouge"}
 
 
 def _protocols(metric: str) -> list[str]:
@@ -458,7 +471,7 @@ def rouge(segments: Segments, options: dict) -> Statistics:
     """Mean F of rouge-score over the segments; of several references the best counts, or their mean, for each type."""
     if options.get("protocol") == "e2e":
         return _coco_rouge(segments)
-    types, stemmer = options.get("types", ["rouge1", "rouge2", "rougeL"]), options.get("stemmer", True)
+    types, stemmer = options.get("types", ROUGE_TYPES), options.get("stemmer", True)
     several = options.get("references", "best")
     if not (isinstance(types, list) and types and isinstance(stemmer, bool) and several in ("best", "mean")):
         raise UserError(

@@ -10,6 +10,7 @@ import shlex
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -65,8 +66,8 @@ def commit() -> str | None:
         return None
 
 
-def digests(folders: list[Path]) -> dict[str, str]:
-    """SHA-256 of every file directly in the folders that a training reads: binarised data, dictionaries, weights.
+def digests(folders: list[Path], wanted: Callable[[str], bool] = lambda path: True) -> dict[str, str]:
+    """Return the SHA-256 of every wanted file directly in these folders: binarised data, dictionaries, weights.
 
     Raises:
         UserError: there is no such folder.
@@ -78,7 +79,10 @@ def digests(folders: list[Path]) -> dict[str, str]:
         path
         for folder in folders
         for path in sorted(folder.iterdir())
-        if path.is_file() and path.suffix not in (".log", ".lock") and not path.name.startswith(".")
+        if path.is_file()
+        and path.suffix not in (".log", ".lock")
+        and not path.name.startswith(".")
+        and wanted(path.name)
     ]
     return {path.as_posix(): sha256_file(path) for path in progress(files, "checksums", leave=False)}
 

@@ -36,7 +36,8 @@ def main(argv: list[str]) -> None:
         parts.append(
             f"<h2 id='{html.escape(name)}'>{html.escape(study['title'])}</h2>\n<p>{html.escape(study['question'])}</p>"
         )
-        parts.append(f"<p>In the paper: {html.escape(study['paper'])}</p>")
+        if "paper" in study:
+            parts.append(f"<p>In the paper: {html.escape(study['paper'])}</p>")
         parts += [section(table, args.output) for table in args.table if table.parent.name == name]
     contents = "".join(
         f"<li><a href='#{html.escape(name)}'>{html.escape(study['title'])}</a></li>"

@@ -1,7 +1,8 @@
 """A study on one task: its rows as a text table and a TSV, the comparisons it is about, and a plot (SVG and PNG).
 
 What a study varies is in configs/studies/{name}.yaml; the workflow gives its rows here, each with the folders of its
-runs (seeds, and draws of a subset). A run without scores, because it failed or has not ended, is counted and named.
+runs (seeds, and draws of a subset). Scores are those of the test set, with `split: valid` of the validation set. A run
+without scores, because it failed or has not ended, is counted and named.
 """
 
 from __future__ import annotations
@@ -15,8 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import UserError, atomic_open, atomic_path, json_object, run_main
+from config import label as label_of
+from config import paired
 from score import digits_of
-from table import WIDTH, aligned, peak_memory, read_record, read_scores
+from table import (
+    VALID_LOSS,
+    WIDTH,
+    aligned,
+    folder_of_split,
+    peak_memory,
+    read_record,
+    read_scores,
+    valid_losses,
+    wrapped,
+)
 
 PARAMETERS = ("trained_parameters", "stored_parameters", "base_parameters")
 
@@ -51,6 +64,9 @@ def main(argv: list[str]) -> None:
     names = list(dict.fromkeys(name for row in rows for scores in row.scores.values() for name in scores))
     if not names:
         raise UserError(f"{args.task}: no run of this study has scores")
+    score = args.study.get("score", names[0])
+    if score not in names:
+        raise UserError(f"{args.task}: the runs of this study have no score {score!r}; they have: {', '.join(names)}")
     stem = args.output.with_suffix("")
     # Entered first, hence renamed last: where the text table stands, the rest does.
     with (
@@ -60,8 +76,8 @@ def main(argv: list[str]) -> None:
         atomic_path(stem.with_suffix(".png")) as png,
     ):
         tsv.write_text(tab_separated(rows), encoding="utf-8")
-        draw(args, rows, args.study.get("score", names[0]), svg, png)
-        text.write(report(args, rows, names))
+        draw(args, rows, score, svg, png)
+        text.write(report(args, rows, names, score))
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
@@ -73,7 +89,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         type=json_object,
         required=True,
         metavar="JSON",
-        help='{"rows": [{"model", "method", "x", "runs": [folders]}]}',
+        help='{"rows": [{"model", "method", "x", "runs": [folders]}], "notes": [sentences]}; notes may be absent',
     )
     parser.add_argument(
         "--metric", action="extend", nargs="+", required=True, help="whose {metric}.json are read from every run"
@@ -89,7 +105,7 @@ def read_row(args: argparse.Namespace, model: str, method: str, x: str | None, r
     """What the runs of one row recorded; those that have no scores are left for `failed`."""
     scores, records = {}, []
     for run in runs:
-        found = [Path(run) / f"{metric}.json" for metric in args.metric]
+        found = [folder_of_split(run, args.study.get("split")) / f"{metric}.json" for metric in args.metric]
         if not all(path.exists() for path in found):
             continue
         scores[run] = {
@@ -98,17 +114,16 @@ def read_row(args: argparse.Namespace, model: str, method: str, x: str | None, r
             for name, value in read_scores(path, metric)["scores"].items()
         }
         records.append(read_record(Path(run) / "run.json"))
-    axis = tuple(f"{flag}=" for flag in args.study.get("x", []))
-    label = "~".join(part for part in method.split("~") if not part.startswith(axis))
-    return Row(model, method, label, x, runs, scores, records)
+    return Row(model, method, label_of(method, args.study.get("x", [])), x, runs, scores, records)
 
 
 # Text -----------------------------------------------------------------------------------------------------------------
 
 
-def report(args: argparse.Namespace, rows: list[Row], names: list[str]) -> str:
-    """The title, the table, the comparisons, and the runs that failed."""
+def report(args: argparse.Namespace, rows: list[Row], names: list[str], score: str) -> str:
+    """The title, the table, the notes, the comparisons, and the runs that failed."""
     study = args.study
+    losses = any(valid_losses(row.records) for row in rows)
     header = [
         "model",
         "method",
@@ -117,28 +132,36 @@ def report(args: argparse.Namespace, rows: list[Row], names: list[str]) -> str:
         "trained",
         "stored",
         "% of base",
+        *(["valid loss"] if losses else []),
     ]
-    body = [_cells(row, names, "x" in study) for row in rows]
+    body = [_cells(row, names, "x" in study, losses) for row in rows]
     lines = [f"{args.task}: {study['title']}", ""]
     lines += textwrap.wrap(study["question"], WIDTH)
     lines += ["", *aligned([[*header, *names, "training"], *body], left=2), ""]
-    lines.append("scores: mean ± standard deviation over the runs; training: mean time and peak memory of a run")
-    score = study.get("score", names[0])
+    split = {"test": "test", "valid": "validation"}[study.get("split", "test")]
+    lines.append(
+        f"scores: on the {split} set, mean ± standard deviation over the runs; "
+        "training: mean time and peak memory of a run"
+    )
+    lines += [VALID_LOSS] if losses else []
+    lines += wrapped(args.rows.get("notes", []))
     if comparisons := [line for pair in study.get("compare", []) for line in compare(rows, pair, score)]:
         lines += ["", f"Differences in {score}, run by run:", *comparisons]
     if failed := [run for row in rows for run in row.failed]:
         lines += ["", f"Without scores, failed or not finished ({len(failed)}):", *(f"  {run}" for run in failed)]
-    lines += ["", *textwrap.wrap(f"In the paper: {study['paper']}", WIDTH), ""]
-    return "\n".join(lines)
+    if "paper" in study:
+        lines += ["", *textwrap.wrap(f"In the paper: {study['paper']}", WIDTH)]
+    return "\n".join([*lines, ""])
 
 
-def _cells(row: Row, names: list[str], has_x: bool) -> list[str]:
+def _cells(row: Row, names: list[str], has_x: bool, losses: bool) -> list[str]:
     runs = str(len(row.scores)) + (f" of {len(row.runs)}" if row.failed else "")
     cells = [row.model, row.label, *([row.x or "all"] if has_x else []), runs]
     if not row.scores:
-        return [*cells, *["-"] * (4 + len(names))]
+        return [*cells, *["-"] * (4 + losses + len(names))]
     trained, stored, base = (row.records[0][name] for name in PARAMETERS)
     cells += [f"{trained:,}", f"{stored:,}", f"{100 * stored / base:.2f}"]
+    cells += [spread(found, 3) if (found := valid_losses(row.records)) else "-"] if losses else []
     cells += [spread(row.values(name), digits_of(name)) for name in names]
     if not row.trainings:
         return [*cells, "-"]
@@ -159,26 +182,30 @@ def compare(rows: list[Row], pair: list[str], name: str) -> list[str]:
     the method (same draw and seed; an untuned model's only run stands against every seed).
     """
     lines = []
-    first = {(row.model, row.x): row for row in rows if row.label == pair[0]}
-    second = {(row.model, row.x): row for row in rows if row.label == pair[1]}
-    for key in first:
-        if key not in second:
-            continue
-        others = {_alike(run): value[name] for run, value in second[key].scores.items()}
-        only = next(iter(others.values())) if len(second[key].runs) == 1 else None
+    for a, b in paired([(row.model, row.label, row.method, row.x) for row in rows], pair):
+        first, second = rows[a], rows[b]
+        others = {_alike(run): value[name] for run, value in second.scores.items()}
+        only = next(iter(others.values()), None) if len(second.runs) == 1 else None
         differences = [
             value[name] - others.get(_alike(run), only)
-            for run, value in first[key].scores.items()
+            for run, value in first.scores.items()
             if others.get(_alike(run), only) is not None
         ]
         if differences:
-            place = f" at {key[1]}" if key[1] else ""
             above = sum(difference > 0 for difference in differences)
             lines.append(
-                f"  {key[0]}{place}: {pair[0]} - {pair[1]} = {spread(differences, digits_of(name))}, "
-                f"above 0 in {above} of {len(differences)}"
+                f"  {first.model}{_place(first, second, pair)}: {pair[0]} - {pair[1]} = "
+                f"{spread(differences, digits_of(name))}, above 0 in {above} of {len(differences)}"
             )
     return lines
+
+
+def _place(first: Row, second: Row, pair: list[str]) -> str:
+    """Where on the axis two rows are compared; of a method that the pair names with its flags, its name says it."""
+    places = dict.fromkeys(
+        row.x for row, name in zip((first, second), pair, strict=True) if row.x and name == row.label
+    )
+    return "".join(f" at {place}" for place in places)
 
 
 def _alike(run: str) -> tuple[str, str]:

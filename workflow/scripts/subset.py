@@ -1,5 +1,7 @@
 """Draw a low-data subset of a prepared task: SIZE training examples, 0.3 * SIZE for validation, the test set whole.
 
+Where the task has fewer examples to validate with, all of them are taken, and a notice says so.
+
 An example to draw is one (source, reference) pair, as training sees it. Which are drawn follows from the seed and the
 examples' ids alone, by way of SHA-256: it is the same on every machine and with every version of Python, and of two
 sizes with one seed the smaller subset lies inside the larger one.
@@ -12,6 +14,7 @@ import contextlib
 import hashlib
 import heapq
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,10 +44,16 @@ def draw(input_dir: Path, task: str, size: int, seed: int, output_dir: Path) -> 
     """Write the three splits and `data.json`, or nothing; returns what `data.json` says.
 
     Raises:
-        UserError: a split has fewer examples than are to be drawn.
+        UserError: there are fewer training examples than are to be drawn, or none to validate with.
     """
     whole = read_json(input_dir / "data.json")
-    sizes = {"train": size, "valid": max(1, round(VALID_SHARE * size))}
+    wanted, there = validation_pairs(size), whole["counts"]["valid"]["references"]
+    sizes = {"train": size, "valid": max(1, min(wanted, there))}
+    if sizes["valid"] < wanted:
+        print(
+            f"notice: {task}@{size}-{seed} is validated on all {there:,} pairs of {task}, not {wanted:,}",
+            file=sys.stderr,
+        )
     report = {"subset_of": task, "size": size, "seed": seed, "drawn": sizes, "absent": whole["absent"]}
     report |= {"left_out": {}, "inputs": {}, "counts": {}, "outputs": {}}
     with contextlib.ExitStack() as stack:
@@ -61,6 +70,11 @@ def draw(input_dir: Path, task: str, size: int, seed: int, output_dir: Path) -> 
             report["outputs"][f"{split}.jsonl"] = sha256_file(path)
         write_json(report_path, report)
     return report
+
+
+def validation_pairs(size: int) -> int:
+    """How many pairs to validate with are drawn beside so many to train on, if there are as many."""
+    return max(1, round(VALID_SHARE * size))
 
 
 def write_drawn(source: Path, split: str, size: int, name: str, seed: int, output: Path) -> dict[str, int]:

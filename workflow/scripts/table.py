@@ -17,6 +17,7 @@ from common import UserError, atomic_open, atomic_path, printable, read_json, re
 from score import digits_of, with_interval
 
 WIDTH = 118
+VALID_LOSS = "valid loss: the lowest loss on the validation set during training, in bits, mean over the runs"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Row:
     intervals: dict[str, list[list[float]]]
     signatures: dict[str, set[str]]  # of each metric
     hypotheses: list[str]  # of the first seed
+    valid_losses: list[float]  # of the seeds that recorded one
 
     @property
     def seeds(self) -> list[int]:
@@ -126,7 +128,18 @@ def read_row(model: str, method: str, runs: list[Path], metrics: list[str]) -> R
         {name: [entry["intervals"][name] for entry in scored[metric]] for metric, name in names},
         {metric: {entry["signature"] for entry in entries} for metric, entries in scored.items()},
         [line for _, line in read_lines(runs[0] / "hypotheses.txt")],
+        valid_losses(records),
     )
+
+
+def valid_losses(records: list[dict]) -> list[float]:
+    """The lowest validation loss of each training; none of an earlier version's run.json, or of an untuned model."""
+    return [record["valid_loss"] for record in records if record.get("valid_loss") is not None]
+
+
+def folder_of_split(run: str, split: str | None) -> Path:
+    """Where the hypotheses and scores of a run are: of the test set in its own folder, of the validation set below."""
+    return Path(run) / "valid" if split == "valid" else Path(run)
 
 
 def read_record(path: Path) -> dict:
@@ -140,8 +153,10 @@ def read_record(path: Path) -> dict:
     counts = [record.get(f"{kind}_parameters") for kind in kinds] if isinstance(record, dict) else [None]
     if not all(type(count) is int and count >= 0 for count in counts) or not counts[-1]:
         raise UserError(f"{path}: holds no numbers of parameters; remove it, and the run is made again")
-    if not all(_is_number(record.get(key) or 0) for key in ("seconds", "peak_mb", "gpu_peak_gb")):
-        raise UserError(f"{path}: its times or its memory are no numbers; remove it, and the run is made again")
+    if not all(_is_number(record.get(key) or 0) for key in ("seconds", "peak_mb", "gpu_peak_gb", "valid_loss")):
+        raise UserError(
+            f"{path}: its times, its memory or its loss are no numbers; remove it, and the run is made again"
+        )
     return record
 
 
@@ -185,10 +200,11 @@ def tab_separated(rows: list[Row]) -> str:
 
 def report(task: str, rows: list[Row], examples: list[dict], samples: int, notes: list[str]) -> str:
     """The text table and the examples below it."""
-    names = list(rows[0].scores)
-    header = ["model", "method", "trained", "stored", "% of base", *names]
+    names, losses = list(rows[0].scores), any(row.valid_losses for row in rows)
+    header = ["model", "method", "trained", "stored", "% of base", *(["valid loss"] if losses else []), *names]
     body = [
         [row.model, row.method, f"{row.trained:,}", f"{row.stored:,}", f"{row.stored_percent:.2f}"]
+        + ([f"{statistics.fmean(row.valid_losses):.3f}" if row.valid_losses else "-"] if losses else [])
         + [summary(row, name) for name in names]
         for row in rows
     ]
@@ -202,8 +218,9 @@ def report(task: str, rows: list[Row], examples: list[dict], samples: int, notes
             *aligned([header, *body], left=2),
             "",
             "trained: parameters that training changed; stored: those that are kept for the task",
+            *([VALID_LOSS] if losses else []),
             "in brackets: 95 % interval of one seed's score, by bootstrap over the test examples",
-            *itertools.chain.from_iterable(textwrap.wrap(note, WIDTH, break_on_hyphens=False) for note in notes),
+            *wrapped(notes),
             "",
             *itertools.chain.from_iterable(
                 sample(examples[index], [(label(row, rows), row.hypotheses[index]) for row in rows])
@@ -211,6 +228,11 @@ def report(task: str, rows: list[Row], examples: list[dict], samples: int, notes
             ),
         ]
     )
+
+
+def wrapped(notes: list[str]) -> list[str]:
+    """Lines of sentences below a table, in which names and paths stay whole."""
+    return [line for note in notes for line in textwrap.wrap(note, WIDTH, break_on_hyphens=False)]
 
 
 def summary(row: Row, name: str) -> str:

@@ -6,6 +6,8 @@ installed a `tensorboard` folder beside the log.
 Checkpoints go to a folder beside the output whose name carries a digest of flags, data, base and versions. A training
 that was killed finds its own last checkpoint there and goes on; one where any of these changed finds nothing, instead
 of resuming from weights that were trained otherwise. The best checkpoint becomes the output, and the folder is removed.
+The results keep a second name in `.trained`: a training that has ended is not repeated, and nothing takes its place
+unless the user asks for it.
 """
 
 from __future__ import annotations
@@ -23,14 +25,24 @@ import time
 from pathlib import Path
 from typing import IO
 
-from common import UserError, atomic_path, positive, progress, run_main, write_json
-from curve import Metrics
+from common import UserError, atomic_path, positive, progress, run_main, sha256_file, write_json
+from curve import Metrics, draw, read_curve
 from fairseq_command import Interrupted, exclusive, fit_machine, run, split_arguments
 from plugin import plugin
 from rank import launcher
 from record import begin_record, digests, now, versions
 from scratch import Scratch, scratch
 from state import State
+from trained import (
+    changed_files,
+    changed_settings,
+    earlier_training,
+    kept,
+    link,
+    read_in_training,
+    refusal,
+    replacing,
+)
 from warm import PLUGIN
 
 LOGGED = re.compile(r"\| INFO \| (train_inner|train|valid) \| (\{.*\})$")
@@ -55,10 +67,12 @@ def main(argv: list[str]) -> None:
 def make(
     args: argparse.Namespace, flags: list[str], state: State | None, lock: IO[str] | None, record: dict[str, object]
 ) -> None:
-    """The checkpoint and its record."""
+    """Write the checkpoint and its record, unless they are there and were made from the same."""
     begin = time.monotonic()
     base = args.base_model
     inputs = digests([*([args.data] if args.data else []), *([base] if base else [])])
+    if not args.untuned and is_trained(args, flags, inputs):
+        return
     measured: dict[str, object] = {"peak_mb": 0}
     if args.untuned:
         description = write_untuned(args.arch, base, args.output)
@@ -68,6 +82,38 @@ def make(
         description = inspect(args.output)
     record |= {"seconds": round(time.monotonic() - begin, 1), "end": now(), **measured}
     write_record(args, description, flags, inputs, record)
+    if not args.untuned:
+        for path in results(args):
+            link(path, kept(args.run_json, path))
+
+
+def is_trained(args: argparse.Namespace, flags: list[str], inputs: dict[str, str]) -> bool:
+    """Whether a training with these settings on these bytes has ended here; its results then get their names back.
+
+    Raises:
+        UserError: one with other settings, or on other bytes, has ended here, and may not be replaced.
+    """
+    earlier = earlier_training(args.run_json, args.output)
+    if earlier is None:
+        return False
+    record, checkpoint = earlier
+    changed = changed_settings(record, args.arch, flags, args.seed, args.gpus * args.nodes)
+    changed += changed_files(record, inputs.get, read_in_training)
+    if changed and not replacing():
+        raise UserError(refusal({str(args.run_json.parent): changed}))
+    if changed or record.get("checkpoint_sha256") != sha256_file(checkpoint):
+        return False
+    print(f"notice: {args.output} stays: it was trained with these settings on these bytes", file=sys.stderr)
+    for path in results(args):
+        if kept(args.run_json, path).exists():
+            link(kept(args.run_json, path), path)
+        path.touch()
+    return True
+
+
+def results(args: argparse.Namespace) -> list[Path]:
+    """What a training writes, the record last."""
+    return [args.output, args.run_json.parent / "curve.tsv", args.run_json]
 
 
 def write_record(
@@ -83,6 +129,7 @@ def write_record(
         "processes": args.gpus * args.nodes,
         "versions": versions(),
         "data_sha256": inputs,
+        "checkpoint_sha256": sha256_file(args.output),
         **measured,
     }
     write_json(args.run_json, record)
@@ -122,14 +169,16 @@ def train(
     """Train in the folder of exactly these flags and inputs, and move the best checkpoint to the output.
 
     Returns what it took: peak_mb of the process (0 if there was nothing left to train), the updates after which it was
-    resumed, and where there are GPUs, their name and number and gpu_peak_gb, of the tensors on one.
+    resumed, the lowest validation loss, and where there are GPUs, their name and number and gpu_peak_gb, of the tensors
+    on one.
     """
     measured: dict[str, object] = {"peak_mb": 0}
     arguments = [str(args.data), "--arch", args.arch, "--seed", str(args.seed), *flags]
     if args.base_model:
         arguments += ["--base-model", str(args.base_model)]
     processes = args.gpus * args.nodes
-    what = [arguments, processes, sorted(inputs.items()), versions()]
+    read = sorted((path, digest) for path, digest in inputs.items() if read_in_training(path))
+    what = [arguments, processes, read, versions()]
     digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
     folder = args.output.parent
     work = folder / f"work-{digest}"
@@ -157,9 +206,19 @@ def train(
         if best is None:
             raise UserError(f"fairseq-train ended without a checkpoint in {work}; its log: {args.log}")
         metrics.write(args.run_json.parent / "curve.tsv")
+        draw_curve(args.run_json.parent)
         with atomic_path(args.output) as temporary:
             shutil.copyfile(best, temporary)
-    return measured | {"resumed_from": metrics.resumptions()}
+    return measured | {"resumed_from": metrics.resumptions(), "valid_loss": metrics.valid_loss()}
+
+
+def draw_curve(folder: Path) -> None:
+    """Draw curve.tsv as curve.svg; a plot that fails is reported and costs nothing else."""
+    try:
+        with atomic_path(folder / "curve.svg") as svg:
+            draw(folder.as_posix(), read_curve(folder / "curve.tsv"), svg)
+    except Exception as error:
+        print(f"notice: {folder}/curve.svg: not drawn ({error})", file=sys.stderr)
 
 
 def tensorboard(folder: Path, updates: int | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""fairseq-generate: the same word for every test example, in an order that is not that of the examples.
+"""fairseq-generate: the same word for every example of the subset, in an order that is not that of the examples.
 
 STUB_GENERATE=drop leaves the first example out, as fairseq does with one that is too long for the model.
 """
@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 folder = Path(sys.argv[1])
-(count,) = struct.unpack_from("<Q", (folder / "test.source-target.source.idx").read_bytes(), 18)
+subset = sys.argv[sys.argv.index("--gen-subset") + 1]
+(count,) = struct.unpack_from("<Q", (folder / f"{subset}.source-target.source.idx").read_bytes(), 18)
 word = (folder / "dict.target.txt").read_text("utf-8").splitlines()[-3].rpartition(" ")[0]
 print("2026-01-01 00:00:00 | INFO | fairseq_cli.generate | a line of the log")
 for number in reversed(range(1 if os.environ.get("STUB_GENERATE") == "drop" else 0, count)):
