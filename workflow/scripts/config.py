@@ -160,6 +160,7 @@ def _task_names(name: str) -> tuple[str, ...]:
     return (found.task, "@", f"@{found.size}", f"{found.task}@{found.size}", name) if found else (name,)
 
 
+@functools.cache
 def _generates(flag: str) -> bool:
     """Whether a flag in a variant's name changes generation: what is for training as well stays with training."""
     return flag in known_flags()["generate"].keys() - known_flags()["train"].keys() | reading_flags()
