@@ -33,7 +33,8 @@ setup(
         "cluster": ["snakemake-executor-plugin-cluster-generic>=1.0.9,<2", "snakemake-executor-plugin-slurm>=2.8,<3"],
         "parquet": ["pyarrow>=14.0.1"],
         "tensorboard": ["tensorboard>=2.14"],  # trainings of the workflow then write to it
-        "scores": ["pycocoevalcap>=1.2,<2"],  # METEOR, CIDEr and the Treebank tokeniser; they also need Java
+        # METEOR, CIDEr and the Treebank tokeniser, which also need Java; the irregular forms of ROUGE-1.5.5
+        "scores": ["pycocoevalcap>=1.2,<2", "py-rouge>=1.1,<2"],
         "bertscore": ["bert-score>=0.3.13,<0.4"],
         "test": [
             "hypothesis>=6",

@@ -529,6 +529,15 @@ def test_flags_are_sorted_and_written_as_the_command_line_has_them():
     assert arguments(flags) == ["--adam-betas", "(0.9, 0.98)", "--fp16", "--lr", "5e-05", "--unkpen=-1"]
 
 
+def test_cleaned_e2e_extends_e2e_without_the_checksum_of_another_file():
+    study = configuration()
+    digests = {path: value["sha256"] for path, value in study.downloads().items() if "data/e2e_cleaned/" in path}
+    assert [len(digest) for digest in digests.values()] == [0, 1, 1]
+    assert study.task("e2e_cleaned")["metrics"] == study.task("e2e")["metrics"]
+    flags = study.flags("train", "e2e_cleaned", "gpt2_medium", "prefix")
+    assert (flag(flags, "max-update"), flag(flags, "prefix-length")) == ("16765", "5")
+
+
 def test_an_overlay_can_give_a_task_other_files():
     change = {
         "reader": "jsonl",
@@ -538,7 +547,7 @@ def test_an_overlay_can_give_a_task_other_files():
     study = configuration(overrides={"tasks": {"e2e": change}})
     assert study.task("e2e")["reader"] == "jsonl"
     assert study.task_inputs("e2e") == {split: f"../{split}.jsonl" for split in ("train", "valid", "test")}
-    assert not any("e2e" in path for path in study.downloads())
+    assert not any("data/e2e/" in path for path in study.downloads())
 
 
 def test_options_belong_to_their_reader():

@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from metrics import (
     check_options,
     dart_text,
     is_score,
+    notices,
     score_names,
     statistics,
     webnlg_hypothesis,
@@ -47,12 +49,29 @@ def corpus(count, seed=0, words=30):
 def test_e2e_bleu_is_cased_down_and_tokenised_as_mteval():
     scores, signature = score("bleu", ["The Vaults, a pub."], [["the vaults , a pub ."]], protocol="e2e")
     assert scores["bleu"] == pytest.approx(100)
-    assert signature == "nrefs:1|case:lc|tok:13a|smooth:none|version:pymteval|protocol:e2e"
+    assert signature == "nrefs:1|case:lc|tok:13a|smooth:exp|version:mteval-v13a|protocol:e2e"
 
 
-def test_e2e_bleu_counts_an_empty_hypothesis_as_one_word_and_short_ones_as_negative_lengths():
-    # lengths 4 + 1 = 5, 3 + 0, 2 - 1, 1 - 2 -> at least 1e-9; all n-grams of the first hit; the references have 4 + 2
+def test_e2e_bleu_lets_empty_and_short_hypotheses_take_nothing_from_the_others():
+    # lengths 4 + 0, 3, 2, 1, all of them hits; the references have 4 + 2 words
     scores, _ = score("bleu", ["a b c d", ""], [["a b c d"], ["x y"]], protocol="e2e")
+    assert scores["bleu"] == pytest.approx(100 * math.exp(1 - 6 / 4))
+    assert score("bleu", [""], [["x y"]], protocol="e2e")[0]["bleu"] == 0
+    # The first order without a hit counts half a hit. Three words have no 4-gram: that order counts nothing.
+    scores, _ = score("bleu", ["a b x"], [["a b c"]], protocol="e2e")
+    assert scores["bleu"] == pytest.approx(100 * (2 / 3 * 1 / 2 * 1 / 2) ** 0.25)
+
+
+def test_e2e_cases_down_ascii_letters_only_as_perl_does():
+    assert score("bleu", ["a b c É"], [["A B C é"]], protocol="e2e-python")[0]["bleu"] == pytest.approx(100)
+    scores, _ = score("bleu", ["a b c É"], [["A B C é"]], protocol="e2e")
+    assert scores["bleu"] == pytest.approx(100 * (3 / 4 * 2 / 3 * 1 / 2 * 1 / 2) ** 0.25)
+
+
+def test_pymteval_counts_an_empty_hypothesis_as_one_word_and_short_ones_as_negative_lengths():
+    # lengths 4 + 1 = 5, 3 + 0, 2 - 1, 1 - 2 -> at least 1e-9; all n-grams of the first hit; the references have 4 + 2
+    scores, signature = score("bleu", ["a b c d", ""], [["a b c d"], ["x y"]], protocol="e2e-python")
+    assert signature == "nrefs:1|case:lc|tok:13a|smooth:none|version:pymteval|protocol:e2e-python"
     precisions = [4 / 5, 3 / 3, 2 / 1, 1 / 1e-9]
     assert scores["bleu"] == pytest.approx(100 * math.exp(1 - 6 / 5) * math.prod(precisions) ** 0.25)
 
@@ -66,6 +85,19 @@ def test_nist_by_hand():
     short, _ = score("nist", ["a b"], [["a b c"]])
     gain = (math.log2(3) + math.log2(3)) / 2 + 0
     assert short["nist"] == pytest.approx(0.5 * gain)
+
+
+def test_nists_penalty_takes_the_mean_of_all_references_or_of_each_segments_mean():
+    """Perl's mteval: (8 + 2 + 2 + 2) / 4 words in each of 2 segments. pymteval, measure_scores.py -p: 8 + 2."""
+    hypotheses, references = ["a b c d", "x y"], [["a b c d e f g h"], ["x y", "x z", "z y"]]
+    (perl, of_perl), (python, of_python) = (
+        score("nist", hypotheses, references, protocol=protocol) for protocol in ("e2e", "e2e-python")
+    )
+    beta = math.log(0.5) / math.log(1.5) ** 2
+    expected = [math.exp(beta * math.log(6 / length) ** 2) for length in (7, 10)]
+    assert perl["nist"] / python["nist"] == pytest.approx(expected[0] / expected[1])
+    assert ("version:mteval-v13a" in of_perl, "version:pymteval" in of_python) == (True, True)
+    assert score("nist", hypotheses, references)[0] == perl  # the published one by default
 
 
 # TER ------------------------------------------------------------------------------------------------------------------
@@ -156,7 +188,93 @@ def test_rouge_equals_rouge_score():
 
 
 @pytest.mark.parametrize(
-    "options", [{"types": ["rouge-l"]}, {"types": "rouge1"}, {"types": []}, {"stemmer": "yes"}, {"references": "all"}]
+    "text",
+    [
+        "यह एक सुंदर दिन है।",
+        "Это хороший день.",
+        "今天天气很好，我去市场。",
+        "วันนี้อากาศดีมาก",
+        "هذا يوم جميل",
+        "오늘은 날씨가 좋다",
+        "می‌خواهم",
+    ],
+)
+def test_rouge_counts_words_of_any_script_with_unicode_tokens(text):
+    lost, plain = score("rouge", [text], [[text]])
+    scores, signature = score("rouge", [text], [[text]], tokens="unicode", types=["rouge1", "rougeLsum"])
+    assert set(lost.values()) == {0} and scores == pytest.approx({"rouge1": 100, "rougeLsum": 100})
+    assert "tok:rouge-score|stem:porter" in plain and "tok:unicode|stem:no|sent:unicode" in signature
+
+
+def test_unicode_tokens_are_words_or_characters_where_no_space_is_written():
+    from metrics import unicode_words
+
+    assert unicode_words("Été, l'HÔTEL_n°2") == ["été", "l", "hôtel", "n", "2"]
+    assert unicode_words("E\u0301te\u0301") == ["été"]  # accents of their own
+    assert unicode_words("हिन्दी में") == ["हिन्दी", "में"]  # vowel signs belong to the word
+    assert unicode_words("今天 Tokyo へ") == ["今", "天", "tokyo", "へ"]
+    assert unicode_words("नमस्\u200dते") == unicode_words("नमस्ते")
+    # Two of four characters are the same
+    assert score("rouge", ["今天下雨"], [["今天天晴"]], tokens="unicode", types=["rouge1"])[0] == {"rouge1": 50}
+
+
+def test_unicode_tokens_are_stemmed_on_request_only():
+    plain, stemmed = (
+        score("rouge", ["Cats café"], [["cat café"]], tokens="unicode", types=["rouge1"], **more)[0]["rouge1"]
+        for more in ({}, {"stemmer": True})
+    )
+    assert (plain, stemmed) == (50, 100)
+
+
+@pytest.fixture
+def irregular_forms(tmp_path, monkeypatch):
+    """A package like py-rouge, with two irregular forms; and no stems of others remembered before or after."""
+    import metrics
+
+    (tmp_path / "py_rouge-1.1.dist-info").mkdir()
+    (tmp_path / "py_rouge-1.1.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: py-rouge\nVersion: 1.1\n"
+    )
+    (tmp_path / "rouge").mkdir()
+    (tmp_path / "rouge" / "wordnet_key_value.txt").write_text("went|go\nmice|mouse\nate|eat\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    metrics._rouge_tokenizer.cache_clear()
+    yield
+    metrics._rouge_tokenizer.cache_clear()
+
+
+def test_perl_rouge_looks_irregular_forms_up_before_it_stems(irregular_forms):
+    options = {"types": ["rouge1"]}
+    # mice -> mouse, not stemmed again (mous); "ate" has three letters and stays, as in ROUGE-1.5.5
+    assert score("rouge", ["went mice ate"], [["go mice eat"]], **options)[0]["rouge1"] == pytest.approx(100 / 3)
+    scores, signature = score("rouge", ["went mice ate"], [["go mice eat"]], perl=True, **options)
+    assert scores["rouge1"] == pytest.approx(200 / 3)
+    assert "|stem:wordnet2.0+porter1980(py-rouge-1.1)|" in signature
+    # Porter's own algorithm, where nltk's makes "die" of "dies", and "dying" another word
+    assert score("rouge", ["skies"], [["sky"]], perl=True, **options)[0]["rouge1"] == 0
+    assert score("rouge", ["flies"], [["fli"]], perl=True, **options)[0]["rouge1"] == 100
+
+
+def test_perl_rouge_says_what_it_needs():
+    import importlib.metadata
+
+    if any(importlib.metadata.distributions(name="py-rouge")):
+        pytest.skip("py-rouge is installed")
+    with pytest.raises(UserError, match="rouge needs the package py-rouge .* `make setup-scores`"):
+        score("rouge", ["a"], [["a"]], perl=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"types": ["rouge-l"]},
+        {"types": "rouge1"},
+        {"types": []},
+        {"stemmer": "yes"},
+        {"references": "all"},
+        {"tokens": "ascii"},
+        {"perl": "yes"},
+    ],
 )
 def test_bad_rouge_options_are_refused(options):
     with pytest.raises(UserError, match="rouge"):
@@ -195,6 +313,15 @@ def test_multi_bleu_does_not_smooth():
     )
 
 
+def test_dart_v1_was_scored_cased_and_unsplit():
+    texts = "Ayr won, in 1984.", "ayr won , in 1984 ."
+    assert score("bleu", [texts[0]], [[texts[1]]], protocol="dart")[0]["bleu"] == pytest.approx(100)
+    scores, signature = score("bleu", [texts[0]], [[texts[1]]], protocol="dart-v1.0")
+    assert scores["bleu"] == 0 and "case:mixed" in signature and signature.endswith("|protocol:dart-v1.0")
+    assert score("bleu", [texts[0] + " "], [[texts[0]]], protocol="dart-v1.0")[0]["bleu"] == pytest.approx(100)
+    assert score("ter", [texts[0]], [[texts[1]]], protocol="dart-v1.0")[0]["ter"] > 0
+
+
 def test_every_protocol_belongs_to_its_metrics():
     for protocol, metrics in PROTOCOLS.items():
         for metric in METRICS:
@@ -203,6 +330,95 @@ def test_every_protocol_belongs_to_its_metrics():
             else:
                 with pytest.raises(UserError):
                     check_options(metric, {"protocol": protocol})
+
+
+# Notices --------------------------------------------------------------------------------------------------------------
+
+HINDI, RUSSIAN, CHINESE, THAI = (
+    "यह एक सुंदर दिन है",
+    "Это хороший день",
+    "今天天气很好，我去市场买东西",
+    "วันนี้อากาศดีมากฉันไปตลาด",
+)
+FRENCH, ENGLISH = "L'été, nous étions à l'hôtel", "A café near Kovač's well"
+
+
+def noticed(metric, texts, /, **options):
+    return " ".join(notices(metric, Segments(texts, [[text] for text in texts]), options))
+
+
+@pytest.mark.parametrize(
+    ("metric", "text", "options", "expected"),
+    [
+        ("rouge", HINDI, {}, "1 of 1 references lose most or all of their text .* tokens: unicode"),
+        ("rouge", RUSSIAN, {"stemmer": False}, "lose most or all"),
+        ("rouge", FRENCH, {}, "lose some of their letters"),
+        ("rouge", "?!? ...", {}, "lose most or all"),
+        ("rouge", "🙂🙂", {"tokens": "unicode"}, "lose most or all"),
+        ("bleu", CHINESE, {}, "have no spaces between words .* tokenize"),
+        ("bleu", THAI, {"protocol": "dart"}, "have no spaces .* the protocol dart is for English"),
+        ("bleu", HINDI, {"protocol": "webnlg"}, "lose most or all .* the protocol webnlg is for English"),
+        ("bleu", CHINESE, {"protocol": "e2e"}, "have no spaces"),
+        ("nist", CHINESE, {}, "have no spaces"),
+        ("ter", THAI, {}, "have no spaces .* asian_support"),
+        ("ter", HINDI, {"protocol": "webnlg"}, "lose most or all"),
+        ("meteor", RUSSIAN, {}, "not in Latin letters"),
+        ("bleu", "two words", {}, "no reference has 4 words, so BLEU is 0"),
+        ("cider", "one example", {}, "CIDEr of a single example is always 0"),
+    ],
+)
+def test_references_that_a_metric_cannot_read_are_noticed(metric, text, options, expected):
+    assert re.search(expected, noticed(metric, [text], **options))
+
+
+@pytest.mark.parametrize(
+    ("metric", "text", "options"),
+    [
+        ("rouge", ENGLISH, {"tokens": "unicode"}),
+        ("rouge", HINDI, {"tokens": "unicode"}),
+        ("rouge", CHINESE, {"tokens": "unicode"}),
+        ("bleu", "यह एक सुंदर दिन है और", {}),
+        ("bleu", CHINESE, {"tokenize": "zh"}),
+        ("bleu", CHINESE, {"tokenize": "char", "groups": True}),
+        ("bleu", "two words", {"max_ngram_order": 2}),
+        ("bleu", "two words", {"protocol": "e2e"}),
+        ("bleu", ENGLISH, {"protocol": "webnlg"}),
+        ("ter", CHINESE, {"normalized": True, "asian_support": True}),
+        ("chrf", THAI, {}),
+        ("meteor", FRENCH, {}),
+        ("nist", FRENCH, {}),
+    ],
+)
+def test_no_notice_where_words_are_found(metric, text, options):
+    assert not noticed(metric, [text], **options)
+
+
+def test_some_accents_in_english_are_no_notice():
+    assert not noticed("rouge", [ENGLISH, *["all plain words"] * 10])
+    assert "2 of 12 references" in noticed("rouge", [RUSSIAN, HINDI, *["all plain words"] * 10])
+
+
+def test_tokenised_hypotheses_are_noticed_once_and_sacrebleu_says_nothing(monkeypatch, caplog):
+    import metrics
+
+    monkeypatch.setattr(metrics, "_CHUNK", 100)
+    texts = ["the cat sat on the mat ."] * 300
+    score("bleu", texts, [[text] for text in texts], protocol="webnlg")
+    scores = [score("bleu", texts, [[text] for text in texts], **options) for options in ({}, {"force": True})]
+    assert scores[0] == scores[1] and not caplog.records
+    assert "300 of 300 hypotheses end in ' .'" in noticed("bleu", texts)
+    for options in ({"force": True}, {"tokenize": "none"}, {"protocol": "dart"}):
+        assert not noticed("bleu", texts, **options)
+
+
+def test_unknown_subwords_of_bertscores_model_are_noticed(tmp_path):
+    pytest.importorskip("transformers")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "mat", "a"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "vocab_size": 8}')
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    assert "lose most or all" in noticed("bertscore", [HINDI], model=str(tmp_path), layer=1)
+    assert not noticed("bertscore", ["the mat"], model=str(tmp_path), layer=1)
 
 
 # Statistics -----------------------------------------------------------------------------------------------------------

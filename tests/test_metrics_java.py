@@ -116,6 +116,8 @@ def test_cider_and_rouge_of_captions():
     cider = statistics("cider", Segments(hypotheses, references), {"protocol": "e2e"})
     # All four orders of n-grams equal in the first: 10. Two words make two orders of four, for one of two references.
     assert list(cider.rows[:, 0]) == pytest.approx([10, 2.5, 0])
+    nothing = statistics("cider", Segments(["🙂", ":"], [["🙂"], [":"]]), {})  # the tokeniser leaves no word of these
+    assert nothing.scores() == [0]
     rouge = statistics("rouge", Segments(hypotheses, references), {"protocol": "e2e"})
     assert list(rouge.rows[:, 0]) == pytest.approx([1, 1, 0])
 

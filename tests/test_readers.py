@@ -344,6 +344,19 @@ def test_references_of_dart_are_those_of_the_official_evaluation(shared_data, tm
     assert from_xml == from_json
 
 
+def test_cleaned_e2e_has_the_examples_that_its_preset_expects(shared_data, tmp_path):
+    inputs = {
+        "valid": shared_data("e2e_cleaned/devel-fixed.no-ol.csv"),
+        "test": shared_data("e2e_cleaned/test-fixed.csv"),
+    }
+    for linearisation in ("original", "mr"):
+        run("e2e", inputs, tmp_path / linearisation, {"linearisation": linearisation})
+        report = json.loads((tmp_path / linearisation / "data.json").read_text())
+        counts = {"valid": (1484, 4299), "test": (1847, 4693)}
+        for split, (examples, references) in counts.items():
+            assert report["counts"][split] == {"examples": examples, "references": references}
+
+
 def test_order_of_e2e_is_that_of_published_outputs(shared_data, tmp_path):
     """547 lines of a system's output belong to the meaning representations in order of first appearance."""
     run("e2e", {"valid": shared_data("e2e/devset.csv")}, tmp_path / "out")

@@ -124,6 +124,14 @@ def test_webnlg_is_split_into_seen_and_unseen(score):
     assert alone["counts"] == {"all": 1}  # examples without groups are not split
 
 
+@pytest.mark.parametrize("groups", [["x", "y", "x"], ["Airport", "Politician", "politician"], ["Food", None, "Food"]])
+def test_groups_that_are_no_categories_of_webnlg_are_not_taken_for_unseen(score, capsys, groups):
+    report = score("bleu", HYPOTHESES, REFERENCES, {"protocol": "webnlg"}, groups=groups)
+    assert report["counts"] == {"all": 3}
+    [notice] = [line for line in capsys.readouterr().err.splitlines() if "seen and unseen" in line]
+    assert "`group`" in notice if None in groups else "a group that is no category, such as" in notice
+
+
 def test_segments_without_a_group_are_a_group_of_their_own(score):
     groups = ["all", None, "all"]
     report = score("rouge", HYPOTHESES, REFERENCES, None, "--by-group", groups=groups)
@@ -144,6 +152,28 @@ def test_groups_on_request(score, arguments):
         *(name + split for name in ("rouge1", "rouge2", "rougeL") for split in ("", ":x", ":y"))
     }
     assert "counts" in score("rouge", HYPOTHESES, REFERENCES, groups=["x", "y", "x"])
+
+
+# Notices --------------------------------------------------------------------------------------------------------------
+
+
+def test_lost_references_and_empty_hypotheses_are_noticed(score, tmp_path, capsys):
+    report = score("rouge", ["यह दिन है", "a b", ""], [["यह दिन है"], ["a b"], ["c"]])
+    [notice] = report["notices"]
+    out, err = capsys.readouterr()
+    assert notice.startswith("1 of 3 references lose most or all") and f"notice: rouge: {notice}" in out
+    assert f"notice: rouge: {notice}" in err
+    assert "hypotheses.txt: 1 of 3 hypotheses are empty, the first in line 3" in err
+    scores = score("rouge", ["यह दिन है", "a b", ""], [["यह दिन है"], ["a b"], ["c"]], {"tokens": "unicode"})
+    assert "notices" not in scores and scores["scores"]["rouge1"] == pytest.approx(200 / 3)
+
+
+def test_a_run_of_webnlg_says_one_thing_once(write_lines, capsys, caplog):
+    texts = ["the cat sat on the mat ."] * 150
+    files = ["--hypotheses", write_lines("h", texts), "--references", write_lines("r", texts), "--samples", "40"]
+    main(["--metric", 'bleu={"protocol": "webnlg"}', "--metric", 'ter={"protocol": "webnlg"}', *files])
+    notices = [line for line in capsys.readouterr().err.splitlines() if line.startswith("notice")]
+    assert len(notices) == 1 and "no scores for seen and unseen categories" in notices[0] and not caplog.records
 
 
 # Comparisons ----------------------------------------------------------------------------------------------------------
@@ -188,6 +218,50 @@ def test_reference_files_line_by_line(write_lines, capsys):
     assert "nrefs:3" in capsys.readouterr().out  # missing lines are references of no words
 
 
+E2E_ROWS = [("name[A]", "a b c d"), ("name[B]", "i, j k l"), ("name[A]", "e f g h")]
+
+
+@pytest.mark.parametrize(
+    ("name", "separator", "quote"), [("r.csv", ",", '"'), ("r.tsv", "\t", ""), ("r.txt", ",", '"')]
+)
+def test_e2es_table_of_references_is_grouped_by_meaning_representation(write_lines, tmp_path, name, separator, quote):
+    rows = [f"{mr}{separator}{quote}{text}{quote}" for mr, text in E2E_ROWS]
+    references = write_lines(name, [f"mr{separator}ref", *rows])
+    main(["--metric", 'bleu={"protocol": "e2e"}', "--hypotheses", write_lines("h", ["e f g h", "i, j k l"])]
+         + ["--references", references, "--output", str(tmp_path / "o"), "--samples", "40"])  # fmt: skip
+    report = json.loads((tmp_path / "o").read_text())
+    assert (report["count"], report["metrics"]["bleu"]["scores"]["bleu"]) == (2, pytest.approx(100))
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "message"),
+    [
+        ("h.tsv", ["mr\toutput", "name[A]\ta b"], "h.tsv: a table, but expected text"),
+        ("h.txt", ["mr,output", "name[A],a b"], "h.txt: a table, but expected text"),
+        ("h.jsonl", ['{"references": ["a"]}'], "h.jsonl: JSON, but expected text, .* as --examples"),
+        ("h.txt", ['{"references": ["a"]}'], "h.txt: JSON, but expected text"),
+        ("h.xml", ["<benchmark>"], "h.xml: XML, but expected text, .* prepare.py --reader webnlg"),
+    ],
+)
+def test_tables_json_and_xml_are_not_taken_for_text(write_lines, name, lines, message):
+    other, table = write_lines("other", ["a b"] * len(lines)), write_lines(name, lines)
+    for hypotheses, references in ((table, other), (other, table)):
+        with pytest.raises(UserError, match=message):
+            main(["--metric", "bleu", "--hypotheses", hypotheses, "--references", references])
+
+
+def test_text_that_begins_like_a_table_is_text(write_lines, capsys):
+    lines = write_lines("h", ["MR, ref: see below", "plain words in a line"])
+    main(["--metric", "bleu", "--hypotheses", lines, "--references", lines, "--samples", "40"])
+    assert " 100.00 " in capsys.readouterr().out
+
+
+def test_the_help_names_the_fields_of_the_examples(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert '{"references": ["...", "..."], "group": "Airport"}' in " ".join(capsys.readouterr().out.split())
+
+
 def test_e2e_references_in_one_file_with_empty_lines_between(write_lines, tmp_path):
     references = write_lines("refs", ["a b c d", "e f g h", "", "i j k l", ""])
     main(["--metric", 'bleu={"protocol": "e2e"}', "--hypotheses", write_lines("h", ["e f g h", "i j k l"])]
@@ -227,7 +301,7 @@ def test_a_task_by_its_name(tmp_path, monkeypatch, write_jsonl, write_lines, cap
         (["a\0b"], [["a"]], None, "hypotheses.txt, line 1: holds a NUL byte"),
         (["a"], [["a"]], {"lower": True}, "unknown option 'lower' for bleu; it knows: lowercase"),
         (["a"], [["a"]], {"tokenize": "what"}, "do not suit bleu"),
-        (["a"], [["a"]], {"protocol": "xsum"}, "bleu has no protocol 'xsum'; it has: e2e, webnlg, dart"),
+        (["a"], [["a"]], {"protocol": "xsum"}, "bleu has no protocol 'xsum'; it has: e2e, e2e-python, webnlg, dart"),
         (["a"], [["a"]], {"protocol": "e2e", "lowercase": True}, "the protocol e2e says how it is computed; leave out"),
         (["a"], [["a"]], {"groups": "yes"}, "groups is true or false"),
     ],

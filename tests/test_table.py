@@ -101,6 +101,16 @@ def test_validation_losses_are_shown_beside_the_scores_where_trainings_recorded_
     assert any(line.startswith("valid loss: the lowest loss on the validation set") for line in lines)
 
 
+def test_a_notice_of_a_score_stands_below_the_table_once(runs, tmp_path):
+    for path in (tmp_path / "runs").rglob("rouge.json"):
+        record = json.loads(path.read_text())
+        record["metrics"]["rouge"]["notices"] = ["3 of 10 references lose most or all of their text"]
+        path.write_text(json.dumps(record))
+    table.main(runs)
+    text = (tmp_path / "results" / "rouge.txt").read_text()
+    assert text.count("notice: rouge: 3 of 10 references lose most or all of their text\n") == 1
+
+
 def test_the_seconds_of_a_run_change_nothing(runs, tmp_path):
     table.main(runs)
     before = (tmp_path / "results" / "rouge.txt").read_bytes(), (tmp_path / "results" / "rouge.tsv").read_bytes()
@@ -134,3 +144,11 @@ def test_runs_that_do_not_belong_together_are_refused(runs, tmp_path, file, chan
     with pytest.raises(UserError, match=sentence):
         table.main(runs)
     assert not (tmp_path / "results" / "rouge.txt").exists()
+
+
+def test_runs_that_a_table_leaves_out_are_counted_on_stderr(runs, tmp_path, capsys):
+    table.main(runs)
+    assert capsys.readouterr().err == ""
+    seed = runs.index(str(tmp_path / "runs" / "task" / "bart" / "prefix" / "2"))
+    table.main(runs[:seed] + runs[seed + 1 :])
+    assert "notice: task has 1 more runs than" in capsys.readouterr().err

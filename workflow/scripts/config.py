@@ -626,7 +626,7 @@ class Configuration:
             if "file" not in entry:
                 return
             path = f"{folder}/{entry['file']}"
-            value = {key: [entry[key]] if key in entry else [] for key in ("url", "sha256")}
+            value = {key: [entry[key]] if entry.get(key) else [] for key in ("url", "sha256")}
             other = owners.setdefault(path, owner)
             if files.setdefault(path, value) != value:
                 fault = f"{owner}: {path} has another url or sha256 in {other}; name it differently"
@@ -900,7 +900,7 @@ def _with_decay(flags: dict, run: str) -> dict:
 
 def _paths(files: dict[str, dict], folder: str) -> dict[str, str]:
     return {
-        key: os.path.expanduser(entry["path"]) if "path" in entry else f"{folder}/{entry['file']}"
+        key: os.path.expanduser(entry["path"]) if entry.get("path") else f"{folder}/{entry['file']}"
         for key, entry in files.items()
     }
 

@@ -14,6 +14,8 @@ import json
 import math
 import os
 import re
+import string
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -22,18 +24,23 @@ from multiprocessing import get_context
 
 import java_tools
 import numpy as np
+import regex
 from common import OFFICIAL_REFERENCES, UserError, progress
 
-# What the leaderboard of each protocol presents. A protocol also says how texts are prepared, which references count.
+# The metrics of each protocol's leaderboard. A protocol also fixes how texts are prepared and which references count.
+# e2e is the default of e2e-metrics (Perl), e2e-python its option -p; dart-v1.0 is how DART's first release was scored.
+E2E = ("e2e", "e2e-python")
 PROTOCOLS = {
-    "e2e": ("bleu", "nist", "meteor", "rouge", "cider"),
+    **dict.fromkeys(E2E, ("bleu", "nist", "meteor", "rouge", "cider")),
     "webnlg": ("bleu", "meteor", "ter"),
     "dart": ("bleu", "meteor", "ter"),
+    "dart-v1.0": ("bleu", "meteor", "ter"),
 }
-# The categories of WebNLG 2017 that its training data has; the test set has five more.
+# The categories of WebNLG 2017: those of its training data, and those that only its test set has.
 SEEN = frozenset(
     "Airport Astronaut Building City ComicsCharacter Food Monument SportsTeam University WrittenWork".split()
 )
+UNSEEN = frozenset("Artist Athlete CelestialBody MeanOfTransportation Politician".split())
 ROUGE_TYPES = ["rouge1", "rouge2", "rougeL"]
 _CHUNK = 256
 _FEW = 1000  # segments for which a second process costs more than it brings
@@ -73,11 +80,14 @@ class Segments:
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric: its function, the names of its own options, and what it needs beyond the base installation."""
+    """One metric: its function, the names of its own options, what it lacks on this machine, and what it compares."""
 
     statistics: Callable[[Segments, dict], Statistics]
     options: tuple[str, ...] = ()
     missing: Callable[[dict], str | None] = lambda options: None
+    # The words that it compares of each text, for `notices`, and what to do where it finds none.
+    words: Callable[[list[str], dict, str], list[list[str]]] | None = None
+    advice: str = "use chrf"
 
 
 def statistics(metric: str, segments: Segments, options: dict) -> Statistics:
@@ -89,7 +99,7 @@ def statistics(metric: str, segments: Segments, options: dict) -> Statistics:
     check_options(metric, options)
     if reason := unavailable(metric, options):
         raise UserError(f"{metric} {reason}")
-    own = {key: value for key, value in options.items() if key != "groups"}
+    own = _without(options, "groups")
     if protocol := own.get("protocol"):
         segments = prepared(protocol, metric, segments)
     result = METRICS[metric].statistics(segments, own)
@@ -122,7 +132,7 @@ def score_names(metric: str, options: dict) -> list[str]:
     """The names of the scores that a metric with these options gives."""
     if metric != "rouge":
         return [metric]
-    return ["rougeL"] if options.get("protocol") == "e2e" else list(options.get("types", ROUGE_TYPES))
+    return ["rougeL"] if options.get("protocol") in E2E else list(options.get("types", ROUGE_TYPES))
 
 
 def is_score(name: str) -> bool:
@@ -158,6 +168,8 @@ def prepared(protocol: str, metric: str, segments: Segments) -> Segments:
         prepare_hypothesis, prepare_reference = webnlg_hypothesis, webnlg_reference
     elif protocol == "dart":
         prepare_hypothesis = prepare_reference = dart_text
+    elif protocol == "dart-v1.0":
+        prepare_hypothesis = prepare_reference = str.strip
     else:
         return segments
     references = [[prepare_reference(text) for text in texts[:OFFICIAL_REFERENCES]] for texts in segments.references]
@@ -226,6 +238,11 @@ def _sacrebleu_rows(class_name: str, options: dict, pairs: list) -> list:
     return getattr(metrics, class_name)(**options)._extract_corpus_statistics(hypotheses, streams)
 
 
+def _bleu_rows(options: dict, pairs: list) -> list:
+    # sacrebleu would warn of tokenised texts for each chunk; `notices` does so once.
+    return _sacrebleu_rows("BLEU", {**options, "force": True}, pairs)
+
+
 def _ter_rows(options: dict, pairs: list) -> list:
     from sacrebleu.metrics import TER
     from ter import sacrebleu_edits
@@ -260,7 +277,7 @@ def _sacrebleu(
         count = segments.count()
         try:
             metric = getattr(metrics, class_name)(**options)
-            metric.sentence_score("a b c d", ["a b c d"])  # some options are looked at only now
+            metric.corpus_score(["a b c d"], [["a b c d"]])  # some options are looked at only now
             metric.num_refs = -1 if count == "var" else int(count)
             signature = metric.get_signature().format() + _unsigned(options)
         except (TypeError, ValueError, AssertionError, LookupError, ImportError, RuntimeError, OSError) as error:
@@ -280,18 +297,21 @@ def _unsigned(options: dict) -> str:
     return "".join(f"|{name}:{options[name]}" for name in ("max_ngram_order", "beta") if name in options)
 
 
-_generic_bleu = _sacrebleu("bleu", "BLEU", functools.partial(_sacrebleu_rows, "BLEU"))
+_generic_bleu = _sacrebleu("bleu", "BLEU", _bleu_rows)
 _generic_ter = _sacrebleu("ter", "TER", _ter_rows)
 
 
 def bleu(segments: Segments, options: dict) -> Statistics:
-    """BLEU by sacrebleu; for e2e as pymteval of e2e-metrics, for webnlg and dart as Moses' multi-bleu.perl."""
+    """Return BLEU of sacrebleu; for E2E that of mteval in e2e-metrics, for WebNLG and DART that of multi-bleu.perl."""
     protocol = options.get("protocol")
-    if protocol == "e2e":
-        return _mteval_bleu(segments)
-    if protocol:
-        options = {"lowercase": True, "tokenize": "none", "smooth_method": "none", "force": True}
-    return _generic_bleu(segments, options)
+    if protocol in E2E:
+        return _mteval_bleu(segments, protocol)
+    return _generic_bleu(segments, _multi_bleu(protocol) if protocol else options)
+
+
+def _multi_bleu(protocol: str) -> dict:
+    """The options with which sacrebleu equals multi-bleu.perl: with its option -lc, except for DART v1.0."""
+    return {"lowercase": protocol != "dart-v1.0", "tokenize": "none", "smooth_method": "none"}
 
 
 def ter(segments: Segments, options: dict) -> Statistics:
@@ -307,17 +327,21 @@ def _tercom_score(sums: np.ndarray) -> list[float]:
 
 
 # BLEU and NIST of e2e-metrics -----------------------------------------------------------------------------------------
-# Its module pymteval differs from sacrebleu where texts are very short or empty, and its NIST from nltk's: it takes the
-# n-grams of all references of a segment together, and their mean length.
+# Its measure_scores.py runs mteval-v13a-sig.pl, from which the published scores come, or with -p the module pymteval.
+# Both differ from sacrebleu's BLEU in short and empty texts, and from nltk's NIST, which takes the best reference where
+# they take the n-grams of all. The modes differ from each other in NIST's length penalty, and in short and empty texts.
 
 _NIST_BETA = -math.log(0.5) / math.log(1.5) ** 2
+_ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
-def _mteval_tokens(texts: Iterable[str]) -> list[list[str]]:
+def _mteval_tokens(texts: Iterable[str], python: bool) -> list[list[str]]:
     from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
     tokenise = Tokenizer13a()
-    return [tokenise(text.strip()).lower().split(" ") for text in texts]
+    if python:
+        return [tokenise(text.strip()).lower().split(" ") for text in texts]
+    return [tokenise(text).translate(_ASCII_LOWER).split() for text in texts]
 
 
 def _ngrams(words: list[str], order: int) -> Counter:
@@ -332,17 +356,34 @@ def _hits(hypothesis: list[str], references: list[list[str]], order: int) -> Cou
     return _ngrams(hypothesis, order) & most
 
 
-def _mteval_bleu(segments: Segments) -> Statistics:
-    rows = []
-    for hypothesis, references in progress(_tokenised(segments), "bleu", total=len(segments.hypotheses)):
+def _mteval_counts(hypothesis: list[str], orders: int, python: bool) -> list[int]:
+    """The numbers of n-grams of a hypothesis; pymteval lets a short text take away from those of others."""
+    counts = [len(hypothesis) - order + 1 for order in range(1, orders + 1)]
+    return counts if python else [max(count, 0) for count in counts]
+
+
+def _mteval_bleu(segments: Segments, protocol: str) -> Statistics:
+    python, rows = protocol == "e2e-python", []
+    for hypothesis, references in progress(_tokenised(segments, python), "bleu", total=len(segments.hypotheses)):
         hits = [_hits(hypothesis, references, order).total() for order in range(1, 5)]
-        lengths = [len(hypothesis) - order + 1 for order in range(1, 5)]
         closest = min(map(len, references), key=lambda length: (abs(length - len(hypothesis)), length))  # noqa: B023
-        rows.append([*hits, *lengths, closest])
-    return Statistics(["bleu"], rows, _mteval_bleu_score, _mteval_signature(segments))
+        rows.append([*hits, *_mteval_counts(hypothesis, 4, python), closest])
+    score = _pymteval_bleu_score if python else _perl_bleu_score
+    return Statistics(["bleu"], rows, score, _mteval_signature(segments, python))
 
 
-def _mteval_bleu_score(sums: np.ndarray) -> list[float]:
+def _perl_bleu_score(sums: np.ndarray) -> list[float]:
+    hits, lengths, reference = sums[:4], sums[4:8], sums[8]
+    if not lengths[0]:
+        return [0.0]
+    logarithms, smooth = 0.0, 1
+    for hit, length in zip(hits[lengths > 0], lengths[lengths > 0], strict=True):
+        smooth = smooth if hit else 2 * smooth
+        logarithms += math.log((hit or 1 / smooth) / length)
+    return [100 * math.exp(min(0, 1 - reference / lengths[0]) + logarithms / 4)]
+
+
+def _pymteval_bleu_score(sums: np.ndarray) -> list[float]:
     hits, lengths, reference = sums[:4], sums[4:8], sums[8]
     penalty = math.exp(1 - reference / (lengths[0] or 1e-5)) if lengths[0] <= reference else 1
     precisions = [max(hit, 1e-15) / max(length, 1e-9) for hit, length in zip(hits, lengths, strict=True)]
@@ -350,8 +391,14 @@ def _mteval_bleu_score(sums: np.ndarray) -> list[float]:
 
 
 def nist(segments: Segments, options: dict) -> Statistics:
-    """NIST over 1- to 5-grams as pymteval of e2e-metrics; an n-gram's weight comes from all references together."""
-    tokenised = list(_tokenised(segments))
+    """Return NIST over 1- to 5-grams as mteval computes it; the weight of an n-gram comes from all references.
+
+    The length penalty compares a hypothesis with the mean length of references. Perl's mteval takes the mean over all
+    references of the test set, in which a segment with many references weighs more. pymteval takes the mean of each
+    segment first.
+    """
+    python = options.get("protocol") == "e2e-python"
+    tokenised = list(_tokenised(segments, python))
     counts: Counter = Counter()
     for _, references in tokenised:
         for reference in references:
@@ -367,25 +414,27 @@ def nist(segments: Segments, options: dict) -> Statistics:
             )
             for order in range(1, 6)
         ]
-        lengths = [len(hypothesis) - order + 1 for order in range(1, 6)]
-        rows.append([*gains, *lengths, sum(map(len, references)) / len(references)])
-    return Statistics(["nist"], rows, _nist_score, _mteval_signature(segments))
+        words, number = sum(map(len, references)), len(references)
+        means = [words / number, 1] if python else [words, number]
+        rows.append([*gains, *_mteval_counts(hypothesis, 5, python), *means, 1])
+    return Statistics(["nist"], rows, _nist_score, _mteval_signature(segments, python))
 
 
 def _nist_score(sums: np.ndarray) -> list[float]:
-    gains, lengths, reference = sums[:5], sums[5:10], sums[10]
-    ratio = lengths[0] / reference if reference else 1
+    gains, lengths, (words, number, segments) = sums[:5], sums[5:10], sums[10:]
+    ratio = lengths[0] / (words / number * segments) if words else 1
     penalty = 1 if ratio >= 1 else math.exp(-_NIST_BETA * math.log(ratio) ** 2) if ratio > 0 else 0
     return [penalty * sum(gain / length for gain, length in zip(gains, lengths, strict=True) if length > 0)]
 
 
-def _tokenised(segments: Segments) -> Iterable[tuple[list[str], list[list[str]]]]:
-    references = map(_mteval_tokens, segments.references)
-    return zip(_mteval_tokens(segments.hypotheses), references, strict=True)
+def _tokenised(segments: Segments, python: bool) -> Iterable[tuple[list[str], list[list[str]]]]:
+    references = (_mteval_tokens(texts, python) for texts in segments.references)
+    return zip(_mteval_tokens(segments.hypotheses, python), references, strict=True)
 
 
-def _mteval_signature(segments: Segments) -> str:
-    return _signature(segments, case="lc", tok="13a", smooth="none", version="pymteval")
+def _mteval_signature(segments: Segments, python: bool) -> str:
+    parts = {"smooth": "none", "version": "pymteval"} if python else {"smooth": "exp", "version": "mteval-v13a"}
+    return _signature(segments, case="lc", tok="13a", **parts)
 
 
 # Metrics of pycocoevalcap ---------------------------------------------------------------------------------------------
@@ -405,7 +454,7 @@ def _ptb(segments: Segments) -> Segments:
 
 def meteor(segments: Segments, options: dict) -> Statistics:
     """METEOR 1.5 with the parameters for English, case folded and normalised by the program itself."""
-    e2e = options.get("protocol") == "e2e"
+    e2e = options.get("protocol") in E2E
     segments = _ptb(segments) if e2e else segments
     rows = np.array(
         java_tools.meteor_statistics(segments.hypotheses, segments.references, segments.java_memory), dtype=float
@@ -441,6 +490,8 @@ def cider(segments: Segments, options: dict) -> Statistics:
     from pycocoevalcap.cider.cider_scorer import CiderScorer
 
     tokenised, scorer = _ptb(segments), CiderScorer(n=4, sigma=6.0)
+    if not any(map("".join, tokenised.references)):  # the scorer needs an n-gram
+        return _mean(["cider"], [0.0] * len(segments.hypotheses), _coco_signature(segments), scale=1)
     for hypothesis, references in zip(tokenised.hypotheses, tokenised.references, strict=True):
         scorer += (hypothesis, references)
     _, values = scorer.compute_score()
@@ -468,58 +519,97 @@ def _coco_signature(segments: Segments) -> str:
 
 
 def rouge(segments: Segments, options: dict) -> Statistics:
-    """Mean F of rouge-score over the segments; of several references the best counts, or their mean, for each type."""
-    if options.get("protocol") == "e2e":
+    """Return the mean F of rouge-score over the segments; of several references the best, or their mean, per type.
+
+    Options: `tokens`, rouge-score's (a to z and 0 to 9) or `unicode`; `perl`, the stems of ROUGE-1.5.5.
+    """
+    if options.get("protocol") in E2E:
         return _coco_rouge(segments)
-    types, stemmer = options.get("types", ROUGE_TYPES), options.get("stemmer", True)
+    types, tokens = options.get("types", ROUGE_TYPES), options.get("tokens", "rouge-score")
+    stemmer, perl = options.get("stemmer", tokens == "rouge-score"), options.get("perl", False)
     several = options.get("references", "best")
     if not (isinstance(types, list) and types and isinstance(stemmer, bool) and several in ("best", "mean")):
         raise UserError(
             "rouge: types is a list such as [rouge1, rougeL], stemmer is true or false, and references is best or mean"
         )
-    rows_of = functools.partial(_rouge_rows, types, stemmer, np.max if several == "best" else np.mean)
+    if tokens not in ("rouge-score", "unicode") or not isinstance(perl, bool):
+        raise UserError("rouge: tokens is rouge-score or unicode, and perl is true or false")
+    if perl and {"tokens", "stemmer"} & set(options):
+        raise UserError("rouge: perl fixes tokens and stemmer; leave these out")
+    stem = "perl" if perl else "porter" if stemmer else "no"
+    rows_of = functools.partial(_rouge_rows, types, tokens, stem, np.max if several == "best" else np.mean)
     try:
         rows_of([("", [""])])
     except (TypeError, ValueError) as error:
         raise _options_error("rouge", options, error) from None
     rows = _rows(rows_of, segments, "rouge")
-    parts = {"refs": several, "agg": "mean", "case": "lc", "tok": "rouge-score", "stem": "porter" if stemmer else "no"}
+    parts = {"refs": several, "agg": "mean", "case": "lc", "tok": tokens, "stem": stem}
+    if perl:
+        parts["stem"] = f"wordnet2.0+porter1980(py-rouge-{importlib.metadata.version('py-rouge')})"
     if "rougeLsum" in types:
-        parts["sent"] = ".?!"
+        parts["sent"] = ".?!" if tokens == "rouge-score" else "unicode"
     return _mean(types, rows, _signature(segments, **parts, version=importlib.metadata.version("rouge-score")))
 
 
-def _rouge_rows(types: list[str], stemmer: bool, of_several: Callable, pairs: list) -> list:
+def _rouge_rows(types: list[str], tokens: str, stem: str, of_several: Callable, pairs: list) -> list:
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer, rows = RougeScorer(types, tokenizer=_rouge_tokenizer(stemmer)), []
+    scorer, rows = RougeScorer(types, tokenizer=_rouge_tokenizer(tokens, stem)), []
+    sentences = functools.partial(_SENTENCE_END[tokens].sub, "\n")
     for hypothesis, references in pairs:
-        found = [scorer.score(_sentences(text), _sentences(hypothesis)) for text in references]
+        found = [scorer.score(sentences(text), sentences(hypothesis)) for text in references]
         rows.append([of_several([scores[name].fmeasure for scores in found]) for name in types])
     return rows
 
 
 @functools.cache
-def _rouge_tokenizer(stemmer: bool):
-    """rouge-score's own tokeniser, which remembers the stems it has seen; stemming is most of the time it takes."""
+def _rouge_tokenizer(tokens: str, stem: str):
+    """A tokeniser for rouge-score that remembers the stems it has seen: stemming takes most of the time."""
     from nltk.stem.porter import PorterStemmer
     from rouge_score import tokenize
     from rouge_score.tokenizers import Tokenizer
 
-    porter = PorterStemmer() if stemmer else None
-    if porter is not None:
-        porter.stem = functools.cache(porter.stem)
+    porter = PorterStemmer(PorterStemmer.ORIGINAL_ALGORITHM if stem == "perl" else PorterStemmer.NLTK_EXTENSIONS)
+    known = _irregular_forms() if stem == "perl" else {}
+
+    @functools.cache
+    def stemmed(word: str) -> str:
+        if stem == "no" or len(word) <= 3:
+            return word
+        return known.get(word) or porter.stem(word)
 
     class Remembering(Tokenizer):
         def tokenize(self, text: str) -> list[str]:
-            return tokenize.tokenize(text, porter)
+            words = unicode_words(text) if tokens == "unicode" else tokenize.tokenize(text, None)
+            return list(map(stemmed, words))
 
     return Remembering()
 
 
-def _sentences(text: str) -> str:
-    """One sentence a line, as rougeLsum wants it; to the other types a line break is a space."""
-    return re.sub(r"(?<=[.?!])\s+", "\n", text)
+def _irregular_forms() -> dict[str, str]:
+    """WordNet 2.0's irregular forms, in which ROUGE-1.5.5 looks a word up before it stems it; py-rouge has the list.
+
+    Only the file is read: the package's module is called `rouge`, as those of other packages are.
+    """
+    path = importlib.metadata.distribution("py-rouge").locate_file("rouge/wordnet_key_value.txt")
+    with open(path, encoding="utf-8") as file:
+        return dict(line.rstrip("\n").split("|") for line in file)
+
+
+# One sentence a line, as rougeLsum expects it; to the other types a line break is a space.
+_SENTENCE_END = {
+    "rouge-score": regex.compile(r"(?<=[.?!])\s+"),
+    "unicode": regex.compile(r"(?<=[.?!।॥۔؟])\s+|(?<=[。．？！])\s*"),
+}
+# Scripts that put no space between words. Each of their characters, with its marks, is a word.
+_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+_WORDS = regex.compile(rf"(?V1)[{_UNSPACED}]\p{{M}}*|[[\p{{L}}\p{{M}}\p{{N}}]--[{_UNSPACED}]]+")
+
+
+def unicode_words(text: str) -> list[str]:
+    """Return the runs of letters, marks and digits of any script, in lower case and in compatibility form (NFKC)."""
+    joined = text.replace("\u200c", "").replace("\u200d", "")  # they shape letters within a word
+    return _WORDS.findall(unicodedata.normalize("NFKC", joined).lower())
 
 
 # BERTScore ------------------------------------------------------------------------------------------------------------
@@ -548,6 +638,151 @@ def bertscore(segments: Segments, options: dict) -> Statistics:
     return _mean(["bertscore"], values, signature)
 
 
+# What a metric does not see -------------------------------------------------------------------------------------------
+# A tokeniser made for English can leave nothing of another script, or take a sentence for a word. The score is then 0,
+# or close to it, even where hypothesis and reference are the same.
+
+_LETTERS = regex.compile(r"[\p{L}\p{M}\p{N}]")
+_PLAIN = regex.compile(r"[A-Za-z0-9]")
+_SENTENCE_OF_ONE_WORD = regex.compile(rf"(?:[{_UNSPACED}]\p{{M}}*){{4,}}")
+_NOT_LATIN = regex.compile(r"(?V1)[\p{L}--\p{Latin}]")
+_TOKENISED = 100  # hypotheses that end in " .": sacrebleu's threshold
+
+
+def notices(metric: str, segments: Segments, options: dict) -> list[str]:
+    """Return sentences that say why a score is low for another reason than the hypotheses; [] in most cases.
+
+    Each reference is compared with itself: the words that it has both as a hypothesis and as a reference are what a
+    perfect hypothesis can match.
+    """
+    options, total = _without(options, "groups"), sum(map(len, segments.references))
+    protocol = options.get("protocol")
+    advice = f"the protocol {protocol} is for English; use chrf" if protocol else METRICS[metric].advice
+    found, states = [], _states(metric, segments, options)
+    for state, problem in _PROBLEMS.items():
+        # Single letters are lost in English, too: accents of a few names.
+        if len(examples := states.get(state, [])) > (total / 10 if state == "damaged" else 0):
+            found.append(f"{len(examples):,} of {total:,} references {problem}, such as {examples[0][:40]!r}; {advice}")
+    if metric == "bleu" and not protocol:
+        found += _bleu_notices(segments, options)
+    if metric == "meteor":
+        texts = [text for references in segments.references for text in references]
+        if number := sum(2 * len(_NOT_LATIN.findall(text)) > _letters(text) for text in texts if not text.isascii()):
+            found.append(
+                f"{number:,} of {total:,} references are not in Latin letters, but METEOR's stems, synonyms and "
+                "function words are those of English; use chrf"
+            )
+    if metric == "cider" and len(segments.references) == 1:
+        found.append("CIDEr of a single example is always 0: no n-gram is rarer than another")
+    return found
+
+
+def _bleu_notices(segments: Segments, options: dict) -> list[str]:
+    found, order = [], options.get("max_ngram_order", 4)
+    texts = [text for references in segments.references for text in references]
+    short = not any(text.count(" ") >= order for text in texts)
+    if short and not options.get("effective_order") and max(map(len, _bleu_words(texts, options, ""))) < order:
+        found.append(
+            f"no reference has {order} words, so BLEU is 0 for any hypothesis; set max_ngram_order or use chrf"
+        )
+    ends = sum(text.endswith(" .") for text in segments.hypotheses)
+    if ends >= _TOKENISED and not options.get("force") and options.get("tokenize") != "none":
+        found.append(
+            f"{ends:,} of {len(segments.hypotheses):,} hypotheses end in ' .' as tokenised text does, but BLEU "
+            "tokenises by itself; give detokenised text, or hide this notice with the option force: true"
+        )
+    return found
+
+
+def _states(metric: str, segments: Segments, options: dict) -> dict[str, list[str]]:
+    """The references that are lost, unsplit or damaged, by these names; only texts that may be are looked at."""
+    texts = [text for references in segments.references for text in references]
+    doubtful = [text for text in texts if not (text.isascii() and _PLAIN.search(text))]
+    words, states = METRICS[metric].words, {}
+    if words and doubtful:
+        sides = Segments(doubtful, [[text] for text in doubtful])
+        if protocol := options.get("protocol"):
+            sides = prepared(protocol, metric, sides)
+        as_hypotheses, as_references = (
+            words(side, options, segments.java_memory)
+            for side in (sides.hypotheses, [first for first, *_ in sides.references])
+        )
+        for text, *both in zip(doubtful, as_hypotheses, as_references, strict=True):
+            states.setdefault(_state(text, *both), []).append(text)
+    return states
+
+
+_PROBLEMS = {
+    "lost": "lose most or all of their text when they are split into words",
+    "unsplit": "have no spaces between words and are compared as whole sentences",
+    "damaged": "lose some of their letters",
+}
+
+
+def _state(text: str, as_hypothesis: list[str], as_reference: list[str]) -> str:
+    """What becomes of a text that is scored against itself: a key of `_PROBLEMS`, or "fine"."""
+    common = list((Counter(as_hypothesis) & Counter(as_reference)).elements())
+    whole = max(_letters(unicodedata.normalize("NFKC", text)), _letters("".join(as_reference)))
+    kept = _letters("".join(common))
+    if not common or 2 * kept < whole:
+        return "lost"
+    if 2 * sum(_letters(word) for word in common if _SENTENCE_OF_ONE_WORD.search(word)) > whole:
+        return "unsplit"
+    return "damaged" if kept < whole else "fine"
+
+
+def _letters(text: str) -> int:
+    return len(_LETTERS.findall(text))
+
+
+def _bleu_words(texts: list[str], options: dict, memory: str) -> list[list[str]]:
+    from sacrebleu.metrics import BLEU
+
+    if (protocol := options.get("protocol")) in E2E:
+        return _mteval_tokens(texts, protocol == "e2e-python")
+    metric = BLEU(**(_multi_bleu(protocol) if protocol else options))
+    return [metric._preprocess_segment(text).split() for text in texts]
+
+
+def _nist_words(texts: list[str], options: dict, memory: str) -> list[list[str]]:
+    return _mteval_tokens(texts, options.get("protocol") == "e2e-python")
+
+
+def _ter_words(texts: list[str], options: dict, memory: str) -> list[list[str]]:
+    from sacrebleu.metrics import TER
+
+    if "protocol" in options:
+        return [text.lower().split() for text in texts]
+    metric = TER(**options)
+    return [metric._preprocess_segment(text).split() for text in texts]
+
+
+def _rouge_words(texts: list[str], options: dict, memory: str) -> list[list[str]]:
+    if "protocol" in options:
+        return _ptb_words(texts, options, memory)
+    return list(map(_rouge_tokenizer(options.get("tokens", "rouge-score"), "no").tokenize, texts))
+
+
+def _ptb_words(texts: list[str], options: dict, memory: str) -> list[list[str]]:
+    return [text.split() for text in java_tools.ptb_tokens(tuple(texts), memory)]
+
+
+def _meteor_words(texts: list[str], options: dict, memory: str) -> list[list[str]]:
+    return _ptb_words(texts, options, memory) if options.get("protocol") in E2E else [text.split() for text in texts]
+
+
+def _bertscore_words(texts: list[str], options: dict, memory: str) -> list[list[str]]:
+    """The subwords of BERTScore's model without those it does not know."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(options["model"])
+    return [[piece for piece in tokenizer.tokenize(text) if piece != tokenizer.unk_token] for text in texts]
+
+
+def _without(options: dict, name: str) -> dict:
+    return {key: value for key, value in options.items() if key != name}
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -555,8 +790,12 @@ def _java(options: dict) -> str | None:
     return java_tools.unavailable()
 
 
-def _java_for_e2e(options: dict) -> str | None:
-    return java_tools.unavailable() if options.get("protocol") == "e2e" else None
+def _needs_of_rouge(options: dict) -> str | None:
+    if options.get("protocol") in E2E:
+        return java_tools.unavailable()
+    if options.get("perl") is True and not any(importlib.metadata.distributions(name="py-rouge")):
+        return "needs the package py-rouge for its option perl; install it with `make setup-scores`"
+    return None
 
 
 def _bert_score(options: dict) -> str | None:
@@ -566,16 +805,32 @@ def _bert_score(options: dict) -> str | None:
 
 METRICS: dict[str, Metric] = {
     "bleu": Metric(
-        bleu, ("lowercase", "tokenize", "smooth_method", "smooth_value", "max_ngram_order", "effective_order")
+        bleu,
+        ("lowercase", "tokenize", "smooth_method", "smooth_value", "max_ngram_order", "effective_order", "force"),
+        words=_bleu_words,
+        advice="set the option tokenize (zh, ja-mecab, char ...) or use chrf",
     ),
-    "nist": Metric(nist),
-    "meteor": Metric(meteor, (), _java),
-    "rouge": Metric(rouge, ("types", "stemmer", "references"), _java_for_e2e),
-    "cider": Metric(cider, (), _java),
-    "ter": Metric(ter, ("normalized", "no_punct", "asian_support", "case_sensitive")),
+    "nist": Metric(nist, words=_nist_words),
+    "meteor": Metric(meteor, missing=_java, words=_meteor_words),
+    "rouge": Metric(
+        rouge,
+        ("types", "stemmer", "references", "tokens", "perl"),
+        _needs_of_rouge,
+        _rouge_words,
+        "set the option tokens: unicode, or use chrf",
+    ),
+    "cider": Metric(cider, missing=_java, words=_ptb_words),
+    "ter": Metric(
+        ter,
+        ("normalized", "no_punct", "asian_support", "case_sensitive"),
+        words=_ter_words,
+        advice="set the options normalized and asian_support, or use chrf",
+    ),
     "chrf": Metric(
         _sacrebleu("chrf", "CHRF", functools.partial(_sacrebleu_rows, "CHRF")),
         ("char_order", "word_order", "beta", "lowercase", "whitespace", "eps_smoothing"),
     ),
-    "bertscore": Metric(bertscore, ("model", "layer"), _bert_score),
+    "bertscore": Metric(
+        bertscore, ("model", "layer"), _bert_score, _bertscore_words, "use a model that knows the language"
+    ),
 }

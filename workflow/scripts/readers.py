@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import itertools
 import re
 import tarfile
 import xml.sax
@@ -100,7 +101,7 @@ E2E_ATTRIBUTES = {
 
 
 def read_e2e(inputs: dict[str, Path], options: dict) -> Splits:
-    """E2E NLG challenge: three CSV files with the columns mr and ref.
+    """E2E NLG challenge, original or cleaned: CSV or TSV files with the columns mr and ref.
 
     Training keeps its rows; validation and test have one example per meaning representation, with all its references,
     in the order of first appearance, as the official evaluation groups them. The option `linearisation` is `original`
@@ -116,7 +117,7 @@ def read_e2e(inputs: dict[str, Path], options: dict) -> Splits:
 
 
 def _e2e_rows(path: Path, split: str, as_released: bool) -> Iterator[Example]:
-    for number, (where, row) in enumerate(_csv_rows(path, "mr", "ref"), 1):
+    for number, (where, row) in enumerate(csv_rows(path, "mr", "ref"), 1):
         for column in ("mr", "ref"):
             if not row[column].strip():
                 raise UserError(f"{where}: the column {column} is empty")
@@ -125,23 +126,31 @@ def _e2e_rows(path: Path, split: str, as_released: bool) -> Iterator[Example]:
 
 
 def linearise_e2e(mr: str, where: str) -> str:
-    """`name[X], eatType[Y]` -> `name : X | Type : Y`, in the fixed order of `E2E_ATTRIBUTES`."""
+    """`name[X], eatType[Y]` -> `name : X | Type : Y`, in the fixed order of `E2E_ATTRIBUTES`.
+
+    E2E-cleaned has attributes with several values: each is a pair of its own, in the order of the release.
+    """
     if not re.fullmatch(r"[^\[\],]+\[[^\[\]]+\](, *[^\[\],]+\[[^\[\]]+\])*", mr.strip()):
         raise UserError(f"{where}: not a meaning representation of the form name[X], food[Y]: {mr!r}")
-    values: dict[str, str] = {}
+    values: dict[str, list[str]] = {}
     for key, value in re.findall(r"([^\[\],]+)\[([^\[\]]+)\]", mr):
         key = key.strip()
         if key not in E2E_ATTRIBUTES:
             raise UserError(f"{where}: unknown attribute {key!r}; known are {', '.join(E2E_ATTRIBUTES)}")
-        if key in values:
-            raise UserError(f"{where}: the attribute {key!r} stands twice")
-        values[key] = value.strip()
-    return " | ".join(f"{name} : {values[key]}" for key, name in E2E_ATTRIBUTES.items() if key in values)
+        values.setdefault(key, []).append(value.strip())
+    return " | ".join(f"{name} : {value}" for key, name in E2E_ATTRIBUTES.items() for value in values.get(key, []))
 
 
-def _csv_rows(path: Path, *columns: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """(file and line where the row begins, {column: field}) of a CSV file with a header; quoting is checked."""
-    reader = csv.reader((line + "\n" for _, line in read_lines(path)), strict=True)
+def csv_rows(path: Path, *columns: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield (file and line where the row begins, {column: field}) of a CSV or TSV file with a header.
+
+    Raises:
+        UserError: a quote is wrong, a column is missing, or a row has not as many fields as the header.
+    """
+    lines = (line + "\n" for _, line in read_lines(path))
+    first = list(itertools.islice(lines, 1))
+    delimiter = "\t" if first and "\t" in first[0] else ","
+    reader = csv.reader(itertools.chain(first, lines), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     begin = 1
     while True:

@@ -16,8 +16,20 @@ import json
 import sys
 from pathlib import Path
 
-from common import UserError, positive, read_jsonl, read_lines, run_main, sha256_file, write_json
-from metrics import METRICS, PROTOCOLS, SEEN, Segments, Statistics, check_options, statistics, unavailable
+from common import UserError, positive, read_jsonl, read_lines, run_main, sha256_file, single_line, write_json
+from metrics import (
+    E2E,
+    METRICS,
+    PROTOCOLS,
+    SEEN,
+    UNSEEN,
+    Segments,
+    Statistics,
+    check_options,
+    notices,
+    statistics,
+    unavailable,
+)
 from significance import SAMPLES, SEED, TRIALS, compare, intervals
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -30,7 +42,9 @@ def main(argv: list[str]) -> None:
     metrics = wanted_metrics(args)
     references, groups = read_references(args, metrics)
     systems = [read_hypotheses(path, references, args) for path in [args.hypotheses, *args.compare]]
-    scored, missing, failed = {}, {}, {}
+    scored, missing, failed, notes = {}, {}, {}, {}
+    if any(options.get("protocol") == "webnlg" for options in metrics.values()) and (reason := _no_categories(groups)):
+        print(f"notice: no scores for seen and unseen categories: {reason}", file=sys.stderr)
     for metric, options in metrics.items():
         if reason := unavailable(metric, options):
             missing[metric] = reason
@@ -39,11 +53,15 @@ def main(argv: list[str]) -> None:
         segments = [Segments(hypotheses, references, args.threads, args.java_memory) for hypotheses in systems]
         try:
             scored[metric] = [with_splits(statistics(metric, each, options), groups, options) for each in segments]
+            notes[metric] = list(dict.fromkeys(note for each in segments for note in notices(metric, each, options)))
         except UserError as error:  # of a Java program, say: no reason to lose the other scores
             failed[metric] = f"failed: {error}"
     if not scored:
         raise UserError("; ".join(failed.values()) or "nothing could be computed; what is missing is said above")
-    report = make_report(args, scored, missing | failed, groups)
+    for metric, found in notes.items():
+        for note in found:
+            print(f"notice: {metric}: {note}", file=sys.stderr)
+    report = make_report(args, scored, missing | failed, groups, notes)
     if args.output:
         write_json(args.output, report)
     sys.stdout.write(text_report(report))
@@ -94,7 +112,7 @@ def read_references(args: argparse.Namespace, metrics: dict[str, dict]) -> tuple
         UserError: a segment has no reference, or files of references differ in length.
     """
     if args.references:
-        in_groups = any(options.get("protocol") == "e2e" for options in metrics.values())
+        in_groups = any(options.get("protocol") in E2E for options in metrics.values())
         references = _read_plain(args.references, in_groups)
         return references, [None] * len(references)
     [path] = reference_files(args)
@@ -118,8 +136,14 @@ def read_references(args: argparse.Namespace, metrics: dict[str, dict]) -> tuple
 
 
 def _read_plain(paths: list[Path], in_groups: bool) -> list[list[str]]:
-    """References from text files: one file each, line by line; e2e's one file has groups with empty lines between."""
-    files = [[line for _, line in read_lines(path)] for path in paths]
+    """References from text files: one file each, line by line.
+
+    A single file may also have the form in which E2E gives them: a table with the columns mr and ref, or for its
+    protocol the references of each segment in lines of their own, with an empty line after them.
+    """
+    if len(paths) == 1 and {"mr", "ref"} <= set(_columns(paths[0])):
+        return _references_by_mr(paths[0])
+    files = [_read_texts(path) for path in paths]
     if in_groups and len(files) == 1 and not all(line.strip() for line in files[0]):
         groups: list[list[str]] = [[]]
         for line in files[0]:
@@ -144,6 +168,46 @@ def _read_plain(paths: list[Path], in_groups: bool) -> list[list[str]]:
     return references
 
 
+def _columns(path: Path) -> list[str]:
+    """The names of a table's columns, from its first line; a line with spaces is text, not the head of a table."""
+    line = next((line for _, line in read_lines(path)), "")
+    return [] if " " in line else [name.strip('"').lower() for name in line.split("\t" if "\t" in line else ",")]
+
+
+def _references_by_mr(path: Path) -> list[list[str]]:
+    from readers import csv_rows
+
+    groups: dict[str, list[str]] = {}
+    for _, row in csv_rows(path, "mr", "ref"):
+        groups.setdefault(row["mr"], []).append(single_line(row["ref"]))
+    return [_with_text(texts, f"{path}, {mr}") for mr, texts in groups.items()]
+
+
+def _read_texts(path: Path) -> list[str]:
+    """The lines of a text file.
+
+    Raises:
+        UserError: the file has another form: a table, JSON or XML.
+    """
+    lines = [line for _, line in read_lines(path)]
+    kind = path.name.removesuffix(".gz").rpartition(".")[2]
+    if kind in ("csv", "tsv") or "mr" in _columns(path):
+        raise UserError(
+            f"{path}: a table, but expected text, one line per example; only references may be a table, a single one "
+            "with the columns mr and ref, as E2E's"
+        )
+    if kind in ("json", "jsonl") or lines and lines[0].startswith(('{"', "[{")):
+        raise UserError(
+            f'{path}: JSON, but expected text, one line per example; give JSON lines with "references" as --examples'
+        )
+    if kind in ("xml", "sgm") or lines and lines[0].startswith("<?xml"):
+        raise UserError(
+            f"{path}: XML, but expected text, one line per example; make JSON lines of a release with prepare.py "
+            "--reader webnlg, and give them as --examples"
+        )
+    return lines
+
+
 def _with_text(texts: list[str], where: str) -> list[str]:
     if kept := [text for text in texts if text.strip()]:
         return kept
@@ -156,12 +220,17 @@ def read_hypotheses(path: Path, references: list, args: argparse.Namespace) -> l
     Raises:
         UserError: the numbers differ.
     """
-    hypotheses = [line for _, line in read_lines(path)]
+    hypotheses = _read_texts(path)
     if len(hypotheses) != len(references):
         source = ", ".join(map(str, reference_files(args)))
         raise UserError(
             f"{path} has {len(hypotheses)} lines and {source} {len(references)} examples; "
             "there must be one hypothesis per example, in order"
+        )
+    if empty := [number for number, text in enumerate(hypotheses, 1) if not text.strip()]:
+        print(
+            f"notice: {path}: {len(empty):,} of {len(hypotheses):,} hypotheses are empty, the first in line {empty[0]}",
+            file=sys.stderr,
         )
     return hypotheses
 
@@ -182,9 +251,7 @@ def split_segments(groups: list[str | None], options: dict) -> dict[str, list[in
     """
     splits: dict[str, list[int]] = {}
     named = {group for group in groups if group is not None}
-    if options.get("protocol") == "webnlg" and None in groups:
-        print("notice: without the categories of all examples, no scores for seen and unseen", file=sys.stderr)
-    elif options.get("protocol") == "webnlg":
+    if options.get("protocol") == "webnlg" and not _no_categories(groups):
         for name, wanted in (("seen", True), ("unseen", False)):
             splits[name] = [index for index, group in enumerate(groups) if (group in SEEN) == wanted]
     if options.get("groups"):
@@ -197,13 +264,23 @@ def split_segments(groups: list[str | None], options: dict) -> dict[str, list[in
     return {name: segments for name, segments in splits.items() if segments}
 
 
+def _no_categories(groups: list[str | None]) -> str | None:
+    """Why the groups of the examples are not the categories of WebNLG 2017, or None where they are."""
+    if None in groups:
+        return "these need --examples, in which each example has its category as `group`"
+    strange = [group for group in groups if group not in SEEN | UNSEEN]
+    return f"{len(strange):,} examples have a group that is no category, such as {strange[0]!r}" if strange else None
+
+
 def score_name(name: str, split: str) -> str:
     """bleu of the whole test set, bleu:seen of a split."""
     return name if split == "all" else f"{name}:{split}"
 
 
-def make_report(args: argparse.Namespace, scored: dict, unavailable: dict[str, str], groups: list) -> dict:
-    """What goes into the JSON file: for each metric its scores, intervals, signature and comparisons."""
+def make_report(
+    args: argparse.Namespace, scored: dict, unavailable: dict[str, str], groups: list, notes: dict[str, list[str]]
+) -> dict:
+    """What goes into the JSON file: for each metric its scores, intervals, signature, notices and comparisons."""
     report = {
         "bootstrap": {"samples": args.samples, "seed": args.seed},
         "compared": [str(path) for path in args.compare],
@@ -216,6 +293,8 @@ def make_report(args: argparse.Namespace, scored: dict, unavailable: dict[str, s
     }
     for metric, (baseline, *others) in scored.items():
         entry = {"signature": baseline["all"].signature, "scores": {}, "intervals": {}, "counts": {}}
+        if notes[metric]:
+            entry["notices"] = notes[metric]
         for split, part in baseline.items():
             entry["counts"][split] = len(part.rows)
             for name, score, interval in zip(
@@ -273,6 +352,9 @@ def text_report(report: dict) -> str:
                 )
         lines += ["", f"{path}, against the first", "", *aligned(rows, left=1)]
     lines += ["", *(f"{metric}: {entry['signature']}" for metric, entry in report["metrics"].items())]
+    lines += [
+        f"notice: {metric}: {note}" for metric, entry in report["metrics"].items() for note in entry.get("notices", [])
+    ]
     lines += [f"{metric}: not computed; it {reason}" for metric, reason in report["unavailable"].items()]
     return "\n".join(lines) + "\n"
 
@@ -327,15 +409,23 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     )
     what.add_argument("--by-group", action="store_true", help="every score for each group of the examples as well")
     against = parser.add_argument_group("what to compare with")
-    against.add_argument("--examples", type=Path, metavar="FILE", help="the test set as prepared (JSON lines)")
+    against.add_argument(
+        "--examples",
+        type=Path,
+        metavar="FILE",
+        help='the test set as JSON lines, as prepare.py writes it: {"references": ["...", "..."], "group": "Airport"}; '
+        "group may be left out: it is for --by-group, and for WebNLG's seen and unseen categories",
+    )
     against.add_argument(
         "--references",
         type=Path,
         action="extend",
         nargs="+",
         metavar="FILE",
-        help="references in text files instead, line by line; an empty line is a missing reference (in a single file "
-        "for the protocol e2e it ends the references of one segment)",
+        help="references in text files instead: R0 R1 R2 have the first, second and third reference of each example, "
+        "one a line; an empty line is a missing reference. For the protocol e2e one file may have all references of an "
+        "example in lines of their own, and an empty line after them. One CSV or TSV file with the columns mr and ref, "
+        "as E2E's, is grouped by mr",
     )
     against.add_argument(
         "--compare",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import statistics
+import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ class Row:
     scores: dict[str, list[float]]
     intervals: dict[str, list[list[float]]]
     signatures: dict[str, set[str]]  # of each metric
+    notices: list[str]  # of its scores (see metrics.py)
     hypotheses: list[str]  # of the first seed
     valid_losses: list[float]  # of the seeds that recorded one
 
@@ -64,6 +66,17 @@ def main(argv: list[str]) -> None:
     with atomic_open(args.output) as text, atomic_path(args.output.with_suffix(".tsv")) as tsv:
         tsv.write_text(tab_separated(rows), encoding="utf-8")
         text.write(report(args.task, rows, examples, args.samples, args.note))
+    if others := other_runs(args.run):
+        print(
+            f"notice: {args.task} has {len(others)} more runs than {args.output} shows, such as {others[0]}; the lists "
+            "models, methods and seeds of the configuration say what it shows",
+            file=sys.stderr,
+        )
+
+
+def other_runs(shown: list[Path]) -> list[Path]:
+    """Runs of the same task that are not among those shown."""
+    return sorted({path.parent for path in shown[0].parents[2].glob("*/*/*/run.json")} - {*shown})
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
@@ -127,6 +140,12 @@ def read_row(model: str, method: str, runs: list[Path], metrics: list[str]) -> R
         {name: [entry["scores"][name] for entry in scored[metric]] for metric, name in names},
         {name: [entry["intervals"][name] for entry in scored[metric]] for metric, name in names},
         {metric: {entry["signature"] for entry in entries} for metric, entries in scored.items()},
+        [
+            f"{metric}: {note}"
+            for metric, entries in scored.items()
+            for each in entries
+            for note in each.get("notices", [])
+        ],
         [line for _, line in read_lines(runs[0] / "hypotheses.txt")],
         valid_losses(records),
     )
@@ -168,7 +187,8 @@ def read_scores(path: Path, metric: str) -> dict:
     """
     try:
         entry = read_json(path)["metrics"][metric]
-        sound = entry["signature"].isprintable() and bool(entry["scores"]) and "".join(entry["scores"]).isprintable()
+        sound = all(note.isprintable() for note in [entry["signature"], *entry.get("notices", [])])
+        sound &= bool(entry["scores"]) and "".join(entry["scores"]).isprintable()
         for name, score in entry["scores"].items():
             low, high = entry["intervals"][name]
             sound &= all(map(_is_number, (score, low, high)))
@@ -211,6 +231,7 @@ def report(task: str, rows: list[Row], examples: list[dict], samples: int, notes
     seeds = max(rows, key=lambda row: (len(row.seeds), row.trained)).seeds  # an untrained model has none of its own
     of_seeds = f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds, mean ± standard deviation"
     notes = [f"{metric}: {next(iter(found))}" for metric, found in rows[0].signatures.items()] + notes
+    notes += dict.fromkeys(f"notice: {notice}" for row in rows for notice in row.notices)
     return "\n".join(
         [
             f"{task}: {', '.join(rows[0].signatures)} on {len(examples):,} test examples, {of_seeds}",
