@@ -6,9 +6,6 @@ from snakemake.utils import min_version
 min_version("9.11")
 
 
-configfile: "configs/config.yaml"
-
-
 resource_scopes:
     gpu_jobs="local",  # of one machine
 
@@ -28,3 +25,4 @@ rule all:
 
 
 install(workflow, OF_RULES)
+check_targets(workflow, study)

@@ -645,7 +645,7 @@ def _changed_preset(kind: str) -> st.SearchStrategy:
 def _(case, folder):
     import shlex
 
-    from config import arguments, check_flag
+    from flags import arguments, check_flag
 
     command, flag, value = case
     check_flag(command, flag, value, "mine.yaml")
@@ -656,7 +656,7 @@ def _(case, folder):
 
 @cache
 def _flag_names() -> st.SearchStrategy:
-    from config import known_flags
+    from flags import known_flags
 
     return st.sampled_from(sorted({*known_flags()["train"], *known_flags()["generate"]}))
 

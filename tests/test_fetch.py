@@ -193,6 +193,14 @@ def test_mirror_in_the_environment_and_compressed(server, tmp_path, monkeypatch)
     assert server.requests == []
 
 
+def test_a_mirror_in_the_environment_may_be_below_the_home_folder(server, tmp_path, monkeypatch):
+    mirror(tmp_path / "m", "file.bin", DATA)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PREFIX_MIRROR", "~/absent:~/m")
+    fetch(tmp_path / "out", server.url)
+    assert (tmp_path / "out").read_bytes() == DATA and server.requests == []
+
+
 def test_first_mirror_that_has_the_file_wins(tmp_path):
     first, second = mirror(tmp_path / "1", "file.bin", b"first"), mirror(tmp_path / "2", "file.bin", b"second")
     fetch(tmp_path / "out", "file:///absent", "--mirror", str(tmp_path / "0"), str(first), str(second))

@@ -24,9 +24,10 @@ import tiny
 import torch
 import yaml
 from common import UserError, open_tar, read_jsonl, run_main
-from config import EVALUATED, Configuration, check, check_flag, known_flags, load_yaml
+from config import Configuration, check, load_yaml
 from conftest import REPOSITORY, archive
 from fairseq import checkpoint_utils
+from flags import EVALUATED, check_flag, known_flags
 from make_documents import paragraphs
 from prepare import prepare
 from readers import READERS
@@ -712,8 +713,8 @@ def write_presets(folder: Path, text: str) -> None:
         "options": {"source": text, "target": [text]},
         "inputs": {"train": {"file": "t.jsonl", "url": f"https://127.0.0.1/{kept}"}, "valid": {"file": "v.jsonl"}},
         "metrics": {"bleu": {"tokenize": "13a"}, "rouge": {}},
-        "train": {"activation-fn": text, "max-update": 1},
-        "generate": {"beam": 1, "post-process": text},
+        "train": {"wandb-project": text, "max-update": 1},
+        "generate": {"beam": 1, "eos-token": text},
     }
     path = re.sub(r"[\x00-\x1f'\"`$\\{}*?]", "_", text).lstrip("-")
     task["inputs"]["test"] = {"path": f"data/{path}.jsonl"}
@@ -741,6 +742,7 @@ def test_no_value_of_a_configuration_reaches_the_shell_as_code(tmp_path, text):
     commands = re.findall(r"Shell command: (.*?)\n(?=\n|\[|Would |Job stats)", plan.stdout + plan.stderr, re.DOTALL)
     assert len(commands) > 12 and any("fetch.py" in command for command in commands)
     programs = "python() { :; }; tee() { :; }; cp() { :; }; ln() { :; }; export -f python tee cp ln\n"
+    programs += 'logged() { shift; "$@"; }\n'
     for command in (command for command in commands if command != "None"):  # of the target itself
         run = subprocess.run(["bash", "-c", f"{programs}mkdir -p logs; {command}"], cwd=tmp_path, capture_output=True)
         assert run.returncode in (0, 1), run.stderr  # 1: a log's folder is not there

@@ -37,6 +37,14 @@ def test_what_was_saved_is_shared_as_soon_as_the_log_says_so(folders):
     assert not list(local.iterdir())
 
 
+def test_the_disk_may_be_below_the_home_folder(folders, monkeypatch):
+    shared, local = folders
+    monkeypatch.setenv("HOME", str(local.parent))
+    monkeypatch.setenv("PREFIX_SCRATCH", f"~/{local.name}")
+    with scratch(shared) as place:
+        assert place.folder.parent == local
+
+
 def test_a_training_goes_on_from_what_is_shared_and_not_from_what_was_left_on_the_disk(folders):
     shared, _ = folders
     (shared / "checkpoint_last.pt").write_text("of another node")

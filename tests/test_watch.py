@@ -140,19 +140,24 @@ def test_the_bars_are_as_wide_as_the_terminal_that_they_are_in(monkeypatch):
     assert "\x1b[2F" in text and max(map(len, re.findall(r"[xy0:. ]+", text))) == 49
 
 
-def test_errors_warnings_and_notices_of_jobs_are_shown():
+def test_warnings_and_notices_of_jobs_are_shown_and_what_ends_a_job_is_kept_for_the_end():
     shown = [
-        *["error: no room", "Warning: old", "notice: going on from it", "FATAL: gone", "error: up \x1b[A and\ton"],
+        *["ERROR - no room", "Warning: old", "notice: going on from it", "FATAL: gone", "notice: up \x1b[A and\ton"],
         "/a b/torch/module.py:3: UserWarning: deprecated",
         "2026-01-01 00:00:00 | WARNING | fairseq.tasks | no such symbol",
         "2026-01-01 00:00:00 | ERROR | fairseq.tasks | none",
     ]
-    unshown = ["2026-01-01 00:00:00 | INFO | fairseq | no error", "noise\x1b[2J", "module.py:3: a warning"]
+    unshown = [
+        "2026-01-01 00:00:00 | INFO | fairseq | no error",
+        "noise\x1b[2J",
+        "module.py:3: a warning",
+        "error: bad",
+    ]
     with screen() as (_, written):
-        os.write(2, "\n".join([*shown, "progress: half", "bar\r", *unshown, "error: the last"]).encode())
+        os.write(2, "\n".join([*shown, "progress: half", "bar\r", *unshown, "notice: the last"]).encode())
         os.write(2, b" one\n")
         lines = written().split("\r\n")
-    assert lines == [*shown[:4], r"error: up \x1b[A and       on", *shown[5:], "error: the last one", "END"]
+    assert lines == [*shown[:4], r"notice: up \x1b[A and      on", *shown[5:], "notice: the last one", "END"]
 
 
 def test_what_was_not_shown_is_kept_and_told_by_one_thread_at_a_time():
@@ -224,7 +229,7 @@ def test_in_a_terminal_bars_are_drawn_and_leave_nothing_behind(folder):
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_a_failure_is_one_line_with_its_reason_and_snakemakes_own_words(folder, terminal):
+def test_the_reason_of_a_failure_comes_last_and_not_wrapped_in_commands(folder, terminal):
     write_snakefile(folder, "echo error: the disk is full; false")
     if terminal:
         _, screen, status = in_a_terminal(folder)
@@ -232,11 +237,21 @@ def test_a_failure_is_one_line_with_its_reason_and_snakemakes_own_words(folder, 
         result = in_a_file(folder)
         screen, status = result.stderr, result.returncode
     assert status == 1
-    assert re.search(r"failed +\d:\d\d +Making a: the disk is full$", screen, re.MULTILINE)
-    assert "Error in rule first:" in screen and "command exited with non-zero exit code" in screen
-    assert "common noise" in screen
+    assert re.search(r"failed +\d:\d\d +Making a; its log: logs/a.log$", screen, re.MULTILINE)
+    assert screen.rstrip().splitlines()[-1] == "failed: Making a: the disk is full"
+    assert screen.count("the disk is full") == (1 if terminal else 2)  # in a file, where the job itself writes, too
+    assert "Error in rule first" not in screen and "Command '" not in screen and "common noise" in screen
     (failure,) = (entry for entry in journal(folder) if entry["event"] == "failed")
     assert failure["reason"] == "the disk is full"
+
+
+def test_the_reason_may_be_a_check_around_the_job_and_verbose_shows_all(folder):
+    check = "def damaged(*_): raise WorkflowError('error: a.txt is damaged')"
+    with open(folder / "Snakefile", "a") as file:
+        file.write(f"\nfrom snakemake.exceptions import WorkflowError\n{check}\nfor each in workflow.rules:\n")
+        file.write("    each.run_func = damaged\n")
+    assert in_a_file(folder).stderr.rstrip().splitlines()[-1] == "failed: Making a: a.txt is damaged"
+    assert "Error in rule first" in in_a_file(folder, "--verbose").stderr
 
 
 # Until Snakemake has taken notice of the signal.

@@ -8,30 +8,42 @@ import sys
 from pathlib import Path
 
 PROJECT = Path(workflow.basedir)
-sys.path.append(str(PROJECT / "workflow" / "scripts"))
+sys.path.insert(0, str(PROJECT / "workflow" / "scripts"))  # before an installed package called config, or the like
 
 from common import PROGRESS, UserError
-from config import GPT2_VOCABULARIES, VARIANT, Configuration, arguments
+from config import GPT2_VOCABULARIES, VARIANT, Configuration, check_yaml
+from flags import arguments
 from metrics import METRICS, unavailable
 from imports import imported
-from snakemake.exceptions import WorkflowError
 from snakemake_hooks import AT_START, OF_RULES, install
+from targets import check_targets
 from trained import REPLACE, watch_plan
 
 install(workflow, AT_START)
 
 
-def load_configuration():
-    """The configuration, with its errors shown by Snakemake without a traceback."""
-    files = [os.path.relpath(file) for file in workflow.configfiles] or ["configs/config.yaml"]
-    folders = dict.fromkeys([Path("configs").resolve(), PROJECT / "configs"])
+def checked(function, *arguments):
+    """The function's result; a mistake ends Snakemake with its sentence, which a WorkflowError would wrap in a traceback."""
     try:
-        return Configuration(config, ", ".join(dict.fromkeys(files)), folders)
+        return function(*arguments)
     except UserError as error:
-        raise WorkflowError(str(error)) from None
+        sys.exit(f"error: {error}")
 
 
-study = load_configuration()
+checked(check_yaml, ["configs/config.yaml", *workflow.configfiles])
+
+
+configfile: "configs/config.yaml"
+
+
+study = checked(
+    Configuration,
+    config,
+    ", ".join(dict.fromkeys(map(os.path.relpath, workflow.configfiles))),
+    dict.fromkeys([Path("configs").resolve(), PROJECT / "configs"]),
+)
+
+checked(study.downloads)
 
 # Before every command: Snakemake's own safeguards, which a prefix replaces; `python` is the one that runs Snakemake, also where
 # its environment is not activated; the plugin is found from any working directory; watch.py draws the progress bars; mirrors and

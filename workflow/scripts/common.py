@@ -6,6 +6,7 @@ import argparse
 import bz2
 import collections
 import contextlib
+import difflib
 import errno
 import functools
 import gzip
@@ -72,6 +73,14 @@ class UserError(Exception):
 
     def __init__(self, message: str):
         super().__init__(printable(message))
+
+
+def suggestion(name, known: Iterable[str], most: int = 20) -> str:
+    """`; did you mean 'x'?`, or all known names if none is near and there are at most so many."""
+    known = sorted(known)
+    if near := difflib.get_close_matches(str(name), known, 1):
+        return f"; did you mean {near[0]!r}?"
+    return f"; there are: {', '.join(known)}" if 0 < len(known) <= most else ""
 
 
 def run_main(main: Callable[[list[str]], None]) -> None:

@@ -18,11 +18,10 @@ whatever is wrong is a `UserError` that names file and key.
 
 from __future__ import annotations
 
-import ast
-import difflib
 import functools
 import itertools
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -31,6 +30,8 @@ from typing import NamedTuple
 
 import yaml
 from common import SPLITS, UserError, single_line
+from common import suggestion as _suggestion
+from flags import COMMANDS, SCHEMAS, arguments, check_accepted, check_flag, known_flags, reading_flags
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 from metrics import METRICS, check_options, is_score, score_names, unavailable
@@ -39,21 +40,6 @@ from subset import validation_pairs
 
 KINDS = ("tasks", "models", "methods")
 SINGULAR = {"tasks": "task", "models": "model", "methods": "method", "studies": "study"}
-COMMANDS = ("train", "generate")
-SCHEMAS = Path(__file__).resolve().parents[1] / "schemas"
-# Given by the rules or by how they call files: a preset that set them would take files from elsewhere than where the
-# rules put and expect them.
-RESERVED = frozenset(
-    "arch base-model continue-once device-id distributed-init-method distributed-no-spawn distributed-num-procs "
-    "distributed-port distributed-rank distributed-world-size finetune-from-model gen-subset log-file log-format "
-    "model-overrides nprocs-per-node path restore-file results-path save-dir seed source-lang target-lang test-subset "
-    "train-subset user-dir valid-subset".split()
-)
-# Ends of the flags whose value fairseq hands to Python's eval().
-EVALUATED = (
-    *("adafactor-eps", "adaptive-input-cutoff", "adaptive-softmax-cutoff", "betas", "left-pad-source"),
-    *("left-pad-target", "xformers-att-config"),
-)
 # The families of the plugin's architectures, and the task that feeds each. A method may choose another one.
 TASKS = {"bart": "conditional_generation", "gpt2": "conditional_lm"}
 # The architectures, without prefix_ and full_, and their millions of parameters.
@@ -114,14 +100,14 @@ class Variant(NamedTuple):
     flags: dict
 
 
-VARIANT = r"(?:~[a-z][a-z0-9-]*=[A-Za-z0-9.,+-]+)*"  # what may follow a method's name
+VARIANT = r"(?:~[a-z][a-z0-9-]*=[A-Za-z0-9_.,+-]+)*"  # what may follow a method's name
 
 
 def variant(name: str) -> Variant:
-    """The preset that a method's name is of, and the flags it sets besides; `true` is a bare flag."""
+    """The preset that a method's name is of, and the flags it sets besides, as texts; `null` leaves a flag out."""
     method, *settings = name.split("~")
-    flags = (setting.split("=", 1) for setting in settings)
-    return Variant(method, {flag: True if value == "true" else value for flag, value in flags})
+    flags = (setting.partition("=") for setting in settings)
+    return Variant(method, {flag: None if value == "null" else value for flag, _, value in flags})
 
 
 def label(method: str, axis: Iterable[str]) -> str:
@@ -168,6 +154,18 @@ def _preset_name(kind: str, name: str) -> str:
     return {"tasks": _whole, "methods": lambda method: variant(method).method}.get(kind, str)(name)
 
 
+def _task_names(name: str) -> tuple[str, ...]:
+    """What sections for a task or a subset may be called, in the order in which they win."""
+    found = subset(name)
+    return (found.task, "@", f"@{found.size}", f"{found.task}@{found.size}", name) if found else (name,)
+
+
+@functools.cache
+def _generates(flag: str) -> bool:
+    """Whether a flag in a variant's name changes generation: what is for training as well stays with training."""
+    return flag in known_flags()["generate"].keys() - known_flags()["train"].keys() | reading_flags()
+
+
 def _whole(task: str) -> str:
     """The name of the preset: of e2e@50-1 it is e2e."""
     found = subset(task)
@@ -178,53 +176,79 @@ class Configuration:
     """The whole configuration, checked as far as the names it lists reach; other presets are checked when asked for.
 
     Args:
-        values: the merged configuration, as Snakemake hands it over.
+        values: the merged configuration, as Snakemake hands it over; None for the presets alone.
         file: how error messages call it.
         folders: where the folders tasks, models and methods are looked for; the first that has a preset wins.
     """
 
-    def __init__(self, values: dict, file: str, folders: Iterable[Path]) -> None:
-        lists = {key: value for key, value in values.items() if key in (*KINDS, "studies")}
-        # One name alone is a list of one, also on the command line: --config models=gpt2_medium
-        values = values | {key: [value] for key, value in lists.items() if isinstance(value, str)}
-        # ... where Snakemake hands over the numbers of a list as texts: --config 'seeds=[1, 2]'
-        if isinstance(seeds := values.get("seeds"), list | int):
-            seeds = [seeds] if isinstance(seeds, int) else seeds
-            values["seeds"] = [int(seed) if isinstance(seed, str) and seed.isdecimal() else seed for seed in seeds]
-        check(values, "config", file)
+    def __init__(self, values: dict | None, file: str, folders: Iterable[Path]) -> None:
+        if values is None:
+            values = dict.fromkeys((*KINDS, "seeds"), [])
+        else:
+            values = _with_lists(values)
+            check(values, "config", file)
         self.file = file
         self.tasks, self.models, self.methods, self.seeds = (values[key] for key in (*KINDS, "seeds"))
-        self.mirror = values.get("mirror", [])
+        self.mirror = [os.path.expanduser(path) for path in values.get("mirror", [])]
         self.partial = values.get("partial", False)
         self.replace = values.get("replace", False)
         self._overrides = values.get("overrides", {})
         self._presets: dict[tuple[str, str], Preset] = {}
-        self._paths = {kind: _preset_paths(kind, folders) for kind in (*KINDS, "studies")}
+        self._faults: dict[tuple[str, str], str | None] = {}
+        self._misnamed: list[str] = []
+        self._paths = {kind: _preset_paths(kind, folders, self._misnamed) for kind in (*KINDS, "studies")}
         self._check_sections(self._overrides, file, "overrides")
         self._check_subsets(file)
         for kind in (*KINDS, "studies"):
             for name in values.get(kind, []):
                 if _preset_name(kind, name) not in self._paths[kind]:
                     raise UserError(f"{file}: {kind}: {self._unknown(kind, name)}")
+        for task in self._overrides.get("tasks", {}):
+            if _whole(task) in self._paths["tasks"]:
+                self.task(task)
         for method in self.methods:
             if not any(self.fits(method, model) for model in self.models):
                 raise self._unfit(method, self.models[0])
         for task in self.tasks:
-            self.task(task)
-            for model, method in self._combinations():
-                for command in COMMANDS:
-                    self.flags(command, task, model, method)
+            self.check_runs(task, self._combinations())
         self._plans: dict[tuple[str, str], tuple[list[dict], list[str], list[str]]] = {}
         self.studies = self._tasks_of_studies(values.get("studies", []))
         for name, tasks in self.studies.items():
             for task in filter(self.known("tasks").__contains__, tasks):  # a study of a subset has no rule
                 self.study_rows(name, task)
 
+    def check_runs(self, task: str, pairs: Iterable[tuple[str, str]]) -> None:
+        """Check what runs of a task need, for pairs of model and method: presets, flags and how they go together."""
+        if fault := self._fault("tasks", _whole(task)):
+            raise UserError(fault)
+        self.task(task)
+        for (model, method), command in itertools.product(pairs, COMMANDS):
+            self.flags(command, task, model, method)
+
     # Presets ----------------------------------------------------------------------------------------------------------
 
     def known(self, kind: str) -> list[str]:
-        """Names of all presets of a kind."""
+        """Names of all presets of a kind, broken ones too."""
         return sorted(self._paths[kind])
+
+    def sound(self, kind: str) -> list[str]:
+        """Names of the presets of a kind that can be used."""
+        return [name for name in self.known(kind) if self._fault(kind, name) is None]
+
+    def broken(self) -> list[str]:
+        """What is wrong with each preset that cannot be used; it stops no run but those that need it."""
+        self.downloads()  # two presets may contradict each other
+        faults = [self._fault(kind, name) for kind in self._paths for name in self.known(kind)]
+        return [*self._misnamed, *filter(None, faults)]
+
+    def _fault(self, kind: str, name: str) -> str | None:
+        if (kind, name) not in self._faults:
+            try:
+                self.task(name) if kind == "tasks" else self._preset(kind, name)
+                self._faults[kind, name] = None
+            except UserError as error:
+                self._faults[kind, name] = str(error)
+        return self._faults[kind, name]
 
     def task(self, name: str) -> dict:
         """The task's preset with the overlay's changes (for a subset, those for its own name too).
@@ -233,8 +257,9 @@ class Configuration:
         """
         whole = _whole(name)
         preset = self._preset("tasks", whole)
-        sections = self._overrides.get("tasks", {})
-        change = _laid_over(sections.get(whole, {}), sections.get(name, {}))
+        change: dict = {}
+        for section in _task_names(name):
+            change = _laid_over(change, self._overrides.get("tasks", {}).get(section, {}))
         values = {"dataset": whole, **preset.values}
         # Another source of examples takes nothing over from the old one, nor does another reader from the old options.
         if "inputs" in change or "demo" in change:
@@ -260,10 +285,20 @@ class Configuration:
     def method(self, name: str) -> dict:
         """The preset's values; a variant differs from it in flags alone."""
         found = variant(name)
-        for flag, value in found.flags.items():
-            commands = [command for command in COMMANDS if flag in known_flags()[command]] or ["train"]
-            _check_known(commands[0], flag, value, f"{self.file}: {name}")
-        return self._preset("methods", found.method).values
+        self._check_variant(name, self.file)
+        values = self._preset("methods", found.method).values
+        if not values["trained"] and (idle := [flag for flag in found.flags if not _generates(flag)]):
+            raise UserError(f"{self.file}: {name}: {found.method} is not trained, and {idle[0]} is for training alone")
+        return values
+
+    def _check_variant(self, name: str, where: str) -> None:
+        """The flags of a variant, each given once, are fairseq's and may be set."""
+        flags = variant(name).flags
+        if len(flags) < name.count("~"):
+            raise UserError(f"{where}: {name}: a flag stands twice")
+        for flag, value in flags.items():
+            trains = flag in known_flags()["train"] or flag not in known_flags()["generate"]
+            check_flag("train" if trains else "generate", flag, value, f"{where}: {name}")
 
     def fits(self, method: str, model: str) -> bool:
         """Whether the method is for the model's family."""
@@ -437,15 +472,18 @@ class Configuration:
         """Arguments for fairseq-train or fairseq-generate (`command`: train, generate), without what the rules add."""
         if not self.fits(method, model):
             raise self._unfit(method, model)
-        merged = self._flags(command, task, model, method)
+        merged, run = self._flags(command, task, model, method), f"{self.file}: {task}, {model}, {method}"
         if command == "train" and self.method(method)["trained"]:
             if subset(task):
                 merged |= self._updates_of_subset(merged, task, model, method)
-            merged = _with_decay(merged, f"{task}, {model}, {method}")
+            merged = _with_decay(merged, run)
+            check_accepted(command, merged, run, f"{self.method(method)['architecture']}_{self.family(model)}")
             if merged.get("prefix-init") == "words":
                 merged |= self._words(model, merged)
             shared = self.resources(task, model, method)
-            merged = _shared_by(shared["gpus"] * shared["nodes"], merged, f"{task}, {model}, {method}")
+            merged = _shared_by(shared["gpus"] * shared["nodes"], merged, run)
+        if command == "generate":
+            check_accepted(command, merged, run)
         return arguments(merged)
 
     def resources(self, task: str, model: str, method: str) -> dict[str, int]:
@@ -475,8 +513,11 @@ class Configuration:
 
     def _flags(self, command: str, task: str, model: str, method: str) -> dict:
         merged = {"task": TASKS[self.family(model)]} | self._layers(("data", command), task, model, method)
-        own = variant(method).flags
-        return merged | {flag: value for flag, value in own.items() if flag in known_flags()[command]}
+        for flag, value in variant(method).flags.items():
+            if flag in known_flags()[command] if command == "train" else _generates(flag):
+                merged[flag] = value
+        where = f"{self.file}: {task}, {model}, {method}"
+        return {flag: check_flag(command, flag, value, where) for flag, value in merged.items()}
 
     def _updates_of_subset(self, flags: dict, task: str, model: str, method: str) -> dict:
         """max-update and warmup-updates of a training on a subset.
@@ -537,11 +578,11 @@ class Configuration:
         self, keys: tuple[str, ...], task: str, model: str, method: str, overrides: dict | None = None
     ) -> dict[str, tuple]:
         """(value, where it comes from) of what stands under these keys: where is the layer and then its sections."""
-        found = subset(task)
-        tasks = (found.task, "@", f"@{found.size}", f"{found.task}@{found.size}", task) if found else (task,)
+        tasks = _task_names(task)
         methods = self._lineage("methods", variant(method).method)
-        names = {"tasks": tasks, "models": self._model_groups(model), "methods": methods}
         first, *derived = methods
+        own = (method,) if method not in methods else ()  # a variant
+        names = {"tasks": tasks, "models": self._model_groups(model), "methods": (*methods, *own)}
         merged = {}
         for kind, name in (("methods", first), ("models", model), ("tasks", tasks[0])):
             merged |= _merged(self._preset(kind, name).values, keys, names, (kind,))
@@ -562,38 +603,49 @@ class Configuration:
         if "text" in preset.values["base"]["pretrained"]:
             own = {name: value for name, value in own.items() if name not in TRUNCATION}  # there are no pairs
         flags = {"task": _pretraining_task(preset.values)} | own | preset.values["base"]["pretrained"]["train"]
-        return arguments(_with_decay(flags, preset.file))
+        flags = {flag: check_flag("train", flag, value, preset.file) for flag, value in flags.items()}
+        flags = _with_decay(flags, preset.file)
+        check_accepted("train", flags, preset.file, f"full_{self.family(model)}")
+        return arguments(flags)
 
     # Files ------------------------------------------------------------------------------------------------------------
 
     def downloads(self) -> dict[str, dict]:
         """Everything that can be fetched: path below resources/ -> {"url": [...], "sha256": [...]}, 0 or 1 each."""
+        owners: dict[str, str] = {}
         files = {
             f"gpt2_bpe/{name}": {"url": [GPT2_BPE_URL + name], "sha256": [digest]} for name, digest in GPT2_BPE.items()
         }
 
-        def add(folder: str, entry: dict, owner: str) -> None:
+        # These first: what conflicts with them is a fault of a preset that nothing here needs.
+        configured = {"tasks": [_whole(task) for task in self.tasks], "models": self.models}
+        tasks = sorted(self.sound("tasks"), key=lambda name: name not in configured["tasks"])
+        models = sorted(self.sound("models"), key=lambda name: name not in configured["models"])
+
+        def add(folder: str, entry: dict, kind: str, owner: str) -> None:
             if "file" not in entry:
                 return
             path = f"{folder}/{entry['file']}"
             value = {key: [entry[key]] if entry.get(key) else [] for key in ("url", "sha256")}
+            other = owners.setdefault(path, owner)
             if files.setdefault(path, value) != value:
-                raise UserError(
-                    f"{owner}: {path} is described elsewhere with another url or sha256; name it differently"
-                )
+                fault = f"{owner}: {path} has another url or sha256 in {other}; name it differently"
+                if owner in configured[kind]:
+                    raise UserError(fault)
+                self._faults[kind, owner] = fault
 
-        for name in self.known("tasks"):
+        for name in tasks:
             task = self.task(name)
             for entry in task.get("inputs", {}).values():
-                add(f"data/{task['dataset']}", entry, name)
-        for name in self.known("models"):
+                add(f"data/{task['dataset']}", entry, "tasks", name)
+        for name in models:
             base = self.model(name)["base"]
             for entry in base.get("files", {}).values():
-                add(f"bases/{name}", entry, name)
+                add(f"bases/{name}", entry, "models", name)
             if "archive" in base:
-                add(f"bases/{name}", base["archive"], name)
+                add(f"bases/{name}", base["archive"], "models", name)
             for entry in base.get("pretrained", {}).get("inputs", {}).values():
-                add(f"data/{base['pretrained'].get('dataset', name)}", entry, name)
+                add(f"data/{base['pretrained'].get('dataset', name)}", entry, "models", name)
         return files
 
     def task_inputs(self, name: str) -> dict[str, str]:
@@ -620,7 +672,7 @@ class Configuration:
 
     def methods_where(self, **values: bool) -> list[str]:
         """Methods whose presets have these values, such as trained=True."""
-        return [name for name in self.known("methods") if values.items() <= self.method(name).items()]
+        return [name for name in self.sound("methods") if values.items() <= self.method(name).items()]
 
     def parameters(self, model: str) -> int:
         """Millions of parameters of the model."""
@@ -628,7 +680,7 @@ class Configuration:
 
     def models_with(self, kind: str) -> list[str]:
         """Models whose base is of a kind: archive, files or pretrained."""
-        return [name for name in self.known("models") if kind in self.model(name)["base"]]
+        return [name for name in self.sound("models") if kind in self.model(name)["base"]]
 
     def models_pretrained_with(self, key: str) -> list[str]:
         """Models that are pretrained here and say this of it: demo or inputs (their texts), noise or text (how)."""
@@ -741,10 +793,10 @@ class Configuration:
     def _check_subsets(self, file: str) -> None:
         """A subset is drawn from its task's examples: they can be changed under the task's own name only."""
         for name, section in self._overrides.get("tasks", {}).items():
-            if subset(name) and (keys := sorted(section.keys() & _DATA_KEYS)):
+            if "@" in name and (keys := sorted(section.keys() & _DATA_KEYS)):
                 raise UserError(
                     f"{file}: overrides: tasks: {name}: {keys[0]} cannot be changed for a subset, whose examples are "
-                    f"those of {_whole(name)}; change it there"
+                    f"those of {name.split('@')[0] or 'its task'}; change it there"
                 )
 
     def _unknown(self, kind: str, name: str, known: Iterable[str] | None = None) -> str:
@@ -758,9 +810,12 @@ class Configuration:
         for kind in KINDS:
             for name, section in layer.get(kind, {}).items():
                 known = {*self._paths[kind], *(MODEL_GROUPS if kind == "models" else ())}
-                subsets = re.fullmatch(r"(.*)@\d*", name) if kind == "tasks" else None
+                subsets = re.fullmatch(r"(.*)@([1-9]\d*)?", name) if kind == "tasks" else None
                 if _preset_name(kind, name) not in known and not (subsets and subsets[1] in ("", *known)):
                     raise UserError(f"{': '.join((file, *keys, kind))}: {self._unknown(kind, name, known)}")
+                if kind == "methods":
+                    check([name], "methods", ": ".join((file, *keys, kind)))
+                    self._check_variant(name, ": ".join((file, *keys, kind)))
                 self._check_sections(section, file, *keys, kind, name)
 
 
@@ -836,96 +891,21 @@ def _with_decay(flags: dict, run: str) -> dict:
     """A learning rate that decays to the end of training: max-update says both (fairseq wants it twice)."""
     if flags.get("lr-scheduler") != "polynomial_decay" or flags.get("total-num-update") is not None:
         return flags
-    if flags.get("max-update") is None:
+    if not flags.get("max-update"):
         raise UserError(
             f"{run}: lr-scheduler polynomial_decay needs max-update, the number of updates that it decays over"
         )
     return {**flags, "total-num-update": flags["max-update"]}
 
 
-def arguments(flags: dict) -> list[str]:
-    """{"lr": 5e-05, "fp16": True, "patience": None} -> ["--fp16", "--lr", "5e-05"], sorted by flag.
-
-    A value that begins with a dash is joined by "=", or argparse would take it for a flag.
-    """
-    result: list[str] = []
-    for flag, value in sorted(flags.items()):
-        if value is True:
-            result.append(f"--{flag}")
-        elif value is not None and value is not False:
-            text = str(value)
-            result += [f"--{flag}={text}"] if text.startswith("-") else [f"--{flag}", text]
-    return result
-
-
 def _paths(files: dict[str, dict], folder: str) -> dict[str, str]:
-    return {key: entry.get("path") or f"{folder}/{entry['file']}" for key, entry in files.items()}
+    return {
+        key: os.path.expanduser(entry["path"]) if entry.get("path") else f"{folder}/{entry['file']}"
+        for key, entry in files.items()
+    }
 
 
 # Checks ---------------------------------------------------------------------------------------------------------------
-
-
-def check_flag(command: str, flag: str, value, where: str) -> None:
-    """Refuse a flag that the rules give, that no command of fairseq knows, or whose value cannot be meant."""
-    _check_known(command, flag, value, where)
-    if "${" in str(value):  # fairseq resolves it between the quotes of a literal, too
-        raise UserError(f"{where}: {flag}: {value!r} refers to another value of fairseq's; write the value itself")
-    if flag.endswith(EVALUATED) and not _is_literal(value):
-        raise UserError(
-            f"{where}: {flag}: fairseq would run {value!r} as Python; write a literal, such as (0.9, 0.999)"
-        )
-    if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+", value):
-        number = f"{float(value):.10e}".split("e")
-        mantissa = number[0].rstrip("0") + ("0" if number[0].rstrip("0").endswith(".") else "")
-        raise UserError(
-            f"{where}: {flag}: YAML reads {value} as text, not as a number; write {mantissa}e{int(number[1]):+d}"
-        )
-
-
-def _is_literal(value) -> bool:
-    """Whether Python evaluates the text to what stands there, calls nothing for it, and has no text again."""
-    try:
-        return not isinstance(ast.literal_eval(str(value)), str | bytes)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        return False
-
-
-def _check_known(command: str, flag: str, value, where: str) -> None:
-    if flag in RESERVED:
-        raise UserError(f"{where}: {flag} is set by the workflow itself; leave it out")
-    known = known_flags()
-    commands = COMMANDS if command == "data" else (command,)
-    for name in commands:
-        if flag not in known[name]:
-            raise UserError(f"{where}: fairseq-{name} has no flag --{flag}{_suggestion(flag, known[name])}")
-    takes_value = known[commands[0]][flag]
-    if takes_value and isinstance(value, bool):
-        raise UserError(
-            f"{where}: {flag} needs a value, not {str(value).lower()} (YAML reads on, off, yes and no as true and "
-            f'false: write "on" or "off" in quotes; null leaves a flag out)'
-        )
-    if not takes_value and not isinstance(value, bool | None):
-        raise UserError(f"{where}: {flag} is a switch: write true or false, not {value!r}")
-
-
-def known_flags() -> dict[str, dict[str, bool]]:
-    """Flags of fairseq-train and fairseq-generate with this plugin: command -> flag -> whether it takes a value.
-
-    Kept in a file (a test compares it with fairseq's own parsers), because asking fairseq takes seconds.
-    """
-    global _flags
-    if _flags is None:
-        values = yaml.safe_load((SCHEMAS / "flags.yaml").read_text(encoding="utf-8"))
-        _flags = {
-            command: {
-                name: takes for kind, takes in (("value", True), ("switch", False)) for name in lists[kind].split()
-            }
-            for command, lists in values.items()
-        }
-    return _flags
-
-
-_flags: dict[str, dict[str, bool]] | None = None
 
 
 def _check_files(files: dict[str, dict], where: str) -> None:
@@ -1029,6 +1009,9 @@ def _sentence(error: ValidationError) -> str:
     if error.validator == "additionalProperties":
         known = error.schema["properties"]
         key = next(key for key in error.instance if key not in known)
+        sections = [command for command in COMMANDS if command in known and key in known_flags()[command]]
+        if sections:
+            return f"unknown key {key!r}; it is a flag of fairseq: write it under {sections[0]}"
         return f"unknown key {key!r}{_suggestion(key, known)}"
     if error.validator == "required":
         key = next(key for key in error.validator_value if key not in error.instance)
@@ -1039,27 +1022,36 @@ def _sentence(error: ValidationError) -> str:
         return "must not be empty"
     if error.validator == "enum":
         return f"expected {expected}, found {error.instance!r}{_suggestion(error.instance, error.validator_value)}"
+    if "propertyNames" in error.absolute_schema_path and isinstance(error.instance, str):
+        spelt = error.instance.lower().replace("_", "-").strip("-")
+        if re.search(str(error.schema.get("pattern")), spelt):
+            return f"expected {expected}, found {error.instance!r}; did you mean {spelt!r}?"
     return f"expected {expected}, found {error.instance!r}"
-
-
-def _suggestion(name, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or the names that there are when none is near and they are few."""
-    known = sorted(known)
-    if near := difflib.get_close_matches(str(name), known, 1):
-        return f"; did you mean {near[0]!r}?"
-    return f"; there are: {', '.join(known)}" if 0 < len(known) <= 20 else ""
 
 
 # Files ----------------------------------------------------------------------------------------------------------------
 
 
-def _preset_paths(kind: str, folders: Iterable[Path]) -> dict[str, Path]:
+def _with_lists(values: dict) -> dict:
+    """The configuration with a list wherever one name or number stands alone, as in --config models=gpt2_medium."""
+    lists = {key: value for key, value in values.items() if key in (*KINDS, "studies")}
+    values = values | {key: [value] for key, value in lists.items() if isinstance(value, str)}
+    if isinstance(seeds := values.get("seeds"), list | int):
+        seeds = [seeds] if isinstance(seeds, int) else seeds
+        # Snakemake hands over the numbers of a list on the command line as texts: --config 'seeds=[1, 2]'
+        values["seeds"] = [int(seed) if isinstance(seed, str) and seed.isdecimal() else seed for seed in seeds]
+    return values
+
+
+def _preset_paths(kind: str, folders: Iterable[Path], misnamed: list[str]) -> dict[str, Path]:
+    """Name -> file of all presets of a kind; `misnamed` gets a sentence about each file with an unusable name."""
     paths: dict[str, Path] = {}
     for folder in folders:
         for path in sorted(folder.glob(f"{kind}/*.yaml")):
-            if not re.fullmatch(r"[A-Za-z0-9_]+(-[A-Za-z0-9_]+)*", path.stem):
-                raise UserError(f"configs/{kind}/{path.name}: a preset's name is made of letters, digits, '_' and '-'")
-            paths.setdefault(path.stem, path)
+            if re.fullmatch(r"[A-Za-z0-9_]+(-[A-Za-z0-9_]+)*", path.stem):
+                paths.setdefault(path.stem, path)
+            else:
+                misnamed.append(f"configs/{kind}/{path.name}: the name may hold letters, digits, '_' and '-' only")
     return paths
 
 
@@ -1078,6 +1070,13 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+def check_yaml(files: Iterable[str | Path]) -> None:
+    """Check the files that Snakemake merges to the configuration: its own message names neither file nor line."""
+    for path in map(Path, files):
+        if path.exists() and path.suffix != ".json" and not isinstance(load_yaml(path, os.path.relpath(path)), dict):
+            raise UserError(f"{os.path.relpath(path)}: expected keys, such as tasks: [xsum]")
 
 
 def load_yaml(path: Path, file: str | None = None):

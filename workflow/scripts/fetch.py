@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
 
 
 def mirrors_from_environment() -> list[Path]:
-    return [Path(part) for part in os.environ.get("PREFIX_MIRROR", "").split(os.pathsep) if part]
+    return [Path(os.path.expanduser(part)) for part in os.environ.get("PREFIX_MIRROR", "").split(os.pathsep) if part]
 
 
 def fetch(output: Path, urls: list[str], sha256: str | None, mirrors: list[Path], mirror_path: str) -> None:

@@ -53,7 +53,7 @@ def scratch(shared: Path, nodes: int = 1) -> Iterator[Scratch]:
     Raises:
         UserError: PREFIX_SCRATCH is no folder that can be written.
     """
-    root = os.environ.get(VARIABLE)
+    root = os.path.expanduser(os.environ.get(VARIABLE, ""))
     if root and nodes > 1:
         print(f"notice: {VARIABLE} is for trainings on one node; this one saves in {shared}", file=sys.stderr)
     if not root or nodes > 1:

@@ -43,8 +43,17 @@ def main(argv: list[str]) -> None:
         print(f"\x1b[H\x1b[J{fitted(text)}", flush=True)
         time.sleep(WATCH_SECONDS)
     print(text)
+    if not args.json and (broken := broken_presets()):
+        print("\nPresets that no run can use:", *map(printable, broken), sep="\n    ")
     if run and run.of_state("failed"):
         sys.exit(1)
+
+
+def broken_presets() -> list[str]:
+    """What is wrong with each preset that no run can use, of this folder and of the project."""
+    from config import Configuration  # takes as long as all the rest
+
+    return Configuration(None, "", dict.fromkeys([Path("configs").resolve(), PROJECT / "configs"])).broken()
 
 
 def told(plan: dict | None, for_programs: bool = False) -> tuple[Run | None, str]:
@@ -55,7 +64,9 @@ def told(plan: dict | None, for_programs: bool = False) -> tuple[Run | None, str
     """
     try:
         run = look(plan)
-        return run, json.dumps(as_json(run), indent=2) if for_programs else report(run)
+        if for_programs:
+            return run, json.dumps(as_json(run) | {"broken_presets": broken_presets()}, indent=2)
+        return run, report(run)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
         raise UserError(
             f"{JOURNAL} is damaged, or of another version ({error}); the next run of the workflow writes it anew"

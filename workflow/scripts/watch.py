@@ -34,7 +34,10 @@ PLAN = "PREFIX_PLAN"  # the environment variable that names the file for the pla
 REFRESH_SECONDS = 1.0
 # What Snakemake says besides between the jobs; that they begin and end, and how many are done, is shown in other words.
 UNSHOWN_EVENTS = (LogEvent.JOB_STARTED, LogEvent.PROGRESS)
+REASON = "error: "  # how a job's last words begin; they are shown at the end of the run
 UNSHOWN_MESSAGE = "Select jobs to execute..."
+# Snakemake's words on the exception that ended a job: of a command, which says itself why, or of a check of ours.
+OF_A_JOB = re.compile(r"^CalledProcessError in file |^error: (.+)", re.MULTILINE)
 
 
 def attach(workflow) -> None:
@@ -113,6 +116,7 @@ class Display(logging.Handler):
         self._run: Run | None = None
         self._journal: Journal | None = None
         self._ended = threading.Event()
+        self._error = ""  # of the job that Snakemake is about to report
         self._screen = Lines(usual.stream)
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -130,6 +134,8 @@ class Display(logging.Handler):
             if self._journal:
                 self._journal.write(event("end"))
             self._screen.close(orderly=self._run is None or self._run.is_complete())
+            for job in self._run.of_state("failed") if self._run and not is_quiet_about(self._quiet, "all") else []:
+                self._screen.write(f"failed: {job.what}: {job.reason}")
         super().close()
 
     def _take(self, record: logging.LogRecord) -> str:
@@ -146,6 +152,9 @@ class Display(logging.Handler):
             return self._noted("done", record.job_id) if self._run else self._usual.format(record)
         elif kind == LogEvent.JOB_ERROR:
             return self._failed(record)
+        elif kind == LogEvent.ERROR and (found := OF_A_JOB.search(record.getMessage())):
+            self._error = found[1] or ""
+            return self._usual.format(record) if logger.level <= logging.DEBUG else ""
         elif self._run and (kind in UNSHOWN_EVENTS or record.msg == UNSHOWN_MESSAGE):
             return self._usual.format(record) if logger.level <= logging.DEBUG else ""
         return self._usual.format(record)
@@ -176,17 +185,19 @@ class Display(logging.Handler):
         place = f"{done}/{all_jobs}" if kind == "done" else ""
         took = "" if kind == "start" else clock(job.end - job.begin)
         width = 2 * len(str(all_jobs)) + 1
-        reason = f": {job.reason}" if job.reason else ""
-        return f"{time.strftime('%H:%M:%S')}  {place:>{width}}  {kind:<6} {took:>7}  {job.what}{reason}"
+        log = f"; its log: {job.logs[0]}" if kind == "failed" and job.logs else ""
+        return f"{time.strftime('%H:%M:%S')}  {place:>{width}}  {kind:<6} {took:>7}  {job.what}{log}"
 
     def _failed(self, record: logging.LogRecord) -> str:
-        """A line with the reason, and what Snakemake has to say; of the same failure a second time, only that."""
+        """A line, and what the job wrote; the reason comes at the end of the run, where it is not overlooked."""
         own = self._usual.format(record)
         job = self._run.jobs.get(record.jobid) if self._run else None
         if job is None or job.state == "failed":
             return own
-        line = self._noted("failed", job.id, reason=reason_of_failure(record.log, job.begin))
-        return "\n".join(filter(None, [line, own, self._screen.said(job.begin)]))
+        reason, self._error = self._error or reason_of_failure(record.log, job.begin), ""
+        line = self._noted("failed", job.id, reason=reason)
+        own = own if logger.level <= logging.DEBUG else ""
+        return "\n".join(filter(None, [line, own, self._screen.said(job.begin, but=f"{REASON}{reason}")]))
 
     def _refresh(self) -> None:
         while not self._ended.wait(self._screen.seconds()):
@@ -217,7 +228,7 @@ class Lines:
         """None: jobs say on their own stderr how far they are."""
         return []
 
-    def said(self, since: float) -> str:
+    def said(self, since: float, but: str = "") -> str:
         """Nothing: all of it was shown."""
         return ""
 
@@ -308,15 +319,15 @@ class Screen:
     def _sort(self, line: bytes) -> None:
         """Show it, keep it for a failure, or drop it."""
         text = _harmless(line)
-        if self.SHOWN.match(text):
+        if self.SHOWN.match(text) and not text.startswith(REASON):
             self.write(text)
         elif text and not text.startswith(PROGRESS_LINE) and b"\r" not in line:
             self._unshown.append((time.time(), text))
 
-    def said(self, since: float) -> str:
-        """What was written to stderr from then on and not shown."""
+    def said(self, since: float, but: str = "") -> str:
+        """What was written to stderr from then on and not shown, without the line `but`."""
         with self._lock:
-            lines = [f"    {line}" for moment, line in self._unshown if moment >= since]
+            lines = [f"    {line}" for moment, line in self._unshown if moment >= since and line != but]
             self._unshown.clear()
         return "\n".join(["  What was written meanwhile:", *lines]) if lines else ""
 
