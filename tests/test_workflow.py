@@ -319,7 +319,7 @@ def test_an_edit_of_code_that_changes_no_bytes_trains_and_decodes_nothing(workfl
     scripts = with_own_scripts(workflow, monkeypatch)
     before = digests_below(workflow / "runs")
     for script, stages in (
-        ("encode.py", {"encode", "binarise", "check_runs", "table"}),
+        ("encode.py", {"encode", "binarise", "check_runs", "table", "costs"}),
         ("readers.py", {"prepare", "encode", "binarise", "check_runs", "hypotheses", "score", "table", "costs"}),
     ):
         edit(scripts / script, "from __future__", "# a comment\nfrom __future__")
@@ -442,6 +442,7 @@ def test_the_data_report_needs_no_training(workflow):
 
 
 def test_training_without_a_training_set_is_one_sentence(workflow):
+    shutil.rmtree(workflow / "runs")
     inputs = {split: {"file": f"{split}.jsonl"} for split in ("valid", "test")}
     write_configuration(workflow, overrides={"tasks": {"toy": {"inputs": inputs}}})
     result = snakemake(workflow, "runs/toy/toy/prefix/1/checkpoint.pt")
