@@ -37,7 +37,7 @@ TABLE = "results/demo_table/bleu.txt"
 # Of so small a cluster: it answers at once, and has no database of finished jobs.
 HERE = "--slurm-status-command squeue --slurm-init-seconds-before-status-checks 3 --latency-wait 10 --jobs 3".split()
 REQUEUED = "queued again"
-RECORDED_TIMES = ("run.json", "costs.txt", "costs.tsv")  # never the same twice
+RECORDED_TIMES = ("run.json", "generate.json", "costs.txt", "costs.tsv")  # never the same twice
 
 
 def main(argv: list[str]) -> int:

@@ -267,7 +267,7 @@ def copy(template: Path, folder: Path, stage: Stage) -> None:
         (folder / path).unlink(missing_ok=True)
         (folder / path).with_name(f".{Path(path).name}").unlink(missing_ok=True)
         if path.endswith("run.json"):
-            shutil.rmtree((folder / path).parent / ".trained")
+            shutil.rmtree((folder / path).parent / ".trained", ignore_errors=True)
 
 
 def fingerprint(path: Path) -> str:
