@@ -298,7 +298,10 @@ def with_own_scripts(workflow: Path, monkeypatch) -> Path:
     """Give the workflow a copy of the project, for a test to edit; returns the folder of the scripts."""
     project = workflow / "project"
     shutil.copytree(REPOSITORY / "workflow", project / "workflow", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("configs", "profiles", "fairseq_prefix"):
+    shutil.copytree(
+        REPOSITORY / "fairseq_prefix", project / "fairseq_prefix", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    for name in ("configs", "profiles"):
         (project / name).symlink_to(REPOSITORY / name)
     shutil.copy(REPOSITORY / "Snakefile", project / "Snakefile")
     monkeypatch.setitem(globals(), "SNAKEFILE", project / "Snakefile")
@@ -331,13 +334,17 @@ def test_an_edit_of_code_that_changes_no_bytes_trains_and_decodes_nothing(workfl
     assert digests_below(workflow / "runs") == before
 
 
-@pytest.mark.parametrize("script", ["common.py", "noise.py"])
+@pytest.mark.parametrize("script", ["vocabulary.py", "noise.py"])
 def test_an_edit_of_code_that_changes_data_is_noticed_before_a_table_is_made(workflow, monkeypatch, script):
     """Also one in a module that a script imports, and one that concerns the base only."""
     scripts = with_own_scripts(workflow, monkeypatch)
     before = digests_below(workflow / "runs")
-    if script == "common.py":
-        edit(scripts / script, ".splitlines())).strip()", ".splitlines())).strip().upper()")
+    if script == "vocabulary.py":
+        edit(
+            scripts.parents[1] / "fairseq_prefix" / script,
+            ".splitlines())).rstrip()",
+            ".splitlines())).rstrip().upper()",
+        )
     else:
         edit(scripts / script, 'random.Random(f"{self.seed}', 'random.Random(f"{self.seed}0')
     for _ in range(2):
@@ -345,7 +352,7 @@ def test_an_edit_of_code_that_changes_data_is_noticed_before_a_table_is_made(wor
         assert result.returncode != 0 and "Traceback" not in result.stderr
         assert "trained runs would be replaced: " in result.stderr or "1 trained run would be replaced" in result.stderr
         assert "--config replace=True" in result.stderr
-    assert digests_below(workflow / "runs") == before or script == "common.py"  # scores of other references
+    assert digests_below(workflow / "runs") == before or script == "vocabulary.py"  # scores of other references
     result = snakemake(workflow, "--config", "replace=True")
     assert result.returncode == 0, result.stderr
     assert planned(snakemake(workflow, "--dry-run")) == {}

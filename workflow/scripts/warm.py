@@ -161,6 +161,7 @@ def load() -> None:
     """
     sys.path.insert(0, str(PLUGIN.parent))
     *commands, plugin = ENTRY_POINTS
+    logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)  # it names a package that is not needed
     for module in commands:
         importlib.import_module(module)
     from fairseq.utils import import_user_module
