@@ -41,7 +41,7 @@ demo-paper: setup  ## The paper's comparisons over small models, from nothing to
 	$(VENV) -m snakemake --cores 1 results/studies/report.html --configfile configs/demo_paper.yaml --config partial=True
 
 test: lint  ## Linters, then all tests
-	@OMP_NUM_THREADS=1 $(VENV) -m pytest -n 2
+	@OMP_NUM_THREADS=1 $(VENV) -m pytest -n 2 --dist worksteal
 
 test-scores: setup-test setup-scores  ## Every published score against ours, those of Java programs too (10 minutes)
 	@$(VENV) -m pytest -m "slow or not slow" tests/test_score.py tests/test_metrics.py tests/test_metrics_java.py tests/test_published.py
