@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,7 @@ OUTCOMES = {
     "skipped": "not possible on this machine, or the stage was over too soon",
     "wrong": "anything else",
 }
+SENTENCE = re.compile(r"error: |^failed: .+: .+", re.MULTILINE)  # of a script or fairseq, or for each job that failed
 PATIENCE = 600  # seconds for a run that takes a few on a machine of its own
 
 
@@ -75,7 +77,7 @@ class Case:
 def _said(output: str) -> str:
     """The sentence of an error, or the end of the output."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    errors = [line for line in lines if "error: " in line]
+    errors = [line for line in lines if SENTENCE.search(line)]
     return (errors or lines[-3:] or ["nothing"])[-1][:300]
 
 
@@ -266,7 +268,7 @@ def _damaged(case: Case, how: str) -> str:
             raise Wrong(f"silently used: {', '.join(different)}")
         return "unharmed"
     _must_be_a_sentence(output)
-    if case.detail not in output or "error: " not in output:
+    if case.detail not in output or not SENTENCE.search(output):
         raise Wrong(f"the error does not name it: {_said(output)}")
     case.look()
     (case.folder / case.detail).unlink()
