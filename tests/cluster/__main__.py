@@ -406,7 +406,8 @@ def request_gpus(root: Path, cluster: Cluster, checks: Checks) -> None:
     jobs = {key: job for key, job in cluster.seen.items() if key not in before}
     show_requests(jobs)
     requests = {
-        (job["rule"], job["run"].split("_")[-2] if "_" in job["run"] else ""): request(job) for job in jobs.values()
+        (job["rule"], name[-2] if len(name := job["run"].rstrip("_").split("_")) > 1 else ""): request(job)
+        for job in jobs.values()
     }
     expected = {
         ("generate", "base"): ["generate", "1", "1", "8", "12872M", "12:00:00", "gres:gpu:1"],
