@@ -1,8 +1,11 @@
 """fairseq-generate's output becomes one line per example in the order of the test set, or an error."""
 
+import json
+from contextlib import nullcontext
+
 import bpe
 import pytest
-from common import UserError
+from common import UserError, sha256_file
 from conftest import example
 from hypotheses import main
 
@@ -92,3 +95,15 @@ def test_refusals_leave_nothing(run, tmp_path, generated, message):
 def test_wrong_sentencepiece_model_is_noticed(run, spm_model):
     with pytest.raises(UserError, match="'50118' is not a piece of this vocabulary"):
         run(h_line(0, ["50118"]), 1, ["--spm", str(spm_model)])
+
+
+def test_hypotheses_of_other_examples_are_refused(run, tmp_path):
+    """They would be scored against references that they were not written for."""
+    assert run(h_line(0, ["65"]), 1) == ["b"]
+    digest = sha256_file(tmp_path / "test.jsonl")
+    for recorded, refused in ((digest, False), ("0" * 64, True)):
+        (tmp_path / "generate.json").write_text(json.dumps({"examples_sha256": recorded}))
+        with (
+            pytest.raises(UserError, match="other examples than .* --config replace=True") if refused else nullcontext()
+        ):
+            run(h_line(0, ["65"]), 1)

@@ -282,7 +282,7 @@ def test_a_changed_flag_replaces_a_trained_run_only_on_demand(workflow):
     assert digests_below(workflow / "runs") == before
     assert snakemake(workflow, "results/toy/data.txt").returncode == 0  # a target that trains nothing
 
-    expected = dict.fromkeys(OF_A_RUN, 2) | {"score": 2, "table": 1}
+    expected = dict.fromkeys(OF_A_RUN, 2) | {"score": 2, "check_runs": 1, "table": 1}
     assert planned(snakemake(workflow, target, "--dry-run", "--config", "replace=True")) == expected
     checkpoint = str(run.relative_to(workflow) / "checkpoint.pt")
     result = snakemake(workflow, checkpoint, "--config", "replace=True", STUB_TRAIN="fail")
@@ -295,7 +295,7 @@ def test_a_changed_flag_replaces_a_trained_run_only_on_demand(workflow):
     result = snakemake(workflow, target, "--config", "replace=True")
     assert result.returncode == 0, result.stderr
     assert argument(workflow, "prefix/2", "--lr") == "0.5"
-    assert planned(snakemake(workflow, target, "--dry-run")) == {}
+    assert planned(snakemake(workflow, target, "--dry-run")) == {"check_runs": 1, "table": 1}  # once more, without it
 
 
 def digests_below(folder: Path) -> dict[str, str]:
@@ -349,6 +349,8 @@ def test_an_edit_of_code_that_changes_data_is_noticed_before_a_table_is_made(wor
     assert digests_below(workflow / "runs") == before or script == "vocabulary.py"  # scores of other references
     result = snakemake(workflow, "--config", "replace=True")
     assert result.returncode == 0, result.stderr
+    result = snakemake(workflow)
+    assert result.returncode == 0, result.stderr
     assert planned(snakemake(workflow, "--dry-run")) == {}
 
 
@@ -361,9 +363,26 @@ def test_a_run_that_was_deleted_is_made_again(workflow):
     assert planned(snakemake(workflow, "--dry-run")) == {}
 
 
+def test_an_edit_beside_a_changed_beam_waits_for_the_data(workflow):
+    """The decodings must not read files that are being made again."""
+    edit(workflow / "project" / "workflow" / "scripts" / "encode.py", "from __future__", "# a comment\nfrom __future__")
+    write_configuration(workflow, overrides={"tasks": {"toy": {"generate": {"beam": 2}}}})
+    result = snakemake(workflow, "results/toy/bleu.txt", STUB_TRAIN="fail")  # trainings that have ended are kept
+    assert result.returncode == 0, result.stdout + result.stderr
+    ends = re.findall(r"done .*?(Binarising|Generating)", result.stdout + result.stderr)
+    assert ends[0] == "Binarising" and ends.count("Generating") == 5
+
+
+def test_the_runs_of_a_task_that_is_not_configured_are_checked_too(workflow):
+    write_configuration(workflow, tasks=["toy@4-7"])
+    result = snakemake(workflow, "results/toy/bleu.txt", "--dry-run", "--printshellcmds", "--forcerun", "check_runs")
+    assert "--run bases/toy/pretrain runs/toy/toy/base/0" in result.stdout + result.stderr
+
+
 def test_data_that_was_deleted_is_made_again_and_nothing_is_trained_or_decoded(workflow):
     shutil.rmtree(workflow / "data")
     (workflow / "results" / "toy" / "bleu.txt").unlink()
+    shutil.rmtree(workflow / "runs" / "toy" / "toy" / "finetune" / "1" / ".trained")  # as of an earlier version
     checkpoints = {path: path.read_bytes() for path in workflow.glob("runs/toy/toy/*/*/checkpoint.pt")}
     result = snakemake(workflow, STUB_TRAIN="fail", STUB_GENERATE="drop")  # either would fail
     assert result.returncode == 0, result.stderr

@@ -17,7 +17,7 @@ from metrics import METRICS, unavailable
 from imports import imported
 from snakemake_hooks import AT_START, OF_RULES, install
 from targets import check_targets
-from trained import REPLACE, watch_plan
+from trained import PLAN, REPLACE, watch_plan
 
 install(workflow, AT_START)
 
@@ -153,18 +153,27 @@ def run_folders(task):
 
 def planned_runs(task, model):
     """The runs of a model on a task that tables and studies compare, and the pretraining of its base."""
-    runs = [*run_folders(task)] if task in study.tasks else []
-    runs += [run for name, tasks in study.studies.items() for each in tasks for run in runs_of_study(name, each)]
+    targets = [Path(target).parts for target in workflow.dag_settings.targets]
+    asked = {
+        parts[2]: [parts[3].partition(".")[0]]
+        for parts in targets
+        if parts[:2] == ("results", "studies") and len(parts) > 3
+    }
+    runs = run_folders(task)
+    runs += [
+        run for name, tasks in (asked | study.studies).items() for each in tasks for run in runs_of_study(name, each)
+    ]
     pretrained = [f"bases/{model}/pretrain"] if model in study.models_with("pretrained") else []
     return pretrained + sorted({run for run in runs if run.startswith(f"runs/{task}/{model}/")})
 
 
 def kept(files, *results):
     """Inputs of a training or a decoding. Where its results are there, the inputs are taken as they are on the disk: that they
-    are made again is no reason to repeat it, for as a rule they get the same bytes; check_runs stops where they do not.
+    are made again is no reason to repeat it, for as a rule they get the same bytes; check_runs stops where they do not. An
+    ancient() input alone would not do: Snakemake then overlooks other reasons to run the job.
     """
     settings = workflow.dag_settings
-    forced = settings.forceall or settings.forcerun or settings.forcetargets
+    forced = settings.forceall or settings.forcerun or settings.forcetargets or PLAN.waits
     if study.replace or forced or not there([*files, *results]) == [*files, *results]:
         return files
     return [ancient(before_update(file)) for file in files]
@@ -401,18 +410,19 @@ def made_from(task, metrics):
 
 def incomplete():
     """Tables and studies that are there while something that they are made from is not."""
-    made = {f"results/{task}/costs.txt": made_from(task, main_metric(task)) for task in study.tasks}
-    made |= {
-        f"results/{task}/{table}.txt": made_from(task, scored_metrics(task)[0] if table == "scores" else [table])
-        for task in study.tasks
-        for table in [*scored_metrics(task)[0], "scores"]
-    }
-    made |= {
-        f"results/studies/{name}/{task}.txt": [*checks(scores := scores_of_study(name, task)), *scores]
-        for name, tasks in study.studies.items()
-        for task in tasks
-    }
-    return [table for table, files in made.items() if os.path.exists(table) and there(files) != files]
+    made = {}
+    for path in Path("results").glob("*/*.txt"):
+        task, table = path.parts[1], path.stem
+        if re.fullmatch(TASK, task.partition("@")[0]) and table in (*METRICS, "scores", "costs"):
+            metrics = {"scores": scored_metrics(task)[0], "costs": main_metric(task)}.get(table, [table])
+            made[path] = made_from(task, metrics)
+    for path in Path("results/studies").glob("*/*.txt"):
+        name, task = path.parts[2], path.stem
+        if name in study.known("studies") and re.fullmatch(TASK, task):
+            scores = scores_of_study(name, task)
+            made[path] = [*checks(scores), *scores]
+    return [str(table) for table, files in made.items() if there(files) != files]
 
 
-watch_plan(workflow, incomplete, study.replace)
+if workflow.is_main_process:
+    watch_plan(workflow, incomplete, study.replace)

@@ -90,6 +90,7 @@ rule check_runs:
         "logs/data/{task}/checked/{model}.log",
     params:
         runs=lambda wildcards: planned_runs(wildcards.task, wildcards.model),
+        replace=study.replace,  # what was allowed once is compared again
     message:
         "Comparing the runs of {wildcards.model} on {wildcards.task} with the data and the base"
     shell:

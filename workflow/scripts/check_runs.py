@@ -11,7 +11,7 @@ import functools
 from pathlib import Path
 
 from common import UserError, run_main, sha256_file, write_json
-from trained import changed_files, read_in_training, read_record, refusal, replacing
+from trained import KEPT, changed_files, read_in_training, read_record, refusal, replacing
 
 
 def main(argv: list[str]) -> None:
@@ -24,7 +24,8 @@ def main(argv: list[str]) -> None:
 
 def changed_since(run: Path) -> list[str]:
     """Files that the training or a decoding of a run has read and that have other bytes now."""
-    changed = changed_files(read_record(run / "run.json") or {}, digest, read_in_training)
+    record = read_record(run / "run.json") or read_record(run / KEPT / "run.json") or {}
+    changed = changed_files(record, digest, read_in_training)
     for folder in (run, run / "valid"):
         if (folder / "generate.txt").exists():
             changed += changed_files(read_record(folder / "generate.json") or {}, digest, bool)

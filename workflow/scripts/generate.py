@@ -36,7 +36,7 @@ def generate(args: argparse.Namespace, flags: list[str], state: State) -> None:
     record_path, kept = args.output.with_suffix(".json"), args.output.with_name(f".{args.output.name}")
     record = describe(args, flags)
     if kept.exists() and read_record(record_path) == record | {"sha256": sha256_file(kept)}:
-        print(f"notice: {args.output} stays: same settings, same bytes of data, base and checkpoint", file=sys.stderr)
+        print(f"notice: {args.output} is reused: settings, data, base and checkpoint are unchanged", file=sys.stderr)
     else:
         decode(args, flags, state, kept)
         write_json(record_path, record | {"sha256": sha256_file(kept)})
@@ -55,6 +55,7 @@ def describe(args: argparse.Namespace, flags: list[str]) -> dict[str, object]:
         "versions": versions(),
         "data_sha256": read,
         "checkpoint_sha256": sha256_file(args.checkpoint),
+        "examples_sha256": sha256_file(args.examples),
     }
 
 

@@ -1,8 +1,9 @@
 """Turn the output of fairseq-generate into hypotheses: one detokenised line per example, in the order of the set.
 
 fairseq prints in the order of its batches and drops without a word what it does not like; here the hypotheses are
-ordered by id, and a gap, a duplicate or a wrong number is an error. An empty hypothesis is a legitimate, empty line.
-Of a validation example, which is encoded once for each of its references, the first line's hypothesis is taken.
+ordered by id, and a gap, a duplicate, a wrong number or a test set that has changed since is an error. An empty
+hypothesis is a legitimate, empty line. Of a validation example, which is encoded once for each of its references, the
+first line's hypothesis is taken.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import re
 from pathlib import Path
 
 import bpe
-from common import EVALUATED, UserError, atomic_open, encoded_lines, progress, read_lines, run_main
+from common import EVALUATED, UserError, atomic_open, encoded_lines, progress, read_lines, run_main, sha256_file
+from trained import read_record
 
 HYPOTHESIS = re.compile(r"H-([0-9]{1,18})\t([^\t]+)\t(.*)")
 
@@ -21,6 +23,12 @@ HYPOTHESIS = re.compile(r"H-([0-9]{1,18})\t([^\t]+)\t(.*)")
 def main(argv: list[str]) -> None:
     args = parse_args(argv)
     vocabulary = bpe.from_arguments(args)
+    digest = sha256_file(args.examples)
+    if (read_record(args.generated.with_suffix(".json")) or {}).get("examples_sha256", digest) != digest:
+        raise UserError(
+            f"{args.generated}: decoded from other examples than {args.examples} holds now; add --config replace=True "
+            "to decode again"
+        )
     lines = encoded_lines(args.examples, args.split)
     count = sum(lines)
     generated = read_generated(args.generated)

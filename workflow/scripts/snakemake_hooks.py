@@ -31,11 +31,16 @@ AT_START = (
 OF_RULES = (("checksums", "check_files", False, "checksums of files are neither written nor compared"),)
 
 
+def is_tested() -> bool:
+    """Whether methods of the Snakemake that is installed may be replaced."""
+    return Version(version("snakemake")) < Version(FIRST_UNTESTED)
+
+
 def install(workflow, hooks: tuple[tuple[str, str, bool, str], ...]) -> None:
     """Install these hooks, as far as they fit."""
     for module, function, replaces_method, loss in hooks:
         try:
-            if replaces_method and Version(version("snakemake")) >= Version(FIRST_UNTESTED):
+            if replaces_method and not is_tested():
                 raise LookupError(f"versions from {FIRST_UNTESTED} on are untested")
             getattr(importlib.import_module(module), function)(workflow)
         except (ImportError, AttributeError, LookupError, TypeError) as error:

@@ -101,13 +101,15 @@ def is_trained(args: argparse.Namespace, flags: list[str], inputs: dict[str, str
     changed += changed_files(record, inputs.get, read_in_training)
     if changed and not replacing():
         raise UserError(refusal({str(args.run_json.parent): changed}))
-    if changed or record.get("checkpoint_sha256") != sha256_file(checkpoint):
+    digest = sha256_file(checkpoint)
+    if changed or record.get("checkpoint_sha256", digest) != digest:  # an earlier version recorded none
         return False
-    print(f"notice: {args.output} stays: it was trained with these settings on these bytes", file=sys.stderr)
+    print(f"notice: {args.output} is kept: already trained with the same settings and input files", file=sys.stderr)
     for path in results(args):
         if kept(args.run_json, path).exists():
             link(kept(args.run_json, path), path)
-        path.touch()
+        if path.exists():
+            path.touch()
     return True
 
 

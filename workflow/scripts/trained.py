@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 from common import atomic_path
 
@@ -20,6 +21,8 @@ KEPT = ".trained"  # beside run.json: second names of the results, which Snakema
 REPLACE = "PREFIX_REPLACE"  # the environment variable that allows a training to replace what was trained before
 HALF_PRECISION = ("--fp16", "--memory-efficient-fp16", "--amp")  # left out on a machine without a GPU
 LISTED = 5  # runs that a message names
+# Of this process of Snakemake: whether jobs wait for inputs that are made again, instead of taking them as they are.
+PLAN = SimpleNamespace(waits=False)
 
 
 def replacing() -> bool:
@@ -33,7 +36,9 @@ def read_record(path: Path) -> dict | None:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) else None
+    if not isinstance(record, dict) or not isinstance(record.get("flags", []), list):
+        return None
+    return record if isinstance(record.get("data_sha256", {}), dict) else None
 
 
 def read_in_training(path: str) -> bool:
@@ -50,9 +55,17 @@ def changed_settings(record: dict, arch: str, flags: list[str], seed: int, proce
         "processes": str(record.get("processes", 1)),
     }
     then |= _by_name(record.get("flags") or [])
-    names = [name for name in sorted({*now, *then}) if now.get(name) != then.get(name)]
+    names = [name for name in sorted({*now, *then}) if _meant(now.get(name)) != _meant(then.get(name))]
     names = [name for name in names if name not in HALF_PRECISION or name in then]  # without a GPU it was left out
     return [f"{name} {_shown(then, name)} -> {_shown(now, name)}" for name in names]
+
+
+def _meant(value: str | None) -> object:
+    """The number that a text stands for, so that 5e-5 and 5e-05 are the same; another text itself."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return value
 
 
 def _by_name(flags: list[str]) -> dict[str, str]:
@@ -92,8 +105,8 @@ def refusal(runs: dict[str, list[str]]) -> str:
     more = f", and {len(runs) - LISTED} more" if len(runs) > LISTED else ""
     count = "1 trained run" if len(runs) == 1 else f"{len(runs)} trained runs"
     return (
-        f"{count} would be replaced: {', '.join(named)}{more}. Say --config replace=True to replace what differs; "
-        "to keep both, give the new settings a name of their own, such as prefix~lr=0.01 under `methods`"
+        f"{count} would be replaced: {', '.join(named)}{more}. To replace them, add --config replace=True. To "
+        "keep both, write the new settings as a variant under `methods`, such as prefix~lr=0.01"
     )
 
 
@@ -116,10 +129,17 @@ def kept(run_json: Path, path: Path) -> Path:
 
 
 def link(source: Path, target: Path) -> None:
-    """Give a file a second name, in the place of what has it; on a file system without hard links it gets a copy."""
+    """Give a file a second name, in the place of what has it; on a file system without hard links it gets a copy.
+
+    Records are copied: one that is damaged is to be made again.
+    """
+    if target.exists() and source.samefile(target):
+        return
     with atomic_path(target) as temporary:
-        temporary.unlink()
         try:
+            if source.suffix == ".json":
+                raise OSError
+            temporary.unlink()
             os.link(source, temporary)
         except OSError:
             shutil.copyfile(source, temporary)
@@ -128,8 +148,8 @@ def link(source: Path, target: Path) -> None:
 def watch_plan(workflow, incomplete: Callable[[], Iterable[str]], replace: bool) -> None:
     """Have this workflow of Snakemake's make incomplete results again, and stop if a training would replace another.
 
-    Snakemake offers no public way to look at a plan before it runs. Where a version of it plans in another way, this is
-    left out: results are as up to date as Snakemake thinks, and train.py refuses to replace, later.
+    Snakemake offers no public way to look at a plan before it runs. In an untested version this is left out: results
+    are as up to date as Snakemake thinks, and train.py refuses to replace, later.
 
     Args:
         incomplete: returns results that are there while something that they are made of is not.
@@ -137,30 +157,60 @@ def watch_plan(workflow, incomplete: Callable[[], Iterable[str]], replace: bool)
     """
     # Here, because the jobs' scripts do without Snakemake, which takes long to load. Its error for wrong calls, because
     # that one alone is shown without lines of a traceback.
+    from snakemake_hooks import is_tested
     from snakemake_interface_common.exceptions import ApiError
 
-    build = getattr(workflow, "_build_dag", None)
-    if build is None:
+    if not is_tested():
         return
+    prepare, build = workflow._prepare_dag, workflow._build_dag
+    settings: dict[str, object] = {}
+
+    def prepare_and_remember(**options) -> None:
+        settings.update(options)
+        prepare(**options)
+
+    def build_with_incomplete() -> list:
+        workflow.dag.forcefiles.update(incomplete())
+        build()
+        return list(workflow.dag.needrun_jobs())
 
     def build_and_check() -> None:
-        if isinstance(forced := getattr(workflow.dag, "forcefiles", None), set):
-            forced.update(incomplete())
-        build()
-        try:
-            runs = {} if replace else _replaced(workflow.dag.needrun_jobs())
-        except (AttributeError, TypeError):
-            return
-        if runs:
+        jobs = build_with_incomplete()
+        if _reads_what_is_made(jobs):
+            PLAN.waits = True
+            prepare(**settings)
+            jobs = build_with_incomplete()
+        trainings = [job for job in jobs if job.rule.name in ("train", "pretrain")]
+        if not replace and "PREFIX_PLAN" not in os.environ and (runs := _replaced(trainings)):
             raise ApiError(refusal(runs))
+        if not workflow.dryrun:
+            _keep(trainings)
 
+    workflow._prepare_dag = prepare_and_remember
     workflow._build_dag = build_and_check
 
 
-def _replaced(jobs: Iterable) -> dict[str, list[str]]:
+def _reads_what_is_made(jobs: list) -> bool:
+    """Whether a job takes an input as it is on the disk while another job of the same plan makes it again."""
+    made = {str(file) for job in jobs for file in job.output}
+    return any("before_update" in file.flags and str(file) in made for job in jobs for file in job.input)
+
+
+def _keep(jobs: list) -> None:
+    """Give the results of trainings by an earlier version their second names, which Snakemake does not delete."""
+    for job in jobs:
+        record_path = Path(job.output.record)
+        earlier = earlier_training(record_path, Path(job.output[0]))
+        if earlier and earlier[1] == Path(job.output[0]):
+            for path in map(Path, (*job.output, record_path)):
+                if path.exists():
+                    link(path, kept(record_path, path))
+
+
+def _replaced(trainings: list) -> dict[str, list[str]]:
     """The folder of each trained run that these jobs would train with other settings -> what differs."""
     runs = {}
-    for job in (job for job in jobs if job.rule.name in ("train", "pretrain")):
+    for job in trainings:
         record_path = Path(job.output.record)
         if earlier := earlier_training(record_path, Path(job.output[0])):
             seed, shared = job.params.get("seed", job.wildcards.get("seed")), _shared(job.params.get("shared", []))
