@@ -1,6 +1,8 @@
 """Options of fairseq-train that cannot work, here or at all, are refused before anything is loaded."""
 
 import contextlib
+import sys
+from pathlib import Path
 
 import torch
 from fairseq import utils
@@ -15,11 +17,18 @@ def refuse_what_cannot_run() -> None:
     call = distributed_utils.call_main
 
     def call_main(cfg, main, **arguments):
-        if cfg.get("criterion") is not None:  # a training
+        if _trains(main):
             check(cfg)
         return call(cfg, main, **arguments)
 
     distributed_utils.call_main = call_main
+
+
+def _trains(main) -> bool:
+    """Whether this is what fairseq-train and fairseq-hydra-train run; the options of all commands name a criterion."""
+    module = sys.modules.get(getattr(main, "__module__", None))
+    path = Path(getattr(module, "__file__", None) or "")
+    return getattr(main, "__name__", None) == "main" and path.parts[-2:] == ("fairseq_cli", "train.py")
 
 
 def check(cfg) -> None:

@@ -2,7 +2,9 @@
 reads, or is refused in one sentence. docs/plugin.md lists them.
 """
 
-from types import SimpleNamespace
+import importlib
+import sys
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -309,6 +311,31 @@ def test_half_precision_is_not_refused_where_it_works(monkeypatch):
         training_options.check(settings(**given))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     training_options.check(settings(fp16=True))
+
+
+@pytest.mark.parametrize(
+    ("command", "function", "trains"),
+    [("train", "main", True), ("hydra_train", "pre_main", True), ("interactive", "main", False)]
+    + [("validate", "main", False), ("eval_lm", "main", False), ("hydra_validate", "validate", False)],
+)
+def test_options_are_those_of_a_training_in_trainings_alone(command, function, trains, monkeypatch):
+    """Every command of fairseq has a criterion."""
+    checked, ran = [], []
+    monkeypatch.setattr(training_options.distributed_utils, "call_main", lambda cfg, main: ran.append(main))
+    monkeypatch.setattr(training_options, "check", checked.append)
+    training_options.refuse_what_cannot_run()
+    main, cfg = getattr(importlib.import_module(f"fairseq_cli.{command}"), function), {"criterion": "cross_entropy"}
+    training_options.distributed_utils.call_main(cfg, main)
+    assert ran == [main] and checked == [cfg] * trains
+
+
+def test_a_training_is_recognised_as_the_program_itself(monkeypatch):
+    program = ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", program)
+    exec("def main(): pass", vars(program))
+    for file, trains in (("/x/fairseq_cli/train.py", True), ("/x/fairseq_cli/validate.py", False), (None, False)):
+        program.__file__ = file
+        assert training_options._trains(program.main) is trains
 
 
 def settings(**given):
