@@ -275,12 +275,13 @@ def hugging_face(request, tmp_path, byte_bpe):
         folder.mkdir()
         write_numbers(folder / "dict.txt", tokens)
         symbols = Dictionary.load(str(folder / "dict.txt"))
-        config = transformers.BartConfig(vocab_size=len(symbols), d_model=96, encoder_layers=1, decoder_layers=3)
+        config = transformers.BartConfig(vocab_size=len(symbols) + 1, d_model=96, encoder_layers=1, decoder_layers=3)
         config.encoder_attention_heads = config.decoder_attention_heads = 3
         config.encoder_ffn_dim, config.decoder_ffn_dim, config.max_position_embeddings = 64, 80, 99
         transformers.BartForConditionalGeneration(config).save_pretrained(folder)
         of_number = {str(number): token for token, number in tokens.items()}  # fairseq's numbers stand in vocab.json
         tokens = {of_number.get(symbol, symbol): index for index, symbol in enumerate(symbols.symbols)}
+        tokens["<mask>"] = len(symbols)  # which dict.txt leaves out
     (folder / "vocab.json").write_text(json.dumps(tokens))
     shutil.copy(byte_bpe[1], folder / "merges.txt")
     return request.param, folder
