@@ -8,8 +8,12 @@ import torch
 from fairseq import utils
 from fairseq.data import data_utils
 from fairseq.distributed import utils as distributed_utils
+from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
+from fairseq.tasks import TASK_REGISTRY
 
 from .errors import UsageError
+from .model import FromBase
+from .task import PairTask
 
 
 def refuse_what_cannot_run() -> None:
@@ -29,6 +33,15 @@ def _trains(main) -> bool:
     module = sys.modules.get(getattr(main, "__module__", None))
     path = Path(getattr(module, "__file__", None) or "")
     return getattr(main, "__name__", None) == "main" and path.parts[-2:] == ("fairseq_cli", "train.py")
+
+
+def concerns_the_plugin(cfg) -> bool:
+    """Whether the task or the model of these options is the plugin's own; stock ones may do what it does not."""
+    model, task = (getattr(cfg, name, None) for name in ("model", "task"))
+    names = [name for key in ("arch", "_name") if isinstance(name := getattr(model, key, None), str)]
+    classes = [registry.get(name) for name in names for registry in (ARCH_MODEL_REGISTRY, MODEL_REGISTRY)]
+    classes.append(TASK_REGISTRY.get(getattr(task, "_name", None)))
+    return any(isinstance(one, type) and issubclass(one, FromBase | PairTask) for one in classes)
 
 
 def check(cfg) -> None:
@@ -62,6 +75,8 @@ def check(cfg) -> None:
             f"--fp16 requires a CUDA GPU, but {why}; leave --fp16 out to train in full precision "
             "(the workflow does so itself, with a notice)"
         )
+    if not concerns_the_plugin(cfg):
+        return
     for option, given in (
         ("--ddp-backend fully_sharded", distributed.ddp_backend == "fully_sharded"),
         ("--cpu-offload", distributed.cpu_offload),

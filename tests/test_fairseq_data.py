@@ -2,6 +2,7 @@
 reads, or is refused in one sentence. docs/plugin.md lists them.
 """
 
+import contextlib
 import importlib
 import sys
 from types import ModuleType, SimpleNamespace
@@ -297,6 +298,19 @@ def test_options_that_cannot_work_here_are_refused(given, message, monkeypatch):
         training_options.check(settings(**given))
 
 
+@pytest.mark.parametrize(
+    ("task", "model", "own"),
+    [("translation", "transformer", False), ("translation", None, False), ("conditional_lm", "transformer", True)]
+    + [("translation", "prefix_bart_tiny", True), ("translation", "full_gpt2", True)],
+)
+def test_what_the_plugin_does_not_support_is_left_to_stock_models_of_stock_tasks(task, model, own):
+    for given in ({"ddp_backend": "fully_sharded"}, {"zero_sharding": "os"}, {"cpu_offload": True}):
+        cfg = settings(**given)
+        cfg.task._name, cfg.model = task, SimpleNamespace(_name=model)
+        with pytest.raises(UsageError, match="not supported by this plugin") if own else contextlib.nullcontext():
+            training_options.check(cfg)
+
+
 def test_validation_data_that_would_be_left_out_are_refused(data):
     """fairseq's own check, without its traceback."""
     write(data, "valid1.de-en", pairs(3))
@@ -348,7 +362,7 @@ def settings(**given):
         "optimization": {"update_freq": [1]},
         "dataset": {"num_workers": 1, "valid_subset": "valid"}
         | dict.fromkeys(("ignore_unused_valid_subsets", "combine_valid_subsets", "disable_validation"), False),
-        "task": {"data": "nowhere"},
+        "task": {"data": "nowhere", "_name": "conditional_generation"},
     }
     return SimpleNamespace(
         **{
