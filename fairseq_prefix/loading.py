@@ -243,7 +243,7 @@ def _is_own(task) -> bool:
     return any(one.__module__.startswith(f"{__package__}.") for one in type(task).__mro__)
 
 
-_ENVIRONMENT = threading.Lock()  # all threads have the same
+_ENVIRONMENT = threading.RLock()  # all threads have the same
 
 
 @contextlib.contextmanager

@@ -494,6 +494,15 @@ def test_a_blank_text_is_refused_whatever_the_vocabulary(gpt2):
         gpt2.load("short").generate([" "], "short")
 
 
+def test_a_device_whose_package_is_not_there_is_refused_in_one_sentence(monkeypatch):
+    def zeros(*_, **__):
+        raise ImportError("no module torch_xla")
+
+    monkeypatch.setattr(torch, "zeros", zeros)
+    with pytest.raises(UsageError, match="device is 'xla', which is not available here .no module torch_xla"):
+        api._check_device("xla")
+
+
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta", None, 99])
 def test_a_device_that_is_not_there_is_refused_in_one_sentence(bart, device):
     with pytest.raises(UsageError, match=f"device is {device!r}, which is not available here"):
