@@ -19,6 +19,7 @@ Lengths in tokens count what stands between `<s>` and `</s>`.
 Both tasks encode and decode text as the workflow and the API do, whatever command of fairseq asks (subwords.py).
 """
 
+import contextlib
 import itertools
 import logging
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.models import FairseqLanguageModel
 from fairseq.search import DiverseBeamSearch
 from fairseq.tasks import FairseqTask, register_task
-from omegaconf import II
+from omegaconf import II, OmegaConf, open_dict
 
 from .checkpoint import read_dictionary
 from .errors import UsageError, first_line
@@ -251,7 +252,8 @@ class PairTask(FairseqTask):
                     "pass the one to use"
                 )
             self.cfg.max_source_tokens = limit
-        cfg.max_source_tokens = self.cfg.max_source_tokens  # what a checkpoint of this model records
+        with open_dict(cfg) if OmegaConf.is_config(cfg) else contextlib.nullcontext():
+            cfg.max_source_tokens = self.cfg.max_source_tokens  # what a checkpoint of this model records
         model = super().build_model(cfg, from_checkpoint)
         if not from_checkpoint and not getattr(model, "declared_parameters", True):
             raise UsageError(
@@ -277,7 +279,7 @@ class PairTask(FairseqTask):
         sources, targets = zip(*parts, strict=True)
         if any(target is None for target in targets) and any(target is not None for target in targets):
             raise UsageError(f"{self.cfg.data}: some parts of split {split!r} have targets, others have none")
-        ratios = [self.cfg.upsample_primary if training else 1] + [1] * (len(parts) - 1)
+        ratios = [self.cfg.upsample_primary if required else 1] + [1] * (len(parts) - 1)
         if len(parts) == 1 and ratios != [1]:
             raise UsageError(f"--upsample-primary is {ratios[0]}, but there is no {split}1; leave it out")
         source, target = (

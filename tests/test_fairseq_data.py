@@ -95,6 +95,7 @@ def test_each_epoch_reads_the_next_folder_and_validation_the_first(kind, tmp_pat
         ("train", {}, {"combine": True}, 10 + 20 + 30),
         ("train", {}, {}, 10),
         ("train", {"upsample_primary": 3}, {"combine": True}, 3 * 10 + 20 + 30),
+        ("train", {"upsample_primary": 3}, {}, 10),
         ("train1", {"train_subset": "train1"}, {"combine": True}, 20 + 5),
         ("valid", {}, {"combine": True}, 4 + 6),
         ("valid1", {}, {}, 6),
