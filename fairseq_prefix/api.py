@@ -339,7 +339,7 @@ def _check_device(device: str) -> bool:
     try:
         place = torch.device(device)
         torch.zeros(1, device=place).item()
-    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError, ImportError) as error:
         raise UsageError(
             f"device is {device!r}, which is not available here ({first_line(error)}); "
             "choose cpu, or cuda, cuda:1 and so on where there are GPUs"

@@ -17,6 +17,7 @@ Letters at line ends: B rows of a batch (sentences), P virtual tokens of the lon
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -98,12 +99,14 @@ class PrefixBank(nn.Module):
         """Put a prefix into the bank.
 
         Raises:
-            UsageError: the name is taken, or none.
+            UsageError: the name is taken, or none; or this is no prefix.
         """
         if not (isinstance(name, str) and name):
             raise UsageError(f"the name of a prefix must be a non-empty string, not {name!r}")
         if name in self._names:
             raise UsageError(f"there is a prefix {name!r} already; remove it first, or name the other one differently")
+        if not isinstance(prefix, Prefix):
+            raise UsageError(f"prefix {name!r} is {reprlib.repr(prefix)}; expected a Prefix, such as a model's prefix")
         self._names.append(name)
         self.prefixes.append(prefix)
 

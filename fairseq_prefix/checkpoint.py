@@ -470,7 +470,8 @@ def _fit_rows(rows: Tensor, base: Base, family: Family, dictionary: Dictionary) 
             "order of their rows, or remove them"
         )
     if dictionary.symbols[-1] == "<mask>" and len(rows) > size:
-        return torch.cat([rows[: size - 1], rows[-1:]])
+        mask = min(named.index("<mask>") if "<mask>" in named else len(rows), len(rows) - 1)
+        return torch.cat([rows[: size - 1], rows[mask : mask + 1]])
     return rows[:size]
 
 

@@ -39,8 +39,8 @@ def _without_crash(save_checkpoint):
     """fairseq writes a crash.pt after any error of a training step, also if the step only refuses an option."""
 
     @functools.wraps(save_checkpoint)
-    def save(*args, **options):
-        if not isinstance(sys.exc_info()[1], UsageError):
-            return save_checkpoint(*args, **options)
+    def save(self, filename, *args, **options):
+        if not (isinstance(sys.exc_info()[1], UsageError) and str(filename).endswith("crash.pt")):
+            return save_checkpoint(self, filename, *args, **options)
 
     return save

@@ -40,7 +40,7 @@ def _usage_error_behind(error: BaseException | None) -> str | None:
         name = re.escape(f"{UsageError.__module__}.{UsageError.__qualname__}")
         if found := re.search(rf"^{name}: (.+)$", str(error), re.MULTILINE):
             return found[1]
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return None
 
 

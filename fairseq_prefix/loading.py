@@ -12,6 +12,7 @@ import contextlib
 import errno
 import functools
 import os
+import re
 import shutil
 import struct
 import threading
@@ -191,6 +192,9 @@ def guard_loading() -> None:
     @functools.wraps(load)
     def load_checked(path: str, *args, **options) -> dict:
         with refusing(path), _tensors_alone():
+            local = PathManager.get_local_path(path)  # another one than `path` if that is elsewhere
+            if local != path and PathManager.path_requires_pathmanager(path):
+                return _load_fetched(load, path, local, *args, **options)
             _check_archive(path)
             return load(path, *args, **options)
 
@@ -205,20 +209,41 @@ def guard_loading() -> None:
     def load_models_checked(
         filenames, arg_overrides=None, task=None, strict=True, suffix="", num_shards=1, state=None
     ) -> tuple:
-        if num_shards != 1:
+        if num_shards != 1 and (task is None or _is_own(task)):
             raise UsageError(
                 f"--checkpoint-shard-count {num_shards} is not supported: a checkpoint here is one file; leave it out"
             )
-        for path in (filename.replace(".pt", f"{suffix}.pt") for filename in filenames):
-            if not os.path.exists(path):
-                raise UsageError(f"{path}: no such file; expected a checkpoint")
-        return load_models(filenames, arg_overrides, task, strict, suffix, num_shards, state)
+        try:
+            return load_models(filenames, arg_overrides, task, strict, suffix, num_shards, state)
+        except OSError as error:  # fairseq has looked for the parts of one too, and wherever its PathManager does
+            missing = re.fullmatch("Model file not found: (.+)", str(error), re.DOTALL)
+            if missing is None or not (task is None or _is_own(task)):
+                raise
+            raise UsageError(f"{missing[1]}: no such file; expected a checkpoint") from None
 
     checkpoint_utils.load_checkpoint_to_cpu, checkpoint_utils._upgrade_state_dict = load_checked, upgrade_checked
     checkpoint_utils.load_model_ensemble_and_task = load_models_checked
 
 
-_ENVIRONMENT = threading.Lock()  # all threads have the same
+def _load_fetched(load, path: str, local: str, arg_overrides=None, load_on_all_ranks=False) -> dict:
+    """Load a checkpoint from elsewhere. As fairseq does it, the copy of an earlier time is fetched anew; here that is
+    before it is checked, so that no other one is loaded.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(local)
+    if load_on_all_ranks:
+        torch.distributed.barrier()
+    local = PathManager.get_local_path(path)
+    _check_archive(local)
+    return load(local, arg_overrides, load_on_all_ranks)
+
+
+def _is_own(task) -> bool:
+    """Whether a task is the plugin's."""
+    return any(one.__module__.startswith(f"{__package__}.") for one in type(task).__mro__)
+
+
+_ENVIRONMENT = threading.RLock()  # all threads have the same
 
 
 @contextlib.contextmanager

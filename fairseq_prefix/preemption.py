@@ -20,6 +20,7 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.tasks import FairseqTask
 
 from .errors import UsageError
+from .training_options import concerns_the_plugin
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,8 @@ def save_when_told_to_end() -> None:
         return path
 
     def call_main(cfg, main, **arguments):
-        if getattr(getattr(cfg, "checkpoint", None), "write_checkpoints_asynchronously", False):
+        later = getattr(getattr(cfg, "checkpoint", None), "write_checkpoints_asynchronously", False)
+        if later and concerns_the_plugin(cfg):
             raise UsageError(
                 "--write-checkpoints-asynchronously is not supported: fairseq copies no checkpoint then, so that "
                 "checkpoint_last.pt may be missing; leave it out"

@@ -19,6 +19,7 @@ Lengths in tokens count what stands between `<s>` and `</s>`.
 Both tasks encode and decode text as the workflow and the API do, whatever command of fairseq asks (subwords.py).
 """
 
+import contextlib
 import itertools
 import logging
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.models import FairseqLanguageModel
 from fairseq.search import DiverseBeamSearch
 from fairseq.tasks import FairseqTask, register_task
-from omegaconf import II
+from omegaconf import II, OmegaConf, open_dict
 
 from .checkpoint import read_dictionary
 from .errors import UsageError, first_line
@@ -236,6 +237,12 @@ class PairTask(FairseqTask):
         """The model's."""
         return self._max_positions
 
+    @property
+    def max_source_tokens(self) -> int:
+        """What is left of a longer source; 0: all."""
+        limit = self.cfg.max_source_tokens  # None until a model is built
+        return MAX_SOURCE_TOKENS if limit is None else limit
+
     def build_model(self, cfg, from_checkpoint=False):
         """fairseq's hook. Where the command does not say how long a source may be, a checkpoint does.
 
@@ -251,7 +258,8 @@ class PairTask(FairseqTask):
                     "pass the one to use"
                 )
             self.cfg.max_source_tokens = limit
-        cfg.max_source_tokens = self.cfg.max_source_tokens  # what a checkpoint of this model records
+        with open_dict(cfg) if OmegaConf.is_config(cfg) else contextlib.nullcontext():
+            cfg.max_source_tokens = self.cfg.max_source_tokens  # what a checkpoint of this model records
         model = super().build_model(cfg, from_checkpoint)
         if not from_checkpoint and not getattr(model, "declared_parameters", True):
             raise UsageError(
@@ -277,7 +285,7 @@ class PairTask(FairseqTask):
         sources, targets = zip(*parts, strict=True)
         if any(target is None for target in targets) and any(target is not None for target in targets):
             raise UsageError(f"{self.cfg.data}: some parts of split {split!r} have targets, others have none")
-        ratios = [self.cfg.upsample_primary if training else 1] + [1] * (len(parts) - 1)
+        ratios = [self.cfg.upsample_primary if required else 1] + [1] * (len(parts) - 1)
         if len(parts) == 1 and ratios != [1]:
             raise UsageError(f"--upsample-primary is {ratios[0]}, but there is no {split}1; leave it out")
         source, target = (
@@ -344,7 +352,7 @@ class PairTask(FairseqTask):
         fairseq's hub interface for BART has added `<s>` itself, and passes a batch that is padded already.
         """
         symbols = tokens.new_tensor([self.source_dictionary.bos(), self.source_dictionary.pad()])
-        return tokens[~torch.isin(tokens, symbols)][:-1][: self.cfg.max_source_tokens or None]
+        return tokens[~torch.isin(tokens, symbols)][:-1][: self.max_source_tokens or None]
 
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, **kwargs):
         """A `Searcher`, or fairseq's generator if it is to align; `<s>` is kept out of the printed text."""
@@ -373,7 +381,7 @@ class ConditionalGenerationTask(PairTask):
 
     def conventions(self) -> dict:
         """What a prefix gets used to, and must find again when it generates."""
-        return {"bos": True, "max_source_tokens": self.cfg.max_source_tokens}
+        return {"bos": True, "max_source_tokens": self.max_source_tokens}
 
     def build_model(self, cfg, from_checkpoint=False):
         model = super().build_model(cfg, from_checkpoint)
@@ -381,15 +389,15 @@ class ConditionalGenerationTask(PairTask):
             raise UsageError(f"--arch {cfg.arch} reads source and target as one text; pass --task conditional_lm")
         self._max_positions = model.max_positions()
         room = self._max_positions[0] - 2
-        if self.cfg.max_source_tokens > room:
+        if self.max_source_tokens > room:
             raise UsageError(
-                f"--max-source-tokens {self.cfg.max_source_tokens} exceeds the model's {room} "
+                f"--max-source-tokens {self.max_source_tokens} exceeds the model's {room} "
                 f"({room + 2} positions less <s> and </s>)"
             )
         return model
 
     def _pairs(self, source, target, max_target, shuffle):
-        source = self._mark(source, self.source_dictionary, self.cfg.max_source_tokens)
+        source = self._mark(source, self.source_dictionary, self.max_source_tokens)
         target = self._mark(target, self.target_dictionary, max_target) if target is not None else None
         return CompletePairDataset(
             source,
@@ -446,7 +454,7 @@ class ConditionalLMTask(PairTask):
 
     def conventions(self) -> dict:
         """What a prefix gets used to, and must find again when it generates."""
-        return {"bos": False, "separator": "</s>", "max_source_tokens": self.cfg.max_source_tokens}
+        return {"bos": False, "separator": "</s>", "max_source_tokens": self.max_source_tokens}
 
     def build_model(self, cfg, from_checkpoint=False):
         model = super().build_model(cfg, from_checkpoint)
@@ -459,9 +467,9 @@ class ConditionalLMTask(PairTask):
                 f"--{model.method.name}-length {model.decoder.prefix_length} leaves no room for a text in the model's "
                 f"{positions} positions; expected {positions - 3} at most"
             )
-        if self.cfg.max_source_tokens > room:
+        if self.max_source_tokens > room:
             raise UsageError(
-                f"--max-source-tokens {self.cfg.max_source_tokens} exceeds the {room} that </s>, a target of one "
+                f"--max-source-tokens {self.max_source_tokens} exceeds the {room} that </s>, a target of one "
                 "token and virtual tokens leave of the model's positions"
             )
         return model
@@ -473,7 +481,7 @@ class ConditionalLMTask(PairTask):
                 "conditional_lm, which joins source and target after they were padded; leave it out"
             )
         sources, source_sizes = StripTokenDataset(source, self.source_dictionary.eos()), source.sizes - 1
-        if limit := self.cfg.max_source_tokens:
+        if limit := self.max_source_tokens:
             sources, source_sizes = TruncateDataset(sources, limit), np.minimum(source_sizes, limit)
         target_sizes = target.sizes if target is not None else None
         if target is not None and max_target:
@@ -500,10 +508,10 @@ class ConditionalLMTask(PairTask):
 
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, **kwargs):
         """The same, kept to the positions that the longest source allowed leaves."""
-        room = min(model.max_positions() for model in models) - self.cfg.max_source_tokens
+        room = min(model.max_positions() for model in models) - self.max_source_tokens
         if room < 2 and "max_len" not in (extra_gen_cls_kwargs or {}):  # of prefixes that a bank has selected
             raise UsageError(
-                f"sources of --max-source-tokens {self.cfg.max_source_tokens} and virtual tokens leave no position "
+                f"sources of --max-source-tokens {self.max_source_tokens} and virtual tokens leave no position "
                 "for an output; lower --max-source-tokens, or pass max_len for the texts at hand"
             )
         extra = {"max_len": room, **(extra_gen_cls_kwargs or {})}
@@ -511,7 +519,7 @@ class ConditionalLMTask(PairTask):
 
     def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
         """Generate; after sources that are not cut, in the positions that the batch's longest one leaves."""
-        if not self.cfg.max_source_tokens:
+        if not self.max_source_tokens:
             room = min(model.max_positions() for model in models)
             generator.max_len = room - sample["net_input"]["src_tokens"].size(1)
         return super().inference_step(generator, models, sample, prefix_tokens, constraints)

@@ -1,13 +1,19 @@
 """Options of fairseq-train that cannot work, here or at all, are refused before anything is loaded."""
 
 import contextlib
+import sys
+from pathlib import Path
 
 import torch
 from fairseq import utils
 from fairseq.data import data_utils
 from fairseq.distributed import utils as distributed_utils
+from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
+from fairseq.tasks import TASK_REGISTRY
 
 from .errors import UsageError
+from .model import FromBase
+from .task import PairTask
 
 
 def refuse_what_cannot_run() -> None:
@@ -15,11 +21,27 @@ def refuse_what_cannot_run() -> None:
     call = distributed_utils.call_main
 
     def call_main(cfg, main, **arguments):
-        if cfg.get("criterion") is not None:  # a training
+        if _trains(main):
             check(cfg)
         return call(cfg, main, **arguments)
 
     distributed_utils.call_main = call_main
+
+
+def _trains(main) -> bool:
+    """Whether this is what fairseq-train and fairseq-hydra-train run; the options of all commands name a criterion."""
+    module = sys.modules.get(getattr(main, "__module__", None))
+    path = Path(getattr(module, "__file__", None) or "")
+    return getattr(main, "__name__", None) == "main" and path.parts[-2:] == ("fairseq_cli", "train.py")
+
+
+def concerns_the_plugin(cfg) -> bool:
+    """Whether the task or the model of these options is the plugin's own; stock ones may do what it does not."""
+    model, task = (getattr(cfg, name, None) for name in ("model", "task"))
+    names = [name for key in ("arch", "_name") if isinstance(name := getattr(model, key, None), str)]
+    classes = [registry.get(name) for name in names for registry in (ARCH_MODEL_REGISTRY, MODEL_REGISTRY)]
+    classes.append(TASK_REGISTRY.get(getattr(task, "_name", None)))
+    return any(isinstance(one, type) and issubclass(one, FromBase | PairTask) for one in classes)
 
 
 def check(cfg) -> None:
@@ -53,6 +75,8 @@ def check(cfg) -> None:
             f"--fp16 requires a CUDA GPU, but {why}; leave --fp16 out to train in full precision "
             "(the workflow does so itself, with a notice)"
         )
+    if not concerns_the_plugin(cfg):
+        return
     for option, given in (
         ("--ddp-backend fully_sharded", distributed.ddp_backend == "fully_sharded"),
         ("--cpu-offload", distributed.cpu_offload),

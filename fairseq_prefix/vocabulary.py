@@ -203,10 +203,13 @@ def read_vocabulary(place: Path, symbols: Sequence[str], leading_space: bool) ->
 
 
 def _numbers_of_words(indices: dict[str, int], symbols: Sequence[str] | None) -> dict[str, int]:
-    """token -> GPT-2's number: the word of a BART's dictionary at the index that Hugging Face's vocab.json gives."""
+    """token -> GPT-2's number: the word of a BART's dictionary at the index that Hugging Face's vocab.json gives.
+
+    `<mask>` is there too, after all words of fairseq's dict.txt.
+    """
     if symbols is None:
         raise ValueError("its numbers are indices of a BART's dict.txt; use GPT-2's own encoder.json")
-    words = {token: symbols[index] for token, index in indices.items()}
+    words = {token: symbols[index] if index < len(symbols) else "<unk>" for token, index in indices.items()}
     return {token: int(word) for token, word in words.items() if word.isdecimal()}
 
 

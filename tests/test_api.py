@@ -275,12 +275,13 @@ def hugging_face(request, tmp_path, byte_bpe):
         folder.mkdir()
         write_numbers(folder / "dict.txt", tokens)
         symbols = Dictionary.load(str(folder / "dict.txt"))
-        config = transformers.BartConfig(vocab_size=len(symbols), d_model=96, encoder_layers=1, decoder_layers=3)
+        config = transformers.BartConfig(vocab_size=len(symbols) + 1, d_model=96, encoder_layers=1, decoder_layers=3)
         config.encoder_attention_heads = config.decoder_attention_heads = 3
         config.encoder_ffn_dim, config.decoder_ffn_dim, config.max_position_embeddings = 64, 80, 99
         transformers.BartForConditionalGeneration(config).save_pretrained(folder)
         of_number = {str(number): token for token, number in tokens.items()}  # fairseq's numbers stand in vocab.json
         tokens = {of_number.get(symbol, symbol): index for index, symbol in enumerate(symbols.symbols)}
+        tokens["<mask>"] = len(symbols)  # which dict.txt leaves out
     (folder / "vocab.json").write_text(json.dumps(tokens))
     shutil.copy(byte_bpe[1], folder / "merges.txt")
     return request.param, folder
@@ -491,6 +492,15 @@ def test_numbers_of_numpy_are_numbers(with_short):
 def test_a_blank_text_is_refused_whatever_the_vocabulary(gpt2):
     with pytest.raises(UsageError, match="text 1 is empty"):
         gpt2.load("short").generate([" "], "short")
+
+
+def test_a_device_whose_package_is_not_there_is_refused_in_one_sentence(monkeypatch):
+    def zeros(*_, **__):
+        raise ImportError("no module torch_xla")
+
+    monkeypatch.setattr(torch, "zeros", zeros)
+    with pytest.raises(UsageError, match="device is 'xla', which is not available here .no module torch_xla"):
+        api._check_device("xla")
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta", None, 99])

@@ -306,6 +306,9 @@ def test_prefixes_come_and_go_and_mistakes_are_one_sentence(tasks):
         bank.select(["one", "three"])
     with pytest.raises(UsageError, match="a prefix 'two' already; remove it first"):
         bank.add("two", tasks.bank["one"])
+    with pytest.raises(UsageError, match="prefix 'three' is 'prefix.pt'; expected a Prefix"):
+        bank.add("three", "prefix.pt")
+    assert bank.names == ["one", "two"]
     bank.select(["one", "two"])
     bank.remove("one")
     with pytest.raises(UsageError, match="call the bank's select"):

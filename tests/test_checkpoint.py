@@ -147,6 +147,15 @@ def test_rows_that_are_named_after_the_mask_are_the_base_s(base, tmp_path, make)
     assert added.base_fingerprint != plain.base_fingerprint
 
 
+@pytest.mark.parametrize("make", [hugging_face, rewrite])
+def test_the_mask_is_its_own_row_where_the_data_lack_what_is_named_after_it(base, tmp_path, make):
+    path = make(base, tmp_path / "added", add_rows, WORDS + "<mask> 0\nadded0 0\nadded1 0\nadded2 0\n")
+    task = tiny.make_task(tiny.dictionary())
+    cut = tiny.build("prefix_bart_tiny", task, base_model=str(path), prefix_length=2)
+    plain = tiny.build("prefix_bart_tiny", base_model=str(base), prefix_length=2)
+    assert torch.equal(cut.encoder.embed_tokens.weight, plain.encoder.embed_tokens.weight)
+
+
 def test_a_hugging_face_folder_is_the_same_base_as_the_archive(base, tmp_path):
     plain, theirs = (
         tiny.build("prefix_bart_tiny", base_model=str(path), prefix_length=2)

@@ -61,12 +61,24 @@ def test_a_command_passes_other_errors_on(error):
     assert found.value is error
 
 
+def test_an_error_after_a_mistake_that_was_dealt_with_is_its_own():
+    error = KeyError("bug")
+    with pytest.raises(KeyError) as found, ending_with_a_sentence():
+        try:
+            raise MISTAKE
+        except UsageError:
+            raise error from None
+    assert found.value is error
+
+
 def test_a_training_step_that_refuses_an_option_writes_no_crash_pt():
     """Nor does fairseq's trainer ask for its state, which this one does not have."""
     try:
         raise MISTAKE
     except UsageError:
         Trainer.save_checkpoint(None, "crash.pt", {})
+        with pytest.raises(AttributeError):
+            Trainer.save_checkpoint(None, "checkpoint_last.pt", {})
     try:
         raise ValueError
     except ValueError:

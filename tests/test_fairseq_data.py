@@ -2,7 +2,10 @@
 reads, or is refused in one sentence. docs/plugin.md lists them.
 """
 
-from types import SimpleNamespace
+import contextlib
+import importlib
+import sys
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -92,6 +95,7 @@ def test_each_epoch_reads_the_next_folder_and_validation_the_first(kind, tmp_pat
         ("train", {}, {"combine": True}, 10 + 20 + 30),
         ("train", {}, {}, 10),
         ("train", {"upsample_primary": 3}, {"combine": True}, 3 * 10 + 20 + 30),
+        ("train", {"upsample_primary": 3}, {}, 10),
         ("train1", {"train_subset": "train1"}, {"combine": True}, 20 + 5),
         ("valid", {}, {"combine": True}, 4 + 6),
         ("valid1", {}, {}, 6),
@@ -295,6 +299,19 @@ def test_options_that_cannot_work_here_are_refused(given, message, monkeypatch):
         training_options.check(settings(**given))
 
 
+@pytest.mark.parametrize(
+    ("task", "model", "own"),
+    [("translation", "transformer", False), ("translation", None, False), ("conditional_lm", "transformer", True)]
+    + [("translation", "prefix_bart_tiny", True), ("translation", "full_gpt2", True)],
+)
+def test_what_the_plugin_does_not_support_is_left_to_stock_models_of_stock_tasks(task, model, own):
+    for given in ({"ddp_backend": "fully_sharded"}, {"zero_sharding": "os"}, {"cpu_offload": True}):
+        cfg = settings(**given)
+        cfg.task._name, cfg.model = task, SimpleNamespace(_name=model)
+        with pytest.raises(UsageError, match="not supported by this plugin") if own else contextlib.nullcontext():
+            training_options.check(cfg)
+
+
 def test_validation_data_that_would_be_left_out_are_refused(data):
     """fairseq's own check, without its traceback."""
     write(data, "valid1.de-en", pairs(3))
@@ -311,6 +328,31 @@ def test_half_precision_is_not_refused_where_it_works(monkeypatch):
     training_options.check(settings(fp16=True))
 
 
+@pytest.mark.parametrize(
+    ("command", "function", "trains"),
+    [("train", "main", True), ("hydra_train", "pre_main", True), ("interactive", "main", False)]
+    + [("validate", "main", False), ("eval_lm", "main", False), ("hydra_validate", "validate", False)],
+)
+def test_options_are_those_of_a_training_in_trainings_alone(command, function, trains, monkeypatch):
+    """Every command of fairseq has a criterion."""
+    checked, ran = [], []
+    monkeypatch.setattr(training_options.distributed_utils, "call_main", lambda cfg, main: ran.append(main))
+    monkeypatch.setattr(training_options, "check", checked.append)
+    training_options.refuse_what_cannot_run()
+    main, cfg = getattr(importlib.import_module(f"fairseq_cli.{command}"), function), {"criterion": "cross_entropy"}
+    training_options.distributed_utils.call_main(cfg, main)
+    assert ran == [main] and checked == [cfg] * trains
+
+
+def test_a_training_is_recognised_as_the_program_itself(monkeypatch):
+    program = ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", program)
+    exec("def main(): pass", vars(program))
+    for file, trains in (("/x/fairseq_cli/train.py", True), ("/x/fairseq_cli/validate.py", False), (None, False)):
+        program.__file__ = file
+        assert training_options._trains(program.main) is trains
+
+
 def settings(**given):
     """fairseq's configuration of a training, with these options."""
     sections = {
@@ -321,7 +363,7 @@ def settings(**given):
         "optimization": {"update_freq": [1]},
         "dataset": {"num_workers": 1, "valid_subset": "valid"}
         | dict.fromkeys(("ignore_unused_valid_subsets", "combine_valid_subsets", "disable_validation"), False),
-        "task": {"data": "nowhere"},
+        "task": {"data": "nowhere", "_name": "conditional_generation"},
     }
     return SimpleNamespace(
         **{

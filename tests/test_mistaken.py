@@ -1,5 +1,6 @@
 """A file, or a number, that was given where another one belongs: the sentence names what it is and what to do."""
 
+import functools
 import shutil
 from argparse import Namespace
 
@@ -8,8 +9,10 @@ import pytest
 import tiny
 import torch
 from fairseq import checkpoint_utils
-from fairseq.dataclass.configs import CheckpointConfig
+from fairseq.dataclass.configs import CheckpointConfig, DistributedTrainingConfig
 from fairseq.distributed import utils as distributed_utils
+from fairseq.file_io import PathManager
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from fairseq_prefix import checkpoint as files
 from fairseq_prefix.__main__ import main
@@ -93,6 +96,29 @@ def test_checkpoints_that_cannot_be_loaded_for_a_search_are_named(kinds, tmp_pat
     assert model.declared_parameters
 
 
+def test_fairseq_looks_for_checkpoints_first(kinds, tmp_path, monkeypatch):
+    """It finds a part of a sharded one, and what its PathManager fetches; with other tasks than ours errors are its."""
+    part = shutil.copy(kinds["prefix.pt"], tmp_path / "x-shard0.pt")
+    load = functools.partial(checkpoint_utils.load_model_ensemble, task=tiny.make_task())
+    assert load([str(tmp_path / "x.pt")])[0]
+    fetched, copy = [], tmp_path / "copy.pt"
+    copy.write_bytes(b"of an earlier time")
+
+    def fetch(path):
+        if path == "elsewhere://x.pt" and not copy.exists():
+            fetched.append(shutil.copy(part, copy))
+        return str(copy) if path == "elsewhere://x.pt" else path
+
+    for name, replaced in (("exists", lambda path: path == "elsewhere://x.pt"), ("get_local_path", fetch)):
+        monkeypatch.setattr(PathManager, name, staticmethod(replaced))
+    monkeypatch.setattr(PathManager, "path_requires_pathmanager", staticmethod(lambda path: "://" in path))
+    assert load(["elsewhere://x.pt"])[0] and fetched
+    stock = TranslationTask(TranslationConfig(), tiny.dictionary(), tiny.dictionary())
+    for options in ({}, {"num_shards": 2, "strict": False}):
+        with pytest.raises(OSError, match="Model file not found"):
+            checkpoint_utils.load_model_ensemble([str(tmp_path / "nofile.pt")], task=stock, **options)
+
+
 def test_a_base_is_no_checkpoint_of_a_prefix_and_the_other_way_round(kinds):
     for command in (["export", kinds["base"], "x.safetensors"], ["import", kinds["base"], "x.pt", "--base-model", "x"]):
         with pytest.raises(UsageError, match="this one is a whole model: pass it as --base-model") as error:
@@ -108,8 +134,12 @@ def test_a_base_is_no_checkpoint_of_a_prefix_and_the_other_way_round(kinds):
 def test_a_training_that_would_write_its_checkpoints_later_is_refused():
     """Without its library fairseq trains nothing and ends as if all were well; with it, checkpoint_last.pt may lack."""
     cfg = Namespace(checkpoint=CheckpointConfig(write_checkpoints_asynchronously=True))
+    cfg.task, cfg.common = Namespace(_name="conditional_lm"), Namespace(tpu=False)
     with pytest.raises((UsageError, SystemExit), match="--write-checkpoints-asynchronously is not supported"):
         distributed_utils.call_main(cfg, None)
+    cfg.task._name, cfg.distributed_training, ran = "translation", DistributedTrainingConfig(), []
+    distributed_utils.call_main(cfg, ran.append)
+    assert ran == [cfg], "what the plugin has no part in"
 
 
 def test_a_whole_model_of_another_architecture_is_named(kinds, tmp_path):

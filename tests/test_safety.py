@@ -155,6 +155,16 @@ def test_two_threads_that_load_leave_the_environment_as_it_was(monkeypatch):
     assert protected == [True] and os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1"
 
 
+def test_what_loads_a_file_may_load_another_one_meanwhile():
+    def load():
+        with loading._tensors_alone(), loading._tensors_alone():
+            ended.set()
+
+    ended = threading.Event()
+    threading.Thread(target=load, daemon=True).start()
+    assert ended.wait(timeout=10)
+
+
 def test_writing_a_file_does_not_touch_the_umask_of_the_process(tmp_path, monkeypatch):
     """It is one for all threads: of two that set and restore it, the other may restore what the first one set."""
     monkeypatch.setattr(os, "umask", None)

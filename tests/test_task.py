@@ -1,15 +1,18 @@
 """Both tasks: what stands around source and target, truncation, no example lost; what makes a batch of joined texts."""
 
+import contextlib
 from argparse import Namespace
 
 import numpy as np
 import pytest
 import tiny
 import torch
-from fairseq.data import indexed_dataset
+from fairseq.data import ListDataset, indexed_dataset
+from fairseq.tasks import FairseqTask
+from omegaconf import OmegaConf
 
 from fairseq_prefix.errors import UsageError
-from fairseq_prefix.task import ConditionalGenerationConfig, ConditionalGenerationTask, ConditionalLMTask
+from fairseq_prefix.task import ConditionalGenerationConfig, ConditionalGenerationTask, ConditionalLMTask, PairTask
 
 
 def write_split(folder, split, pairs, symbols):
@@ -169,6 +172,31 @@ def test_a_search_takes_the_length_of_sources_from_the_checkpoint():
     assert built(40, 50) == 40, "given: whatever was trained over a base is verified when it is loaded"
     with pytest.raises(UsageError, match="trained with --max-source-tokens 50 and 60; pass the one to use"):
         built(None, 50, 60)
+
+
+@pytest.mark.parametrize(("arch", "kind"), [("full_bart_tiny", tiny.make_task), ("full_gpt2_tiny", tiny.make_lm_task)])
+def test_before_a_model_is_built_sources_are_cut_as_in_a_new_training(arch, kind):
+    task = kind(max_source_tokens=None, required_seq_len_multiple=1)
+    long = torch.tensor([*[7] * 600, 2])
+    for dataset in (
+        task.build_dataset_for_inference([long], [len(long)]),
+        task._pairs(ListDataset([long], np.array([len(long)])), None, 0, shuffle=False),
+    ):
+        assert (dataset[0]["source"] == 7).sum() == 512
+    assert task.conventions()["max_source_tokens"] == 512
+    model = tiny.build(arch, task, decoder_layers=1, **{"encoder_layers": 1} if "bart" in arch else {})
+    with contextlib.nullcontext() if "bart" in arch else pytest.raises(UsageError, match="leave no position"):
+        task.build_generator([model], Namespace(beam=1))
+    assert task.cfg.max_source_tokens is None, "what a checkpoint says is still to come"
+
+
+def test_the_length_of_sources_is_recorded_in_options_of_any_kind(monkeypatch):
+    """Such as those of a stock model, which take no new names."""
+    monkeypatch.setattr(FairseqTask, "build_model", lambda *_: None)
+    cfg = OmegaConf.create({"_name": "transformer"})
+    OmegaConf.set_struct(cfg, True)
+    PairTask.build_model(tiny.make_task(max_source_tokens=None), cfg)
+    assert cfg.max_source_tokens == 512 and OmegaConf.is_struct(cfg)
 
 
 # The language model's ------------------------------------------------------------------------------------------------
