@@ -105,7 +105,7 @@ def is_one_sentence(output, message):
 @pytest.mark.parametrize("command", ["interactive", "validate", "eval_lm"])
 def test_commands_that_use_a_checkpoint_end_with_one_sentence(world, tmp_path, command):
     (tmp_path / "evil.pt").write_bytes(b"no")
-    task = ("--task", "conditional_generation", "--batch-size", 8, "--path", tmp_path / "evil.pt", world / "bin")
+    task = ("--task", "conditional_generation", "--batch-size", 1, "--path", tmp_path / "evil.pt", world / "bin")
     status, output = ended("-m", f"fairseq_cli.{command}", *PLUGIN, *task)
     assert status == 1 and is_one_sentence(output, "evil.pt cannot be loaded"), output
 
