@@ -179,14 +179,16 @@ def kept(files, *results):
     return [ancient(before_update(file)) for file in files]
 
 
+def run_folder(wildcards):
+    return f"runs/{wildcards.task}/{wildcards.model}/{wildcards.method}/{wildcards.seed}"
+
+
 def kept_if_trained(wildcards, files):
-    folder = f"runs/{wildcards.task}/{wildcards.model}/{wildcards.method}/{wildcards.seed}"
-    return kept(files, f"{folder}/checkpoint.pt", f"{folder}/run.json")
+    return kept(files, f"{run_folder(wildcards)}/checkpoint.pt", f"{run_folder(wildcards)}/run.json")
 
 
 def kept_if_decoded(wildcards, files):
-    folder = f"runs/{wildcards.task}/{wildcards.model}/{wildcards.method}/{wildcards.seed}"
-    return kept(files, f"{folder}/{wildcards.part}generate.txt")
+    return kept(files, f"{run_folder(wildcards)}/{wildcards.part}generate.txt")
 
 
 def checks(scores):
@@ -202,7 +204,7 @@ def there(files):
 def generated_from(wildcards):
     """The checkpoint that hypotheses come from: of the exported prefix, where there is one."""
     name = "imported.pt" if study.method(wildcards.method)["exported"] else "checkpoint.pt"
-    return f"runs/{wildcards.task}/{wildcards.model}/{wildcards.method}/{wildcards.seed}/{name}"
+    return f"{run_folder(wildcards)}/{name}"
 
 
 def split_of(wildcards):
