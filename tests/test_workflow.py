@@ -373,6 +373,15 @@ def test_an_edit_beside_a_changed_beam_waits_for_the_data(workflow):
     assert ends[0] == "Binarising" and ends.count("Generating") == 5
 
 
+def test_a_result_of_a_study_whose_preset_is_broken_stops_no_other_target(tmp_path):
+    shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
+    (tmp_path / "results" / "studies" / "mine").mkdir(parents=True)
+    (tmp_path / "results" / "studies" / "mine" / "demo_table.txt").touch()
+    (tmp_path / "configs" / "studies" / "mine.yaml").write_text("title: t\nquestion: q\nmethods: [prefx]\n")
+    result = snakemake(tmp_path, "--dry-run", "--configfile", "configs/demo.yaml")
+    assert planned(result)["train"] == 4
+
+
 def test_the_runs_of_a_task_that_is_not_configured_are_checked_too(workflow):
     write_configuration(workflow, tasks=["toy@4-7"])
     result = snakemake(workflow, "results/toy/bleu.txt", "--dry-run", "--printshellcmds", "--forcerun", "check_runs")
