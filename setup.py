@@ -1,13 +1,13 @@
 """Packaging of the fairseq plugin. The workflow beside it runs from the clone and is not installed."""
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 setup(
     name="fairseq-prefix",
     version="0.1.0",
     description="Prefix-tuning of pretrained BART and GPT-2 in fairseq, with a workflow from raw data to score",
     long_description="Prefix-tuning (Li and Liang, 2021) as a fairseq plugin, and a Snakemake workflow around it.",
-    packages=["fairseq_prefix"],
+    packages=find_packages(include=["fairseq_prefix*"]),
     python_requires=">=3.11",
     install_requires=[
         "fairseq-fixed>=0.12.3.1,<0.13",  # fairseq's main branch, mended for Python 3.11; provides the module `fairseq`

@@ -6,18 +6,9 @@ Importing the package registers the models (bart.py, gpt2.py), the tasks (task.p
 from . import host
 
 with host.undisturbed():
-    from . import (  # noqa: F401  (registration)
-        averaging,
-        bart,
-        commands,
-        criterion,
-        gpt2,
-        loading,
-        preemption,
-        subwords,
-        task,
-        training_options,
-    )
+    from .families import bart, gpt2  # noqa: F401  (registration)
+    from .files import loading, subwords
+    from .toolkit import averaging, commands, criterion, preemption, task, training_options  # noqa: F401
 
 __version__ = "0.1.0"
 

@@ -17,9 +17,9 @@ from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.tasks import TASK_REGISTRY
 
 from . import api
-from . import checkpoint as files
 from .errors import UsageError, ending_with_a_sentence, printable
-from .task import MAX_SOURCE_TOKENS
+from .files import checkpoint as files
+from .toolkit.task import MAX_SOURCE_TOKENS
 
 BLOCK = 1 << 16  # bytes of input that are read at a time
 BATCHES = 8  # whose texts are sorted by length at a time

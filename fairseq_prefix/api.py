@@ -30,15 +30,15 @@ from fairseq.tasks import TASK_REGISTRY
 from fairseq.utils import apply_to_sample, get_available_activation_fns
 from tqdm import tqdm
 
-from . import checkpoint as files
-from .bank import PrefixBank
+from .attention.linear import speed_up
 from .errors import UsageError, first_line
-from .linear import speed_up
-from .model import Prefixed
-from .prefix import Prefix, SiteGeometry
-from .subwords import Subwords, read_vocabulary
-from .task import MAX_SOURCE_TOKENS, ConditionalGenerationConfig, PairTask
-from .vocabulary import VocabularyError
+from .families.model import Prefixed
+from .files import checkpoint as files
+from .files.subwords import Subwords, read_vocabulary
+from .files.vocabulary import VocabularyError
+from .methods.bank import PrefixBank
+from .methods.prefix import Prefix, SiteGeometry
+from .toolkit.task import MAX_SOURCE_TOKENS, ConditionalGenerationConfig, PairTask
 
 LARGEST_LENPEN = 10  # a length to a higher power exceeds what scores in fp32 can be divided by
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -677,7 +677,7 @@ def byte_bpe() -> tuple[dict, bytes]:
 
 def bpe_folder(folder: Path, tokens: bytes, merges: bytes) -> None:
     """encoder.json and vocab.bpe, read and used."""
-    from fairseq_prefix.vocabulary import VocabularyError, read_vocabulary
+    from fairseq_prefix.files.vocabulary import VocabularyError, read_vocabulary
 
     written(folder, "encoder.json", tokens), written(folder, "vocab.bpe", merges)
     with contextlib.suppress(VocabularyError):
@@ -700,7 +700,7 @@ def vocabulary_of(tag: str):
     """A byte BPE, or a sentencepiece model."""
     import atexit
 
-    from fairseq_prefix.vocabulary import read_vocabulary
+    from fairseq_prefix.files.vocabulary import read_vocabulary
 
     place = tempfile.TemporaryDirectory()
     atexit.register(place.cleanup)
@@ -715,7 +715,7 @@ def vocabulary_of(tag: str):
 
 def round_trip(tag: str, text: str) -> None:
     """A text that can be encoded comes back as it is cleaned."""
-    from fairseq_prefix.vocabulary import VocabularyError, single_line
+    from fairseq_prefix.files.vocabulary import VocabularyError, single_line
 
     vocabulary = vocabulary_of(tag)
     with contextlib.suppress(VocabularyError):
@@ -753,7 +753,7 @@ PIECES = st.lists(
 
 @target("decode", strategy=lambda: PIECES)
 def _(case, folder):
-    from fairseq_prefix.vocabulary import VocabularyError
+    from fairseq_prefix.files.vocabulary import VocabularyError
 
     for tag in ("bpe", "spm"):
         with contextlib.suppress(VocabularyError):
@@ -762,7 +762,7 @@ def _(case, folder):
 
 @target("sentencepiece", samples=lambda: [spm_bytes()], share=0.5)
 def _(case, folder):
-    from fairseq_prefix.vocabulary import SentencePiece, VocabularyError
+    from fairseq_prefix.files.vocabulary import SentencePiece, VocabularyError
 
     with contextlib.suppress(VocabularyError):
         vocabulary = SentencePiece(written(folder, "spm.model", case))
@@ -773,7 +773,7 @@ def _(case, folder):
 def _(case, folder):
     from binarise import known_words
 
-    from fairseq_prefix.checkpoint import read_dictionary
+    from fairseq_prefix.files.checkpoint import read_dictionary
 
     path = written(folder, "dict.txt", case)
     with contextlib.suppress(UserError):
@@ -1012,8 +1012,8 @@ def plugin_files() -> dict[str, bytes]:
     import tiny
     import torch
 
-    from fairseq_prefix import checkpoint as files
     from fairseq_prefix.__main__ import main as plugin
+    from fairseq_prefix.files import checkpoint as files
 
     found = {}
     with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
@@ -1043,8 +1043,8 @@ def plugin_reads(path: Path, folder: Path) -> None:
     """Describe, export and import a file; what comes out can be read again and is the same."""
     import torch
 
-    from fairseq_prefix import checkpoint as files
     from fairseq_prefix.__main__ import main as plugin
+    from fairseq_prefix.files import checkpoint as files
 
     plugin(["inspect", str(path), "--json"])
     plugin(["inspect", str(path)])
@@ -1105,7 +1105,7 @@ def fairseq_reads(path: Path) -> None:
     from fairseq import checkpoint_utils
     from omegaconf import OmegaConf
 
-    from fairseq_prefix.loading import check_contents
+    from fairseq_prefix.files.loading import check_contents
 
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path), {"base_model": "elsewhere"})
     options = state.get("cfg")

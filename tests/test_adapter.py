@@ -9,7 +9,7 @@ import test_gpt2
 import tiny
 import torch
 
-from fairseq_prefix.adapter import Adapter, adapter_size
+from fairseq_prefix.methods.adapter import Adapter, adapter_size
 
 bart_of_transformers = test_bart.hugging_face
 gpt2_of_transformers = test_gpt2.hugging_face

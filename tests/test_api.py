@@ -34,12 +34,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import fairseq_prefix.api as api
-from fairseq_prefix import checkpoint as files
 from fairseq_prefix.__main__ import main
-from fairseq_prefix.bank import PrefixBank
 from fairseq_prefix.errors import UsageError
-from fairseq_prefix.task import ConditionalGenerationTask
-from fairseq_prefix.vocabulary import read_vocabulary
+from fairseq_prefix.files import checkpoint as files
+from fairseq_prefix.files.vocabulary import read_vocabulary
+from fairseq_prefix.methods.bank import PrefixBank
+from fairseq_prefix.toolkit.task import ConditionalGenerationTask
 
 TEXTS = [
     "the cat sat on the mat",

@@ -10,8 +10,8 @@ from fairseq import checkpoint_utils
 from fairseq.models.ema import EMA
 from torch import nn
 
-from fairseq_prefix import checkpoint as files
 from fairseq_prefix.errors import UsageError
+from fairseq_prefix.files import checkpoint as files
 
 ALL = ("full", "prefix", *methods.METHODS)
 DECAY = 0.75

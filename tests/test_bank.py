@@ -10,9 +10,9 @@ import test_gpt2
 import tiny
 import torch
 
-from fairseq_prefix.bank import PrefixBank
-from fairseq_prefix.beams import Beams
+from fairseq_prefix.decoding.beams import Beams
 from fairseq_prefix.errors import UsageError
+from fairseq_prefix.methods.bank import PrefixBank
 
 KINDS = {"bart": ("bart", {}), "gpt2": ("gpt2", {}), "infix": ("gpt2", {"prefix_position": "infix"})}
 BART_SITES = {

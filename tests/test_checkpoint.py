@@ -12,10 +12,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from fairseq_prefix import checkpoint as files
-from fairseq_prefix import loading
 from fairseq_prefix.__main__ import main
 from fairseq_prefix.errors import UsageError
+from fairseq_prefix.files import checkpoint as files
+from fairseq_prefix.files import loading
 
 
 @pytest.fixture(scope="module")

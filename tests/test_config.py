@@ -893,7 +893,7 @@ def test_flags_known_here_are_those_of_fairseq():
     pytest.importorskip("fairseq")
     import fairseq_flags
 
-    from fairseq_prefix.task import MAX_SOURCE_TOKENS, ConditionalGenerationConfig
+    from fairseq_prefix.toolkit.task import MAX_SOURCE_TOKENS, ConditionalGenerationConfig
 
     defaults = {
         "max-source-tokens": MAX_SOURCE_TOKENS,

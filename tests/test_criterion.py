@@ -4,8 +4,8 @@ import pytest
 import tiny
 import torch
 
-from fairseq_prefix.criterion import PrefixCrossEntropyCriterion, verify_trainable
 from fairseq_prefix.errors import UsageError
+from fairseq_prefix.toolkit.criterion import PrefixCrossEntropyCriterion, verify_trainable
 
 
 @pytest.fixture(scope="module")

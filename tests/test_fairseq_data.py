@@ -14,9 +14,9 @@ import torch
 from fairseq.data import indexed_dataset
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
-from fairseq_prefix import training_options
 from fairseq_prefix.errors import UsageError
-from fairseq_prefix.task import ConditionalGenerationConfig, ConditionalGenerationTask, ConditionalLMTask
+from fairseq_prefix.toolkit import training_options
+from fairseq_prefix.toolkit.task import ConditionalGenerationConfig, ConditionalGenerationTask, ConditionalLMTask
 
 SYMBOLS = tiny.dictionary()
 TASKS = [ConditionalGenerationTask, ConditionalLMTask]

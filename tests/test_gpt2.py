@@ -18,12 +18,12 @@ from fairseq.sequence_generator import SequenceGenerator
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from safetensors.torch import load_file, save_file
 
-from fairseq_prefix import checkpoint as files
 from fairseq_prefix.__main__ import main
-from fairseq_prefix.beams import ROOM, Beams
-from fairseq_prefix.criterion import PrefixCrossEntropyCriterion, verify_trainable
+from fairseq_prefix.decoding.beams import ROOM, Beams
 from fairseq_prefix.errors import UsageError
-from fairseq_prefix.prefix import Prefix, SiteGeometry
+from fairseq_prefix.files import checkpoint as files
+from fairseq_prefix.methods.prefix import Prefix, SiteGeometry
+from fairseq_prefix.toolkit.criterion import PrefixCrossEntropyCriterion, verify_trainable
 
 POSITIONS = ("prefix", "infix")
 LM = ("--task", "conditional_lm", "--arch", "prefix_gpt2_tiny", "--sentence-avg")

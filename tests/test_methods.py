@@ -19,12 +19,12 @@ from fairseq.sequence_generator import SequenceGeneratorWithAlignment
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from fairseq_prefix import checkpoint as files
-from fairseq_prefix import linear
-from fairseq_prefix import model as common
 from fairseq_prefix.__main__ import main
-from fairseq_prefix.criterion import verify_trainable
+from fairseq_prefix.attention import linear
 from fairseq_prefix.errors import UsageError
+from fairseq_prefix.families import model as common
+from fairseq_prefix.files import checkpoint as files
+from fairseq_prefix.toolkit.criterion import verify_trainable
 
 each_family = pytest.mark.parametrize("family", methods.FAMILIES)
 each_method = pytest.mark.parametrize("method", methods.METHODS)

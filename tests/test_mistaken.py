@@ -14,9 +14,9 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
-from fairseq_prefix import checkpoint as files
 from fairseq_prefix.__main__ import main
 from fairseq_prefix.errors import UsageError
+from fairseq_prefix.files import checkpoint as files
 
 
 @pytest.fixture(scope="module")

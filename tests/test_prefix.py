@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from fairseq_prefix.prefix import SITES, Prefix, SiteGeometry, parse_sites
+from fairseq_prefix.methods.prefix import SITES, Prefix, SiteGeometry, parse_sites
 
 LARGE = {"layers": 12, "heads": 16, "head_dim": 64}
 

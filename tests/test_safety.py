@@ -36,10 +36,11 @@ from test_table import recorded
 from test_training import make_world, start, training
 from unpack import unpack
 
-from fairseq_prefix import api, loading
-from fairseq_prefix import checkpoint as files
+from fairseq_prefix import api
 from fairseq_prefix.__main__ import main
 from fairseq_prefix.errors import UsageError
+from fairseq_prefix.files import checkpoint as files
+from fairseq_prefix.files import loading
 
 CODE = "__import__('os').mkdir('executed')"
 

@@ -14,10 +14,11 @@ from fairseq.search import DiverseBeamSearch, DiverseSiblingsSearch, LengthConst
 from fairseq.sequence_generator import SequenceGenerator
 from torch import nn
 
-from fairseq_prefix import beams, linear
+from fairseq_prefix.attention import linear
+from fairseq_prefix.attention.linear import FrozenLinear
+from fairseq_prefix.decoding import beams
+from fairseq_prefix.decoding.search import NGramBlock, Searcher
 from fairseq_prefix.errors import UsageError
-from fairseq_prefix.linear import FrozenLinear
-from fairseq_prefix.search import NGramBlock, Searcher
 
 EOS, PAD = 2, 1
 

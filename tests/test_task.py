@@ -12,7 +12,12 @@ from fairseq.tasks import FairseqTask
 from omegaconf import OmegaConf
 
 from fairseq_prefix.errors import UsageError
-from fairseq_prefix.task import ConditionalGenerationConfig, ConditionalGenerationTask, ConditionalLMTask, PairTask
+from fairseq_prefix.toolkit.task import (
+    ConditionalGenerationConfig,
+    ConditionalGenerationTask,
+    ConditionalLMTask,
+    PairTask,
+)
 
 
 def write_split(folder, split, pairs, symbols):

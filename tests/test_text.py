@@ -22,7 +22,7 @@ from fairseq_cli import generate as fairseq_generate
 from fairseq_cli import interactive as fairseq_interactive
 
 from fairseq_prefix.errors import UsageError
-from fairseq_prefix.model import _encode_words
+from fairseq_prefix.families.model import _encode_words
 
 ODD = [
     "the cat\nsat",

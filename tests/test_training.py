@@ -12,7 +12,7 @@ import tiny
 import torch
 from conftest import REPOSITORY
 
-from fairseq_prefix.checkpoint import read_tuned
+from fairseq_prefix.files.checkpoint import read_tuned
 
 TASK = ["--task", "conditional_generation", "--max-source-tokens", "50"]
 

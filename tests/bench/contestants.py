@@ -22,10 +22,10 @@ from fairseq.optim.adam import Adam
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
-from fairseq_prefix import checkpoint as files
-from fairseq_prefix.bank import PrefixBank
-from fairseq_prefix.criterion import PrefixCrossEntropyCriterion
-from fairseq_prefix.prefix import Prefix
+from fairseq_prefix.files import checkpoint as files
+from fairseq_prefix.methods.bank import PrefixBank
+from fairseq_prefix.methods.prefix import Prefix
+from fairseq_prefix.toolkit.criterion import PrefixCrossEntropyCriterion
 
 BOS, PAD, EOS = 0, 1, 2  # in fairseq's BART and in transformers'
 BASE_SCALE = 0.02  # BERT's initialisation: activations stay in the range that a trained model has

@@ -1,4 +1,4 @@
-"""The options that name a subword vocabulary; how texts are encoded and decoded is in fairseq_prefix/vocabulary.py."""
+"""The options that name a subword vocabulary. fairseq_prefix/files/vocabulary.py encodes and decodes texts."""
 
 from __future__ import annotations
 

@@ -46,10 +46,10 @@ DAMAGED = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, tarfile.TarEr
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
-def _of_the_plugin(name: str) -> ModuleType:
-    """Load a module that needs nothing else of the plugin: `import fairseq_prefix` would import torch, for seconds."""
-    path = Path(__file__).resolve().parents[2] / "fairseq_prefix" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"plugin_{name}", path)
+def _load_vocabulary() -> ModuleType:
+    """Load this module of the plugin by itself: `import fairseq_prefix` would import torch, which takes seconds."""
+    path = Path(__file__).resolve().parents[2] / "fairseq_prefix" / "files" / "vocabulary.py"
+    spec = importlib.util.spec_from_file_location("plugin_vocabulary", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -57,9 +57,9 @@ def _of_the_plugin(name: str) -> ModuleType:
 
 # How every text is cleaned, encoded and decoded. imports.py reads the statement that is never run.
 if TYPE_CHECKING:
-    from fairseq_prefix import vocabulary
+    from fairseq_prefix.files import vocabulary
 else:
-    vocabulary = _of_the_plugin("vocabulary")
+    vocabulary = _load_vocabulary()
 single_line = vocabulary.single_line
 
 

@@ -15,7 +15,7 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.trainer import Trainer
 from hydra.core.utils import JobReturn
 
-from .errors import UsageError, ending_with_a_sentence
+from ..errors import UsageError, ending_with_a_sentence
 
 
 def end_with_a_sentence() -> None:

@@ -14,8 +14,8 @@ from fairseq.search import BeamSearch, DiverseBeamSearch
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor, nn
 
-from .errors import UsageError
-from .model import FromBase
+from ..errors import UsageError
+from ..families.model import FromBase
 
 
 def check_options(args) -> None:

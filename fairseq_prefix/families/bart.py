@@ -20,14 +20,14 @@ from fairseq.models.transformer import (
     TransformerEncoderBase,
 )
 
-from . import checkpoint as files
+from ..attention.layers import PrefixDecoderLayer, PrefixEncoderLayer, PromptDecoderLayer
+from ..decoding.beams import Beams, SearchedDecoder
+from ..errors import UsageError
+from ..files import checkpoint as files
+from ..methods.adapter import AdaptableDecoderLayer, AdaptableEncoderLayer
+from ..methods.prefix import SITES, Prefix
+from ..methods.prompt import Prompt, prompt_columns
 from . import model as common
-from .adapter import AdaptableDecoderLayer, AdaptableEncoderLayer
-from .attention import PrefixDecoderLayer, PrefixEncoderLayer, PromptDecoderLayer
-from .beams import Beams, SearchedDecoder
-from .errors import UsageError
-from .prefix import SITES, Prefix
-from .prompt import Prompt, prompt_columns
 
 PREFIX_DEFAULTS = {"prefix_length": 200, "prefix_mid_dim": 800, "base_dropout": "on"}
 PROMPT_DEFAULTS = {"prompt_length": 10, "prompt_mid_dim": 800, "base_dropout": "on"}

@@ -24,13 +24,13 @@ from fairseq.models.transformer_lm import TransformerLanguageModel, base_lm_arch
 from fairseq.tasks.language_modeling import LanguageModelingTask
 from torch import Tensor
 
-from . import checkpoint as files
+from ..attention.layers import SourceDecoderLayer
+from ..decoding.beams import Beams, SearchedDecoder
+from ..errors import UsageError
+from ..files import checkpoint as files
+from ..methods.prefix import Prefix
+from ..methods.prompt import ReadPrompt
 from . import model as common
-from .attention import SourceDecoderLayer
-from .beams import Beams, SearchedDecoder
-from .errors import UsageError
-from .prefix import Prefix
-from .prompt import ReadPrompt
 
 SITES = ("decoder",)
 PREFIX_DEFAULTS = {"prefix_length": 10, "prefix_mid_dim": 512, "prefix_position": "prefix", "base_dropout": "off"}

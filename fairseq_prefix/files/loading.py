@@ -28,7 +28,7 @@ from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .errors import UsageError, first_line
+from ..errors import UsageError, first_line
 
 # Reading --------------------------------------------------------------------------------------------------------------
 
@@ -240,7 +240,7 @@ def _load_fetched(load, path: str, local: str, arg_overrides=None, load_on_all_r
 
 def _is_own(task) -> bool:
     """Whether a task is the plugin's."""
-    return any(one.__module__.startswith(f"{__package__}.") for one in type(task).__mro__)
+    return any(one.__module__.startswith("fairseq_prefix.") for one in type(task).__mro__)
 
 
 _ENVIRONMENT = threading.RLock()  # all threads have the same

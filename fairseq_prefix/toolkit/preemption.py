@@ -19,7 +19,7 @@ from fairseq import checkpoint_utils
 from fairseq.distributed import utils as distributed_utils
 from fairseq.tasks import FairseqTask
 
-from .errors import UsageError
+from ..errors import UsageError
 from .training_options import concerns_the_plugin
 
 logger = logging.getLogger(__name__)

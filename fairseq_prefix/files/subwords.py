@@ -11,8 +11,8 @@ from fairseq.data import Dictionary, encoders
 from fairseq.tasks import FairseqTask
 from omegaconf import DictConfig, OmegaConf
 
+from ..errors import UsageError
 from . import vocabulary as vocabularies
-from .errors import UsageError
 from .vocabulary import ByteBPE, SentencePiece, Vocabulary, VocabularyError, clean
 
 FRAMING = ("<s>", "<pad>", "</s>")  # what a task adds, and no text contains

@@ -11,8 +11,8 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
 from fairseq.tasks import TASK_REGISTRY
 
-from .errors import UsageError
-from .model import FromBase
+from ..errors import UsageError
+from ..families.model import FromBase
 from .task import PairTask
 
 

@@ -8,8 +8,8 @@ import torch
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
 from torch import Tensor, nn
 
+from ..attention.recompute import Recomputed
 from .prefix import FullPrecision
-from .recompute import Recomputed
 
 
 class Adapter(FullPrecision):

@@ -28,11 +28,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .adapter import adapter_size
-from .errors import UsageError, first_line
+from ..errors import UsageError, first_line
+from ..methods.adapter import adapter_size
+from ..methods.prefix import SITES, Evaluated, Prefix, SiteGeometry
+from ..methods.prompt import empty_prompt
 from .loading import EXPORT_KEY, atomically, check_contents, load_tensors, refusing
-from .prefix import SITES, Evaluated, Prefix, SiteGeometry
-from .prompt import empty_prompt
 
 FORMAT = 1
 METADATA_KEY = "prefix.metadata"  # of a checkpoint, whatever the method

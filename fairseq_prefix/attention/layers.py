@@ -24,9 +24,9 @@ from fairseq.modules import MultiheadAttention
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
 from torch import Tensor
 
-from .adapter import Adaptable
-from .beams import Beams, Part
-from .prefix import Prefix
+from ..decoding.beams import Beams, Part
+from ..methods.adapter import Adaptable
+from ..methods.prefix import Prefix
 from .recompute import Recomputed
 
 

@@ -17,14 +17,14 @@ from fairseq.models import register_model_architecture
 from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
 
-from . import checkpoint as files
-from .adapter import Adapter
-from .attention import PrefixAttention
-from .bank import PrefixBank
-from .errors import UsageError
-from .linear import speed_up
-from .prefix import REPARAMETRISATIONS, Evaluated, Prefix, SiteGeometry, parse_sites
-from .prompt import Prompt, PromptGeometry
+from ..attention.layers import PrefixAttention
+from ..attention.linear import speed_up
+from ..errors import UsageError
+from ..files import checkpoint as files
+from ..methods.adapter import Adapter
+from ..methods.bank import PrefixBank
+from ..methods.prefix import REPARAMETRISATIONS, Evaluated, Prefix, SiteGeometry, parse_sites
+from ..methods.prompt import Prompt, PromptGeometry
 
 
 class FromBase:

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .errors import UsageError
+from ..errors import UsageError
 from .prefix import SITES, Evaluation, Prefix
 
 

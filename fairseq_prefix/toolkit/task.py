@@ -46,10 +46,10 @@ from fairseq.search import DiverseBeamSearch
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, OmegaConf, open_dict
 
-from .checkpoint import read_dictionary
-from .errors import UsageError, first_line
-from .search import DiverseBeams, NGramBlock, Searcher, check_options
-from .subwords import build_bpe
+from ..decoding.search import DiverseBeams, NGramBlock, Searcher, check_options
+from ..errors import UsageError, first_line
+from ..files.checkpoint import read_dictionary
+from ..files.subwords import build_bpe
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .prefix import Evaluated
+from ..methods.prefix import Evaluated
 
 
 class _Product(torch.autograd.Function):

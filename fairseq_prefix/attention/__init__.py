@@ -1,0 +1,1 @@
+"""Attention with a prefix, and the layers that use it."""

@@ -1,0 +1,1 @@
+"""Bases, checkpoints, exports and vocabularies on disk."""

@@ -1,0 +1,1 @@
+"""What can be trained over a frozen base: one file per method."""
