@@ -18,7 +18,9 @@ from fairseq.tasks import TASK_REGISTRY
 
 from . import api
 from .errors import UsageError, ending_with_a_sentence, printable
-from .files import checkpoint as files
+from .files import checkpoint, export
+from .files.dictionary import read_dictionary
+from .files.metadata import describe_geometry, method_of
 from .toolkit.task import MAX_SOURCE_TOKENS
 
 BLOCK = 1 << 16  # bytes of input that are read at a time
@@ -122,46 +124,46 @@ def _task_and_text(number: int, raw: bytes, tasks: list[str]) -> tuple[str, str]
     return task, text
 
 
-def export(args: argparse.Namespace) -> None:
+def export_(args: argparse.Namespace) -> None:
     """Checkpoint -> prefix.safetensors, or what the method's is called."""
-    file = files.read_tuned(args.checkpoint)
-    files.write_export(file, args.output)
+    file = checkpoint.read_tuned(args.checkpoint)
+    export.write(file, args.output)
     _print_written(args.output, file)
 
 
-def _print_written(path: str, file: files.TunedFile) -> None:
+def _print_written(path: str, file: checkpoint.TunedFile) -> None:
     stored = sum(tensor.numel() for tensor in file.folded.values())
     print(f"{path}: {stored:,} parameters, {Path(path).stat().st_size:,} bytes")
 
 
 def import_(args: argparse.Namespace) -> None:
     """An export -> a checkpoint that fairseq-generate and fairseq-interactive read."""
-    file = files.read_tuned(args.export)
-    files.import_export(file, args.output, args.base_model)
+    file = checkpoint.read_tuned(args.export)
+    checkpoint.import_export(file, args.output, args.base_model)
     _print_written(args.output, file)
 
 
 def base(args: argparse.Namespace) -> None:
     """The untouched base as a checkpoint: a prefix of length 0 (or no adapters ...), to compare with."""
-    dictionary = files.read_dictionary(Path(args.base_model) / "dict.txt")
+    dictionary = read_dictionary(Path(args.base_model) / "dict.txt")
     model_class = ARCH_MODEL_REGISTRY.get(args.arch)
-    if not hasattr(model_class, "untouched"):
+    if not (hasattr(model_class, "method") and model_class.method.stored):
         raise UsageError(
             f"--arch {args.arch} has no frozen base; choose an architecture of a prefix, prompt, adapters or top "
             "layers, such as prefix_bart_large"
         )
-    model_args = {"arch": args.arch, **model_class.untouched}
-    cfg = files.configuration(model_args, {}, args.base_model)
+    model_args = {"arch": args.arch, **model_class.method.untouched}
+    cfg = checkpoint.configuration(model_args, {}, args.base_model)
     cfg.task.max_source_tokens = min(MAX_SOURCE_TOKENS, model_class.source_room(cfg.model))
     cfg.model.max_source_tokens = cfg.task.max_source_tokens
-    task = TASK_REGISTRY[model_class.default_task](cfg.task, dictionary, dictionary)
-    files.write_checkpoint(args.output, cfg, model_class.build_model(cfg.model, task).state_dict())
-    _print(files.describe(args.output), args.json)
+    task = TASK_REGISTRY[model_class.family.default_task](cfg.task, dictionary, dictionary)
+    checkpoint.write_checkpoint(args.output, cfg, model_class.build_model(cfg.model, task).state_dict())
+    _print(checkpoint.describe(args.output), args.json)
 
 
 def inspect(args: argparse.Namespace) -> None:
     """Describe a checkpoint of any method, an export, or a whole model's checkpoint."""
-    _print(files.describe(args.file), args.json)
+    _print(checkpoint.describe(args.file), args.json)
 
 
 def _print(description: dict, as_json: bool) -> None:
@@ -170,7 +172,7 @@ def _print(description: dict, as_json: bool) -> None:
         return
     for key, value in description.items():
         if key == "geometry":
-            value = files.describe_geometry(value, files.method_of(description))
+            value = describe_geometry(value, method_of(description))
         print(printable(f"{key.replace('_', ' '):<24}{f'{value:,}' if isinstance(value, int) else value}"))
 
 
@@ -204,7 +206,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     command.add_argument("checkpoint", help="a checkpoint that fairseq-train wrote")
     command.add_argument("output", help="the .safetensors file to write")
-    command.set_defaults(run=export)
+    command.set_defaults(run=export_)
 
     command = commands.add_parser("import", help="turn an export into a checkpoint for fairseq-generate")
     command.add_argument("export", help="the .safetensors file that export wrote")

@@ -15,7 +15,6 @@ from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from ..families.model import FromBase
 
 
 def check_options(args) -> None:
@@ -200,7 +199,7 @@ class Searcher(SequenceGenerator):
 
     def _is_plain(self, prefix_tokens: Tensor | None, constraints: Tensor | None) -> bool:
         model = self.model.single_model
-        usual = self.model.models_size == 1 and isinstance(model, FromBase) and self.model.has_encoder()
+        usual = self.model.models_size == 1 and hasattr(model, "family") and self.model.has_encoder()
         usual = usual and type(self.search) is BeamSearch and self.lm_model is None and constraints is None
         usual = usual and self.min_len > 0 and 2 * self.beam_size < self.vocab_size - 1
         if prefix_tokens is not None:

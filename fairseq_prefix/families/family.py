@@ -1,8 +1,16 @@
-"""What a model family says of itself, and the registry of families."""
+"""What a model family says of itself, and the registry of families.
+
+A family is one file: its `Family`, the model class that all methods share, and one call of `register_family`
+(families/model.py). `families/bart.py` is the shortest example.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -24,3 +32,79 @@ class Framing:
     def symbols(self) -> set[str]:
         """All symbols but `</s>`: none of them belongs to a text."""
         return {*self.before_source, *self.after_source, self.start, *self.before_target} - {"</s>"}
+
+
+@dataclass(frozen=True)
+class Base:
+    """The weights of a base under fairseq's names, and what its files say besides.
+
+    Attributes:
+        path: the file or folder, for messages.
+        state: name -> weight.
+        symbols: the symbols of its dict.txt, or None where it has none.
+        settings: recorded values of the options in `Family.settings`.
+        rows: symbol -> row of the embedding, where rows are not in the dictionary's order.
+    """
+
+    path: Path
+    state: dict[str, Tensor]
+    symbols: list[str] | None
+    settings: dict[str, object]
+    rows: dict[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family.
+
+    Attributes:
+        key: in names of architectures, `prefix_{key}_large`.
+        name: in messages.
+        parts: sub-modules of the model that make up the base.
+        embedding: the weight that has one row per symbol.
+        tied: other names of that weight.
+        settings: options that change what a model computes but no shape of its weights.
+        config: values that a Hugging Face config.json must have; a missing key counts as the value itself.
+        convert: (folder, config.json, weights of a Hugging Face folder) -> base.
+        recognises: whether these weights, under fairseq's names, belong to this family.
+        sites: attention sites that a prefix feeds.
+        prompt_sites: stacks that take a prompt.
+        default_task: the task of a checkpoint that is written without training.
+        framing: values of the options in `recorded` -> symbols around a text.
+        recorded: options of the family that a tuned file records, because the parameters depend on them.
+        defaults: method -> defaults of its options that differ from the method's own.
+        mask_row: whether the embedding may have one more row than dict.txt names, for `<mask>`.
+    """
+
+    key: str
+    name: str
+    parts: tuple[str, ...]
+    embedding: str
+    tied: tuple[str, ...]
+    settings: tuple[str, ...]
+    config: Mapping[str, object]
+    convert: Callable[[Path, dict, dict[str, Tensor]], Base]
+    recognises: Callable[[dict[str, Tensor]], bool]
+    sites: tuple[str, ...]
+    prompt_sites: tuple[str, ...]
+    default_task: str
+    framing: Callable[[Mapping[str, object]], Framing]
+    recorded: tuple[str, ...] = ()
+    defaults: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    mask_row: bool = False
+
+
+FAMILIES: list[Family] = []  # families/model.py fills it
+
+
+def family_of(state: object) -> Family | None:
+    """Return the family of a whole model's weights, or None if no registered family recognises them."""
+    if not isinstance(state, dict):
+        return None
+    # A later family may be a special case of an earlier one, as mBART is of BART.
+    return next((family for family in reversed(FAMILIES) if family.recognises(state)), None)
+
+
+def known_families() -> str:
+    """Return the names of all families, for messages."""
+    return " or ".join(sorted(family.name for family in FAMILIES))

@@ -1,256 +1,96 @@
-"""The prefix itself, in plain torch: how it is parametrised, initialised, evaluated and folded.
+"""Prefix-tuning (Li & Liang 2021, section 4): keys and values for every attention layer, trained over a frozen base.
 
-A prefix is, for each attention *site* (encoder self-attention, decoder self-attention, cross-attention), one key and
-one value vector per virtual token, layer and head (Li & Liang 2021, section 4). While it is trained it comes out of a
-small network (section 4.3); afterwards only the keys and values are kept ("folding").
+For each attention site (encoder self-attention, decoder self-attention, cross-attention) a prefix has one key and one
+value vector per virtual token, layer and key head. A folded prefix is one tensor per site, P x (L*2*H*d).
 
-Letters at line ends: P prefix length, L layers, H heads, d width of a head, D = H * d, B rows of a batch.
+Letters at line ends: P prefix length, L layers, H key heads, d width of a head.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
-from typing import NamedTuple
+import argparse
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-SITES = ("encoder", "decoder", "cross")
-REPARAMETRISATIONS = ("mlp", "flat")
+from ..attention.layers import PrefixAttention
+from ..errors import UsageError
+from . import initialise
+from .method import FrozenOptions, Method, option, register_method, several_sites
+from .tuned import OnVirtualTokens, fold_virtual_tokens, parse_sites
+from .virtual_tokens import ReadByAttention, VirtualTokens
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class SiteGeometry:
-    """The shape of one site's prefix: virtual tokens, and layers, heads and head width of the attention it feeds."""
+    """The shape of one site's prefix.
+
+    Attributes:
+        length: virtual tokens.
+        layers: attention layers of the site.
+        heads: heads of keys and values, of which there are fewer than query heads where those share keys.
+        head_dim: width of a head.
+        model_dim: width of the MLP's embedding; None stands for heads * head_dim.
+    """
 
     length: int
     layers: int
     heads: int
     head_dim: int
+    model_dim: int | None = None
 
     @property
     def embed_dim(self) -> int:
-        return self.heads * self.head_dim
+        return self.model_dim or self.heads * self.head_dim
 
     @property
     def width(self) -> int:
-        """How many numbers a virtual token has: L * 2 * D."""
-        return self.layers * 2 * self.embed_dim
+        """Numbers of one virtual token: L * 2 * H * d."""
+        return self.layers * 2 * self.heads * self.head_dim
 
-    @property
-    def folded_size(self) -> int:
-        """How many numbers the folded prefix holds: P * L * 2 * D."""
-        return self.length * self.width
+    def metadata(self) -> dict[str, int]:
+        """Return the fields as a file records them."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 class FlatPrefix(nn.Module):
-    """Keys and values as the parameters themselves: what a trained prefix is folded to.
-
-    A fresh one is drawn from N(0, 0.02), as in He et al. 2022 (direct parametrisation).
-    """
+    """Keys and values as the parameters themselves, drawn from N(0, 0.02) as in He et al. 2022."""
 
     def __init__(self, geometry: SiteGeometry):
         super().__init__()
-        self.key_value = nn.Parameter(torch.randn(geometry.length, geometry.width) * 0.02)  # P x (L*2*D)
+        self.key_value = nn.Parameter(torch.randn(geometry.length, geometry.width) * 0.02)  # P x (L*2*H*d)
 
     def forward(self) -> Tensor:
         return self.key_value
 
     @torch.no_grad()
     def set_output(self, target: Tensor) -> None:
-        """Make `forward()` return `target` (P x L*2*D)."""
+        """Make `forward()` return `target`, P x (L*2*H*d)."""
         self.key_value.copy_(target)
 
 
-class MLPPrefix(nn.Module):
-    """Keys and values computed from embeddings of virtual tokens (paper, section 4.3; sizes as in the original code).
-
-    Embedding(P, D) -> Linear(D, mid) -> Tanh -> Linear(mid, L*2*D), with torch's own initialisation as the original
-    has it. It is built after fairseq initialised the base: fairseq's BERT-style initialisation would start all keys
-    near zero. (For a prompt, see prompt.py, the last layer is D wide.)
-    """
-
-    def __init__(self, geometry: SiteGeometry, mid_dim: int):
-        super().__init__()
-        self.embedding = nn.Embedding(geometry.length, geometry.embed_dim)
-        self.down = nn.Linear(geometry.embed_dim, mid_dim)
-        self.up = nn.Linear(mid_dim, geometry.width)
-
-    def hidden(self) -> Tensor:
-        return torch.tanh(self.down(self.embedding.weight))  # P x mid
-
-    def forward(self) -> Tensor:
-        return self.up(self.hidden())  # P x (L*2*D)
-
-    @torch.no_grad()
-    def set_output(self, target: Tensor) -> None:
-        """Choose the last layer so that `forward()` returns `target` (P x L*2*D): exactly if P <= mid, else by least
-        squares.
-
-        The bias takes the mean and the weights the minimum-norm solution of what remains, in double precision.
-        """
-        hidden, target = self.hidden().double(), target.double()
-        bias = target.mean(dim=0)
-        weight = torch.linalg.pinv(hidden) @ (target - bias)  # mid x (L*2*D)
-        self.up.weight.copy_(weight.T)
-        self.up.bias.copy_(bias)
-
-
-class FullPrecision(nn.Module):
-    """What is trained stays in fp32 when the model goes to half precision; what it gives is cast where it is used.
-
-    A checkpoint in half precision would not hold the optimizer's master weights: it could not be resumed exactly, and
-    an MLP, evaluated in half, would give other keys and values than the exported prefix.
-    """
-
-    def _apply(self, fn, recurse: bool = True) -> FullPrecision:
-        """`.half()`, `.to(device)` ..."""
-
-        def keep_precision(tensor: Tensor) -> Tensor:
-            applied = fn(tensor)
-            return tensor.to(applied.device) if applied.dtype in (torch.float16, torch.bfloat16) else applied
-
-        return super()._apply(keep_precision, recurse)
-
-
-class Evaluated(FullPrecision):
-    """Virtual tokens of all sites of one model, which are evaluated once for a whole batch, never per row.
-
-    Each forward pass of the model starts with `refresh()`. Without gradients, in evaluation, what was evaluated is kept
-    until the parameters may have changed.
-
-    Args:
-        geometry: site -> its shape; sites of length 0 may be left out.
-        reparam: "mlp" or "flat".
-        mid_dim: width of the hidden layer of the MLP.
-        flat: the class of a site's parameters that go through no MLP.
-    """
-
-    def __init__(self, geometry: dict, reparam: str, mid_dim: int, flat: Callable[..., nn.Module]):
-        super().__init__()
-        if reparam not in REPARAMETRISATIONS:
-            raise ValueError(f"reparam must be one of {', '.join(REPARAMETRISATIONS)}, not {reparam!r}")
-        self.geometry = {site: geometry[site] for site in SITES if site in geometry and geometry[site].length > 0}
-        self.reparam = reparam
-        self.mid_dim = mid_dim
-        build = flat if reparam == "flat" else lambda site_geometry: MLPPrefix(site_geometry, mid_dim)
-        self.sites = nn.ModuleDict({site: build(site_geometry) for site, site_geometry in self.geometry.items()})
-        self._evaluated: dict[str, Tensor] | None = None
-        self._evaluated_for: tuple | None = None
-
-    @property
-    def folded_size(self) -> int:
-        """Parameters of the folded virtual tokens, all sites together: what is stored and deployed."""
-        return sum(site_geometry.folded_size for site_geometry in self.geometry.values())
-
-    def length(self, site: str) -> int:
-        """Virtual tokens at this site."""
-        return self.geometry[site].length if site in self.geometry else 0
-
-    def refresh(self) -> None:
-        """Evaluate anew for the forward pass that begins; in evaluation without gradients only if anything may have
-        changed. (With them each pass needs a graph of its own.)
-        """
-        if self.training or torch.is_grad_enabled():
-            self._forget()
-        self._keep_current()
-
-    def evaluated(self, site: str) -> Tensor:
-        """What `forward()` gives for one site, evaluated when that is needed."""
-        self._keep_current()
-        return self._evaluated[site]
-
-    def _keep_current(self) -> None:
-        if self._evaluated is None or self._state() != self._evaluated_for:
-            self._evaluated, self._evaluated_for = self(), self._state()
-
-    @torch.no_grad()
-    def folded(self) -> dict[str, Tensor]:
-        """site -> P x width: the parameters of the equivalent without an MLP (no dropout)."""
-        return {site: module().detach().clone() for site, module in self.sites.items()}
-
-    def _state(self) -> tuple:
-        """What an evaluation depends on, so that a stale one is never used.
-
-        fairseq's optimizers write through `.data`, which no version counter sees; they do so in training only, where
-        every forward pass refreshes and `train()`/`eval()` forget.
-        """
-        autocast = [torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) for kind in ("cpu", "cuda")]
-        return (torch.is_grad_enabled(), *autocast, *(parameter._version for parameter in self.parameters()))
-
-    def _forget(self) -> None:
-        self._evaluated = self._evaluated_for = None
-
-    def train(self, mode: bool = True) -> Evaluated:
-        self._forget()
-        return super().train(mode)
-
-    def _apply(self, fn, recurse: bool = True) -> Evaluated:
-        self._forget()
-        return super()._apply(fn, recurse)
-
-    def __getstate__(self) -> dict:  # what was evaluated is part of a graph, which cannot be copied
-        return {**self.__dict__, "_evaluated": None, "_evaluated_for": None}
-
-
-class Evaluation(NamedTuple):
-    """The keys and values of one forward pass. Later passes, and changes of mode, leave them as they are."""
-
-    tables: dict[str, Tensor]  # site -> L x 2 x H x P x d
-
-    def length(self, site: str) -> int:
-        """Virtual tokens at this site."""
-        return self.tables[site].size(3) if site in self.tables else 0
-
-    lengths = length  # the same for all rows of a batch
-
-    def key_value(self, site: str, layer: int) -> tuple[Tensor, Tensor] | None:
-        """Keys and values of one attention layer, each 1 x H x P x d, or None if the site has no prefix."""
-        if site not in self.tables:
-            return None
-        key, value = self.tables[site][layer]
-        return key.unsqueeze(0), value.unsqueeze(0)
-
-
-class KeysAndValues(Evaluated):
-    """Virtual tokens that attention layers ask for: they are evaluated to L x 2 x H x P x d."""
-
-    def begin(self, rows: int) -> None:
-        """Do nothing before a pass over a batch: all its rows have the same virtual tokens. (`PrefixBank` selects.)"""
-
-    def lengths(self, site: str) -> int:
-        """How many virtual tokens the rows of a batch have: all the same."""
-        return self.length(site)
-
-    def current(self) -> Evaluation:
-        """Keys and values of the forward pass that runs now."""
-        self._keep_current()
-        return Evaluation(self._evaluated)
-
-    def key_value(self, site: str, layer: int) -> tuple[Tensor, Tensor] | None:
-        """As `Evaluation.key_value`, of the forward pass that runs now."""
-        return self.current().key_value(site, layer)
-
-
-class Prefix(KeysAndValues):
-    """The prefixes of all sites of one model: keys and values, shared by every attention layer that asks (`key_value`).
+class Prefix(ReadByAttention, VirtualTokens):
+    """The prefixes of all sites of one model.
 
     Args:
         geometry: site -> `SiteGeometry`; sites of length 0 may be left out.
         reparam: "mlp" or "flat".
-        mid_dim: width of the hidden layer of the MLP.
-        dropout: probability of dropping a produced key or value element in training (original: `prefix_dropout`, 0).
+        mid_dim: width of the MLP's hidden layer.
+        dropout: probability of dropping an element of keys and values in training (original: `prefix_dropout`, 0).
     """
 
     def __init__(
-        self, geometry: dict[str, SiteGeometry], reparam: str = "mlp", mid_dim: int = 800, dropout: float = 0.0
+        self, geometry: Mapping[str, SiteGeometry], reparam: str = "mlp", mid_dim: int = 800, dropout: float = 0.0
     ):
         super().__init__(geometry, reparam, mid_dim, FlatPrefix)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self) -> dict[str, Tensor]:
-        """site -> keys and values, L x 2 x H x P x d."""
+        """Return site -> keys and values, L x 2 x H x P x d."""
         evaluated = {}
         for site, module in self.sites.items():
             shape = self.geometry[site]
@@ -258,19 +98,171 @@ class Prefix(KeysAndValues):
             evaluated[site] = key_value.permute(1, 2, 3, 0, 4)  # L x 2 x H x P x d
         return evaluated
 
-    def set_output(self, targets: dict[str, Tensor]) -> None:
-        """Start from given keys and values: site -> P x (L*2*D)."""
+    def set_output(self, targets: Mapping[str, Tensor]) -> None:
+        """Start from given keys and values: site -> P x (L*2*H*d)."""
         for site, module in self.sites.items():
             module.set_output(targets[site])
         self._forget()
 
 
-def parse_sites(text: str, allowed: tuple[str, ...] = SITES) -> list[str]:
-    """ "encoder,cross" -> ["encoder", "cross"]; raises ValueError for none and for a name that is not a site."""
-    sites = [site.strip() for site in text.split(",") if site.strip()]
-    if not sites:
-        raise ValueError(f"there is none; choose from {', '.join(allowed)}, or pass length 0 for the base alone")
-    for site in sites:
-        if site not in allowed:
-            raise ValueError(f"{site!r} is none of {', '.join(allowed)}")
-    return [site for site in allowed if site in sites]
+NO_PREFIX = Prefix({})
+
+
+@dataclass
+class PrefixOptions(FrozenOptions):
+    """Options of a prefix."""
+
+    prefix_length: int = option(200, "virtual tokens", "P")
+    prefix_sites: str | None = option(None, "which attentions get a prefix (default: all)", "SITES", several_sites)
+    prefix_encoder_length: int | None = option(
+        None, "virtual tokens at the encoder site, if different", "P", several_sites
+    )
+    prefix_decoder_length: int | None = option(
+        None, "virtual tokens at the decoder site, if different", "P", several_sites
+    )
+    prefix_cross_length: int | None = option(None, "virtual tokens at the cross site, if different", "P", several_sites)
+    prefix_reparam: Literal["mlp", "flat"] = option(
+        "mlp", "train the prefix through an MLP that is dropped afterwards, or directly"
+    )
+    prefix_mid_dim: int = option(800, "hidden width of the MLP", "N")
+    prefix_dropout: float = option(0.0, "dropout on the keys and values produced", "D")
+    prefix_init: Literal["random", "words"] = option(
+        "random", "start from random numbers or from the frozen base's activations of real words"
+    )
+    prefix_init_text: str | None = option(
+        None, "the words, encoded by --bpe or already subwords of the dictionary; repeated to the prefix's length", "TEXT"
+    )
+    prefix_position: Literal["prefix", "infix"] = option(
+        "prefix",
+        "before the source, or between source and target",
+        only_for=lambda family: family.framing({}).joined,
+    )
+
+    def lengths(self, sites: tuple[str, ...]) -> dict[str, int]:
+        """Return site -> virtual tokens.
+
+        Raises:
+            UsageError: options contradict each other, or a length is negative.
+        """
+        chosen = parse_sites("--prefix-sites", self.prefix_sites, sites)
+        lengths = {}
+        for site in sites:
+            name = f"prefix_{site}_length"
+            if getattr(self, name) is None:
+                name = "prefix_length"
+            elif site not in chosen:
+                raise UsageError(
+                    f"--prefix-{site}-length is given, but --prefix-sites {self.prefix_sites} leaves {site} out"
+                )
+            self.require(name, 0)
+            lengths[site] = getattr(self, name) if site in chosen else 0
+        return lengths
+
+
+class Prefixed(OnVirtualTokens):
+    """A frozen base and a prefix for its attention layers (parametrisation as in the original code).
+
+    With no prefix at any site the outputs are the base's bit for bit.
+    """
+
+    @classmethod
+    def check(cls, options: PrefixOptions, args: argparse.Namespace) -> None:
+        options.lengths(cls.family.sites)
+        if options.prefix_reparam == "mlp":
+            options.require("prefix_mid_dim", 1)
+        if not 0 <= options.prefix_dropout < 1:
+            raise UsageError(f"--prefix-dropout is {options.prefix_dropout}; expected 0 or more, and less than 1")
+
+    @classmethod
+    def layers_for(cls, args: argparse.Namespace) -> str:
+        return "prefix" if any(PrefixOptions.read(args).lengths(cls.family.sites).values()) else "stock"
+
+    @classmethod
+    def conventions_of(cls, args, task) -> dict:
+        conventions = super().conventions_of(args, task)
+        if cls.family.framing({}).joined:
+            conventions["prefix_position"] = args.prefix_position
+        return conventions
+
+    def add(self, options: PrefixOptions, args: argparse.Namespace, task) -> None:
+        lengths = options.lengths(self.family.sites)
+        geometry = {site: self.site_geometry(site, length) for site, length in lengths.items()}
+        self.prefix = Prefix(geometry, options.prefix_reparam, options.prefix_mid_dim, options.prefix_dropout)
+        self.attach(self.prefix)
+        if options.prefix_init == "words":
+            words = initialise.encode(options.prefix_init_text, self.prefix, args, task)
+            self.prefix.set_output(initialise.activations(self, words))
+            # Loading the checkpoint must need neither the words nor their BPE.
+            args.prefix_init, args.prefix_initialised_from = "random", options.prefix_init_text
+
+    def use(self, prefix: nn.Module) -> None:
+        """Let every attention layer read this `Prefix` or `PrefixBank` instead of the model's own prefix.
+
+        Raises:
+            UsageError: the model was built without a prefix, with fairseq's own attention.
+        """
+        if not any(isinstance(attention, PrefixAttention) for _, _, attention in self.attentions()):
+            raise UsageError("the model was built without a prefix; build it with --prefix-length 1 or more")
+        self.prefix = prefix
+        self.attach(prefix)
+
+    @contextmanager
+    def prefix_disabled(self) -> Iterator[None]:
+        """Compute as the base alone inside the block."""
+        own, self.prefix = self.prefix, NO_PREFIX
+        self.attach(NO_PREFIX)
+        try:
+            yield
+        finally:
+            self.prefix = own
+            self.attach(own)
+
+    def site_geometry(self, site: str, length: int) -> SiteGeometry:
+        """Return the shape of a prefix of `length` virtual tokens at a site."""
+        attentions = [attention for own, _, attention in self.attentions() if own == site]
+        return SiteGeometry(length, len(attentions), attentions[0].num_heads, attentions[0].head_dim)
+
+    def state_dict(self, destination: dict | None = None, prefix: str = "", keep_vars: bool = False) -> dict:
+        """Return what is trained, as every tuned model does.
+
+        Raises:
+            UsageError: the model uses a bank, whose prefixes are files of their own.
+        """
+        if not isinstance(self.prefix, Prefix):
+            raise UsageError("a bank is not saved as a whole; save each prefix of it after model.use(bank[name])")
+        return super().state_dict(destination, prefix, keep_vars)
+
+
+class PrefixMethod(Method):
+    """Files of a prefix."""
+
+    name = noun = "prefix"
+    options = PrefixOptions
+    model = Prefixed
+    untouched = {"prefix_length": 0, "prefix_reparam": "flat"}
+
+    def describe_site(self, shape):
+        site = SiteGeometry(**shape)
+        return f"{site.length} x {site.layers} layers x {site.heads}*{site.head_dim}"
+
+    def fold(self, metadata, state):
+        geometry = {site: SiteGeometry(**shape) for site, shape in metadata["geometry"].items()}
+        return fold_virtual_tokens(
+            lambda: Prefix(geometry, metadata["reparam"], metadata["mid_dim"] or 1), "prefix.", state
+        )
+
+    def unfold(self, tensors):
+        return {f"prefix.sites.{site}.key_value": tensor for site, tensor in tensors.items()}
+
+    def model_args(self, metadata):
+        lengths = {site: shape["length"] for site, shape in metadata["geometry"].items()}
+        if not lengths:
+            return {"prefix_reparam": "flat", "prefix_length": 0}
+        return {
+            "prefix_reparam": "flat",
+            "prefix_sites": ",".join(lengths),
+            **{f"prefix_{site}_length": length for site, length in lengths.items()},
+        }
+
+
+PREFIX = register_method(PrefixMethod())

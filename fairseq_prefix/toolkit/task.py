@@ -48,7 +48,7 @@ from omegaconf import II, OmegaConf, open_dict
 
 from ..decoding.search import DiverseBeams, NGramBlock, Searcher, check_options
 from ..errors import UsageError, first_line
-from ..files.checkpoint import read_dictionary
+from ..files.dictionary import read_dictionary
 from ..files.subwords import build_bpe
 
 logger = logging.getLogger(__name__)

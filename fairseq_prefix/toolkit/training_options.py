@@ -12,7 +12,7 @@ from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
 from fairseq.tasks import TASK_REGISTRY
 
 from ..errors import UsageError
-from ..families.model import FromBase
+from ..families.model import FamilyModel
 from .task import PairTask
 
 
@@ -41,7 +41,7 @@ def concerns_the_plugin(cfg) -> bool:
     names = [name for key in ("arch", "_name") if isinstance(name := getattr(model, key, None), str)]
     classes = [registry.get(name) for name in names for registry in (ARCH_MODEL_REGISTRY, MODEL_REGISTRY)]
     classes.append(TASK_REGISTRY.get(getattr(task, "_name", None)))
-    return any(isinstance(one, type) and issubclass(one, FromBase | PairTask) for one in classes)
+    return any(isinstance(one, type) and issubclass(one, FamilyModel | PairTask) for one in classes)
 
 
 def check(cfg) -> None:
