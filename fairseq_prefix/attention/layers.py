@@ -24,7 +24,7 @@ from fairseq.modules import MultiheadAttention
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
 from torch import Tensor
 
-from ..decoding.beams import Beams, Part
+from ..decoding.beams import Beams, KeyBlock
 from ..methods.adapter import Adaptable
 from ..methods.prefix import Prefix
 from .recompute import Recomputed
@@ -48,24 +48,24 @@ class PrefixAttention(MultiheadAttention):
         return self._attached
 
     @property
-    def attached_length(self) -> int:
+    def prefix_length(self) -> int:
         """How many virtual tokens come before the keys, in the row that has most."""
         prefix, site, _ = self._attached
         return prefix.length(site)
 
     @property
-    def attached_lengths(self) -> int | Tensor:
+    def prefix_row_lengths(self) -> int | Tensor:
         """How many each row has, where they differ: B x 1."""
         prefix, site, _ = self._attached
-        return prefix.lengths(site)
+        return prefix.row_lengths(site)
 
     @property
-    def attached_padding(self) -> Tensor | None:
+    def prefix_padding(self) -> Tensor | None:
         """Where the prefixes of rows are filled up to the longest: B x P, true there."""
-        lengths = self.attached_lengths
+        lengths = self.prefix_row_lengths
         if isinstance(lengths, int):
             return None
-        return torch.arange(self.attached_length, device=lengths.device) >= lengths
+        return torch.arange(self.prefix_length, device=lengths.device) >= lengths
 
     def forward(
         self,
@@ -94,7 +94,7 @@ class PrefixAttention(MultiheadAttention):
             y = self._attend_to_parts(q, self._parts(query, key, key_padding_mask, beams))
         else:
             k, v = self._project(key if self.encoder_decoder_attention else query)
-            if incremental_state is not None:  # of whoever reads something before a search (`begin_with`)
+            if incremental_state is not None:  # of whoever reads something before a search (`start_from_prefill`)
                 self._set_input_buffer(incremental_state, {"prev_key": k, "prev_value": v})
             y = self._attend(q, k, v, key_padding_mask, attn_mask)
         y = y.permute(2, 0, 1, 3).reshape(length, rows, width)
@@ -112,27 +112,27 @@ class PrefixAttention(MultiheadAttention):
         y = F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, dropout_p=self._drop_probability)
         return self._ungroup_beams(y, q.size(2))
 
-    def noted(self, incremental_state: dict) -> tuple[Tensor, Tensor]:
+    def cached_key_value(self, incremental_state: dict) -> tuple[Tensor, Tensor]:
         """Keys and values (B x H x S x d) of a pass that was given this state and is no step of a search."""
         noted = self._get_input_buffer(incremental_state)
         return noted["prev_key"], noted["prev_value"]
 
-    def begin_with(self, reading: dict, padding: Tensor | None, beams: Beams) -> None:
+    def start_from_prefill(self, reading: dict, padding: Tensor | None, beams: Beams) -> None:
         """Let the hypotheses of each sentence begin after what was read of it in a pass that was given `reading`."""
-        beams.kept_by(self).parts["source"] = Part(*self.noted(reading), padding)
+        beams.cache_of(self).blocks["source"] = KeyBlock(*self.cached_key_value(reading), padding)
 
-    def _parts(self, query: Tensor, source: Tensor | None, padding: Tensor | None, beams: Beams) -> list[Part]:
+    def _parts(self, query: Tensor, source: Tensor | None, padding: Tensor | None, beams: Beams) -> list[KeyBlock]:
         """What a step of a search attends to: the prefix, then the source or what came before."""
-        kept = beams.kept_by(self)
-        prefix = self._prefix_key_value() if "prefix" not in kept.parts else None
+        kept = beams.cache_of(self)
+        prefix = self._prefix_key_value() if "prefix" not in kept.blocks else None
         if prefix is not None:
             key, value = (p.to(query.dtype) for p in prefix)
-            kept.parts["prefix"] = Part(key, value, self.attached_padding)
+            kept.blocks["prefix"] = KeyBlock(key, value, self.prefix_padding)
         if self.encoder_decoder_attention:
-            if "source" not in kept.parts:
-                kept.parts["source"] = Part(*self._project(source), padding)
-            return list(kept.parts.values())
-        return [*kept.parts.values(), beams.write(self, *self._project(query))]
+            if "source" not in kept.blocks:
+                kept.blocks["source"] = KeyBlock(*self._project(source), padding)
+            return list(kept.blocks.values())
+        return [*kept.blocks.values(), beams.append(self, *self._project(query))]
 
     def _prefix_key_value(self) -> tuple[Tensor, Tensor] | None:
         prefix, site, layer = self._attached
@@ -151,7 +151,7 @@ class PrefixAttention(MultiheadAttention):
 
     def _padding_after_prefix(self, padding: Tensor | None, k: Tensor) -> Tensor | None:
         """The padding of keys (B x S) with that of the prefixes before it, if rows have prefixes of their own."""
-        before = self.attached_padding
+        before = self.prefix_padding
         if before is None:
             return padding
         padding = before.new_zeros(k.size(0), k.size(2)) if padding is None else padding.bool()
@@ -176,7 +176,7 @@ class PrefixAttention(MultiheadAttention):
     def _ungroup_beams(y: Tensor, length: int) -> Tensor:
         return y.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)  # N x H x T x d
 
-    def _attend_to_parts(self, q: Tensor, parts: list[Part]) -> Tensor:
+    def _attend_to_parts(self, q: Tensor, parts: list[KeyBlock]) -> Tensor:
         """One softmax over several tables of keys, each with the rows of its own.
 
         Args:

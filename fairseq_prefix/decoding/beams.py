@@ -19,19 +19,19 @@ ROOM = 16  # steps for which a table has room at first; it doubles
 MANY = 16  # more hypotheses than these would rather copy their keys than look at each other's
 
 
-class Part(NamedTuple):
+class KeyBlock(NamedTuple):
     """Keys that hypotheses attend to: a row for all, for each sentence, or for each hypothesis."""
 
     key: Tensor  # 1, B or N x H x K x d, of which N is a multiple
     value: Tensor  # likewise
     hidden: Tensor | None = None  # true where a key is not to be seen, B x K, or B x W x K; None: all are seen
 
-    def select(self, sentences: Tensor) -> Part:
+    def select(self, sentences: Tensor) -> KeyBlock:
         """That of some of the sentences."""
-        return Part(*(x if x is None or x.size(0) == 1 else x.index_select(0, sentences) for x in self))
+        return KeyBlock(*(x if x is None or x.size(0) == 1 else x.index_select(0, sentences) for x in self))
 
 
-class Written:
+class HypothesisCache:
     """The keys and values that hypotheses write at one attention layer, in place, step by step."""
 
     def __init__(self):
@@ -54,18 +54,18 @@ class Written:
         self.tables = [table.index_select(0, rows) for table in self.tables]
 
 
-class Kept:
+class LayerCache:
     """What one attention layer keeps."""
 
     def __init__(self):
-        self.parts: dict[str, Part] = {}
-        self.written = Written()
+        self.blocks: dict[str, KeyBlock] = {}
+        self.hypotheses = HypothesisCache()
 
     def branch(self, steps: int) -> None:
         """What the only hypothesis of each sentence wrote is the start of all from now on."""
-        if self.written.tables:
-            self.parts["start"] = Part(*(table[:, :, :steps] for table in self.written.tables))
-            self.written = Written()
+        if self.hypotheses.tables:
+            self.blocks["start"] = KeyBlock(*(table[:, :, :steps] for table in self.hypotheses.tables))
+            self.hypotheses = HypothesisCache()
 
 
 class Beams:
@@ -73,11 +73,11 @@ class Beams:
 
     def __init__(self, sentences: int | None, hypotheses: int, device: torch.device):
         """`sentences`: None, if it is not known which hypotheses are of one sentence."""
-        self._known, self.sentences = sentences is not None, sentences or hypotheses
-        self._kept: dict[torch.nn.Module, Kept] = {}
-        self._start(torch.arange(hypotheses, device=device))
+        self._sentences_known, self.sentences = sentences is not None, sentences or hypotheses
+        self._layers: dict[torch.nn.Module, LayerCache] = {}
+        self._restart(torch.arange(hypotheses, device=device))
 
-    def _start(self, rows: Tensor) -> None:
+    def _restart(self, rows: Tensor) -> None:
         self.steps, self._hidden = 0, None
         self._ancestors = rows.new_empty(len(rows), 0)  # N x t, which of its sentence's W wrote the key of a step
 
@@ -87,9 +87,9 @@ class Beams:
         return len(self._ancestors) // self.sentences
 
     @property
-    def _side_by_side(self) -> bool:
+    def _share_table(self) -> bool:
         """Whether the hypotheses of a sentence write into one table."""
-        return self._known and self.width <= MANY
+        return self._sentences_known and self.width <= MANY
 
     @classmethod
     def of(cls, incremental_state: dict | None) -> Beams | None:
@@ -102,56 +102,56 @@ class Beams:
         beams = incremental_state["beams"] = cls(sentences, len(tokens), tokens.device)
         return beams
 
-    def kept_by(self, attention: torch.nn.Module) -> Kept:
+    def cache_of(self, attention: torch.nn.Module) -> LayerCache:
         """What an attention layer keeps."""
-        return self._kept.setdefault(attention, Kept())
+        return self._layers.setdefault(attention, LayerCache())
 
     def advance(self) -> None:
         """Go on to the next step, in which every hypothesis writes a key."""
         self.steps += 1
-        if self._side_by_side and self.width > 1:
+        if self._share_table and self.width > 1:
             slots = torch.arange(self.width, device=self._ancestors.device)
             self._ancestors = torch.cat([self._ancestors, slots.repeat(self.sentences)[:, None]], dim=1)
             hidden = self._ancestors[:, :, None] != slots  # N x t x W
             self._hidden = hidden.view(self.sentences, self.width, -1)
 
-    def write(self, attention: torch.nn.Module, key: Tensor, value: Tensor) -> Part:
+    def append(self, attention: torch.nn.Module, key: Tensor, value: Tensor) -> KeyBlock:
         """Keys and values of this step (N x H x 1 x d) and of those before it."""
-        rows = self.sentences if self._side_by_side else len(key)
-        return Part(*self.kept_by(attention).written.append(key, value, rows, self.steps - 1), self._hidden)
+        rows = self.sentences if self._share_table else len(key)
+        return KeyBlock(*self.cache_of(attention).hypotheses.append(key, value, rows, self.steps - 1), self._hidden)
 
     def reorder(self, order: Tensor) -> None:
         """Follow the search to the hypotheses `order` (rows so far): branches, ends of branches, ends of sentences."""
-        if self._known and len(order) > len(self._ancestors):
-            for kept in self._kept.values():
+        if self._sentences_known and len(order) > len(self._ancestors):
+            for kept in self._layers.values():
                 kept.branch(self.steps)
-            self._start(order)
+            self._restart(order)
             return
-        sentences = order[:: self.width] // self.width if self._known else order
+        sentences = order[:: self.width] // self.width if self._sentences_known else order
         fewer = len(sentences) < self.sentences
-        for kept in self._kept.values():
-            if fewer or not self._known:
-                kept.parts = {name: part.select(sentences) for name, part in kept.parts.items()}
-            if not self._side_by_side:
-                kept.written.select(order)
+        for kept in self._layers.values():
+            if fewer or not self._sentences_known:
+                kept.blocks = {name: part.select(sentences) for name, part in kept.blocks.items()}
+            if not self._share_table:
+                kept.hypotheses.select(order)
             elif fewer:
-                kept.written.select(sentences)
+                kept.hypotheses.select(sentences)
         self._ancestors, self.sentences = self._ancestors.index_select(0, order), len(sentences)
 
 
 class SearchedDecoder:
     """A decoder whose attention layers keep their keys in `Beams`.
 
-    It says how a search of hypotheses (N x t), N being a multiple of the sentences, starts: `_begin`.
+    It says how a search of hypotheses (N x t), N being a multiple of the sentences, starts: `_start_search`.
     """
 
-    def _begin(self, encoder_out: dict | None, state: dict, tokens: Tensor) -> None:
+    def _start_search(self, encoder_out: dict | None, state: dict, tokens: Tensor) -> None:
         raise NotImplementedError
 
-    def _advance(self, encoder_out: dict | None, state: dict, tokens: Tensor) -> None:
+    def _next_step(self, encoder_out: dict | None, state: dict, tokens: Tensor) -> None:
         """Go on to the next step of a search, or start one."""
         if not state:
-            self._begin(encoder_out, state, tokens)
+            self._start_search(encoder_out, state, tokens)
         Beams.of(state).advance()
 
     def reorder_incremental_state_scripting(self, incremental_state: dict, new_order: Tensor) -> None:

@@ -167,7 +167,8 @@ class Searcher(SequenceGenerator):
         tokens = sample["net_input"]["src_tokens"].new_full((sentences, limit + 2), self.pad)  # N x L
         tokens[:, 0] = self.eos if bos_token is None else bos_token
         sums = torch.zeros(sentences, limit + 1, device=tokens.device)  # N x L, of the scores up to each token
-        model, found = Continuations(self, sample["net_input"]), Found(sentences, self.beam_size, self.eos)
+        model = NextTokenScorer(self, sample["net_input"])
+        found = FinishedHypotheses(sentences, self.beam_size, self.eos)
         for step in range(limit + 1):
             forced = prefix_tokens is not None and step == 0
             lprobs = self._allowed(model.score(tokens[:, : step + 1]), tokens, step, forced)  # N x V
@@ -236,7 +237,7 @@ class Searcher(SequenceGenerator):
         return values, symbols.gather(1, best), rows.gather(1, best)
 
 
-class Continuations:
+class NextTokenScorer:
     """What a model says about the next token of hypotheses, from step to step."""
 
     def __init__(self, generator: SequenceGenerator, net_input: dict[str, Tensor]):
@@ -261,7 +262,7 @@ class Continuations:
             self._encoded, self._rows = self._model.reorder_encoder_out(self._encoded, order), len(order)
 
 
-class Found:
+class FinishedHypotheses:
     """Finished hypotheses of a batch's sentences, as fairseq returns them."""
 
     def __init__(self, sentences: int, beam: int, eos: int):

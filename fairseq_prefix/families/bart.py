@@ -251,7 +251,7 @@ class PrefixDecoder(SearchedDecoder, Decoder):
         """As fairseq's; in a search of the last tokens alone, and without asking whether one of them is padding."""
         if incremental_state is None:
             return super().extract_features(prev_output_tokens, encoder_out, **options)
-        self._advance(encoder_out, incremental_state, prev_output_tokens)
+        self._next_step(encoder_out, incremental_state, prev_output_tokens)
         x = self._embed(prev_output_tokens, incremental_state)
         return self._through_layers(x, encoder_out, incremental_state), {"attn": [None]}
 
@@ -262,7 +262,7 @@ class PrefixDecoder(SearchedDecoder, Decoder):
             x = x + self.embed_positions(tokens, incremental_state=state)
         return _normed(self, x)
 
-    def _begin(self, encoder_out, state, tokens) -> None:
+    def _start_search(self, encoder_out, state, tokens) -> None:
         Beams.begin(state, encoder_out["encoder_out"][0].size(1), tokens)
 
     def _through_layers(self, x: torch.Tensor, encoder_out: dict, state: dict | None) -> torch.Tensor:
@@ -316,16 +316,16 @@ class PromptDecoder(PrefixDecoder):
         (prompt,) = self._prompt
         return _normed(self, prompt_columns(prompt, "decoder", like, rows))  # rows x P x D
 
-    def _begin(self, encoder_out, state, tokens) -> None:
+    def _start_search(self, encoder_out, state, tokens) -> None:
         """The same with the prompt, one row per sentence."""
         source, reading = encoder_out["encoder_out"][0], {}
         columns = self._columns(source, source.size(1))
         if columns.size(1):
             self._through_layers(columns, encoder_out, reading)
-        super()._begin(encoder_out, state, tokens)
+        super()._start_search(encoder_out, state, tokens)
         for layer in self.layers if reading else ():
-            layer.self_attn.begin_with(reading, None, Beams.of(state))
-            layer.encoder_attn.begin_with(reading, encoder_out["encoder_padding_mask"][0], Beams.of(state))
+            layer.self_attn.start_from_prefill(reading, None, Beams.of(state))
+            layer.encoder_attn.start_from_prefill(reading, encoder_out["encoder_padding_mask"][0], Beams.of(state))
 
 
 def _normed(side: TransformerEncoderBase | TransformerDecoderBase, x: torch.Tensor) -> torch.Tensor:

@@ -194,7 +194,7 @@ class SourceReader:
         if source.size(1):
             self.decoder.read(source, lengths, state)
         padding = torch.arange(source.size(1), device=source.device) >= lengths[:, None]
-        return {"ends": lengths[:, None] + self.decoder.prefix_lengths, "padding": padding, "state": state}  # B x 1
+        return {"ends": lengths[:, None] + self.decoder.prefix_row_lengths, "padding": padding, "state": state}  # B x 1
 
     def reorder_encoder_out(self, encoder_out: dict, new_order: Tensor) -> dict:
         """Places go with the hypotheses. Keys and values stay: attention follows the search by itself."""
@@ -218,12 +218,12 @@ class GPT2Decoder(SearchedDecoder, TransformerDecoderBase):
 
     @property
     def prefix_length(self) -> int:
-        return self.layers[0].self_attn.attached_length
+        return self.layers[0].self_attn.prefix_length
 
     @property
-    def prefix_lengths(self) -> int | Tensor:
+    def prefix_row_lengths(self) -> int | Tensor:
         """That of each row, where they differ: B x 1."""
-        return self.layers[0].self_attn.attached_lengths
+        return self.layers[0].self_attn.prefix_row_lengths
 
     def begin(self, rows: int) -> None:
         """Begin a pass over a batch of `rows` sentences."""
@@ -271,7 +271,7 @@ class GPT2Decoder(SearchedDecoder, TransformerDecoderBase):
         columns = torch.arange(tokens.size(1), device=tokens.device)
         is_target = columns >= lengths[:, None]  # B x T
         shifted = is_target if self.infix else torch.ones_like(columns, dtype=torch.bool)[None]
-        positions = self._within_table(tokens, columns + self.prefix_lengths * shifted)
+        positions = self._within_table(tokens, columns + self.prefix_row_lengths * shifted)
         x = self._embed(tokens, positions).transpose(0, 1)
         mask = self._mask(is_target)
         for layer in self.layers:
@@ -303,7 +303,7 @@ class GPT2Decoder(SearchedDecoder, TransformerDecoderBase):
         state: dict = {}
         for layer in self.layers:
             x, _, _ = layer(x, incremental_state=state)
-        return torch.stack([torch.cat(layer.self_attn.noted(state)) for layer in self.layers])
+        return torch.stack([torch.cat(layer.self_attn.cached_key_value(state)) for layer in self.layers])
 
     def _embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         return self._place(self.embed_tokens(tokens), positions)
@@ -319,7 +319,7 @@ class GPT2Decoder(SearchedDecoder, TransformerDecoderBase):
         rows, length = is_target.shape
         visible = torch.ones(length, self.prefix_length + length, dtype=torch.bool, device=is_target.device)
         visible = visible.tril(self.prefix_length)
-        padding = self.layers[0].self_attn.attached_padding
+        padding = self.layers[0].self_attn.prefix_padding
         if not self.infix and padding is None:
             return visible
         visible = visible.repeat(rows, 1, 1, 1)
@@ -331,19 +331,19 @@ class GPT2Decoder(SearchedDecoder, TransformerDecoderBase):
 
     def _step(self, tokens: Tensor, encoder_out: dict | None, state: dict) -> Tensor:
         """The hidden state at the last of `tokens` (N x t), those before it having been seen in earlier steps."""
-        self._advance(encoder_out, state, tokens)
-        ends = encoder_out["ends"] if encoder_out else self.prefix_lengths
+        self._next_step(encoder_out, state, tokens)
+        ends = encoder_out["ends"] if encoder_out else self.prefix_row_lengths
         positions = ends + torch.full_like(tokens[:, -1:], tokens.size(1) - 1)
         x = self._embed(tokens[:, -1:], positions).transpose(0, 1)
         for layer in self.layers:
             x, _, _ = layer(x, incremental_state=state)
         return self.layer_norm(x).transpose(0, 1)
 
-    def _begin(self, encoder_out: dict | None, state: dict, tokens: Tensor) -> None:
+    def _start_search(self, encoder_out: dict | None, state: dict, tokens: Tensor) -> None:
         beams = Beams.begin(state, len(encoder_out["padding"]) if encoder_out else None, tokens)
         if encoder_out and encoder_out["state"]:
             for layer in self.layers:
-                layer.self_attn.begin_with(encoder_out["state"], encoder_out["padding"], beams)
+                layer.self_attn.start_from_prefill(encoder_out["state"], encoder_out["padding"], beams)
 
     def output_layer(self, features):
         """Logits; symbols that the base does not have get none of the probability."""

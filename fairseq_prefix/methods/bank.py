@@ -41,7 +41,7 @@ class Selection(NamedTuple):
         """Virtual tokens at this site of the row that has most."""
         return self.longest[site]
 
-    def lengths(self, site: str) -> int | Tensor:
+    def row_lengths(self, site: str) -> int | Tensor:
         """How many each row has: B x 1, or one number for all."""
         return self.of_rows[site]
 
@@ -179,7 +179,7 @@ class PrefixBank(nn.Module):
         """Virtual tokens at this site of the row that has most."""
         return 0 if self._chosen is None else self._longest[site]
 
-    def lengths(self, site: str) -> int | Tensor:
+    def row_lengths(self, site: str) -> int | Tensor:
         """How many each row has: B x 1, or one number for all."""
         return 0 if self._chosen is None else self._lengths[site]
 

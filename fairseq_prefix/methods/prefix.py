@@ -203,7 +203,7 @@ class Evaluation(NamedTuple):
         """Virtual tokens at this site."""
         return self.tables[site].size(3) if site in self.tables else 0
 
-    lengths = length  # the same for all rows of a batch
+    row_lengths = length  # the same for all rows of a batch
 
     def key_value(self, site: str, layer: int) -> tuple[Tensor, Tensor] | None:
         """Keys and values of one attention layer, each 1 x H x P x d, or None if the site has no prefix."""
@@ -219,7 +219,7 @@ class KeysAndValues(Evaluated):
     def begin(self, rows: int) -> None:
         """Do nothing before a pass over a batch: all its rows have the same virtual tokens. (`PrefixBank` selects.)"""
 
-    def lengths(self, site: str) -> int:
+    def row_lengths(self, site: str) -> int:
         """How many virtual tokens the rows of a batch have: all the same."""
         return self.length(site)
 
