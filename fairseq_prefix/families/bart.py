@@ -20,11 +20,16 @@ from fairseq.models.transformer import (
     TransformerEncoderBase,
 )
 
-from ..attention.layers import PrefixDecoderLayer, PrefixEncoderLayer, PromptDecoderLayer
+from ..attention.layers import (
+    AdaptableDecoderLayer,
+    AdaptableEncoderLayer,
+    PrefixDecoderLayer,
+    PrefixEncoderLayer,
+    PromptDecoderLayer,
+)
 from ..decoding.beams import Beams, SearchedDecoder
 from ..errors import UsageError
 from ..files import checkpoint as files
-from ..methods.adapter import AdaptableDecoderLayer, AdaptableEncoderLayer
 from ..methods.prefix import SITES, Prefix
 from ..methods.prompt import Prompt, prompt_columns
 from . import model as common

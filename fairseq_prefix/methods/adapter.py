@@ -5,10 +5,8 @@ LayerNorm -> Linear(D, dim) -> ReLU -> Linear(dim, D), added to what the layer p
 from __future__ import annotations
 
 import torch
-from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
 from torch import Tensor, nn
 
-from ..attention.recompute import Recomputed
 from .prefix import FullPrecision
 
 
@@ -37,27 +35,3 @@ class Adapter(FullPrecision):
 def adapter_size(embed_dim: int, dim: int) -> int:
     """How many parameters one adapter has."""
     return 2 * embed_dim * dim + dim + 3 * embed_dim
-
-
-class Adaptable:
-    """A layer of fairseq's that takes an adapter; without one it is fairseq's."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.adapter = None
-
-    def forward(self, *args, **kwargs):
-        output = super().forward(*args, **kwargs)
-        if self.adapter is None:
-            return output
-        if isinstance(output, tuple):  # a decoder's layer: with attention weights
-            return self.adapter(output[0]), *output[1:]
-        return self.adapter(output)
-
-
-class AdaptableEncoderLayer(Recomputed, Adaptable, TransformerEncoderLayerBase):
-    """fairseq's encoder layer."""
-
-
-class AdaptableDecoderLayer(Recomputed, Adaptable, TransformerDecoderLayerBase):
-    """fairseq's decoder layer."""

@@ -127,6 +127,8 @@ class Evaluated(FullPrecision):
         flat: the class of a site's parameters that go through no MLP.
     """
 
+    evaluated_once = True  # so attention/linear.py leaves the MLP alone
+
     def __init__(self, geometry: dict, reparam: str, mid_dim: int, flat: Callable[..., nn.Module]):
         super().__init__()
         if reparam not in REPARAMETRISATIONS:
