@@ -105,7 +105,7 @@ def test_keys_are_gathered_once_a_search_and_follow_the_sentences(tasks, monkeyp
 
     def note(module, _, kwargs, __):
         beams = Beams.of(kwargs["incremental_state"])
-        shapes.append(beams and tuple(beams.kept_by(module).parts["prefix"].key.shape[:3]))
+        shapes.append(beams and tuple(beams.cache_of(module).blocks["prefix"].key.shape[:3]))
 
     hook = attention.register_forward_hook(note, with_kwargs=True)
     rows = random_rows(tasks.family, random.Random(1), 6)
@@ -139,7 +139,7 @@ def test_rows_of_the_same_prefix_share_one_row_of_keys(tasks):
     tasks.bank.select(["train", "train", "train"])
     key, value = tasks.bank.key_value("decoder", 1)
     assert key.shape == value.shape == (1, 4, 7, 32)
-    assert tasks.bank.length("decoder") == tasks.bank.lengths("decoder") == 7
+    assert tasks.bank.length("decoder") == tasks.bank.row_lengths("decoder") == 7
     assert tasks.bank.key_value("decoder", 1)[0].data_ptr() == key.data_ptr(), "nothing is copied"
     tasks.bank.select([None, None])
     assert tasks.bank.key_value("decoder", 0) is None and tasks.bank.length("decoder") == 0

@@ -17,7 +17,8 @@ from torch import nn
 from fairseq_prefix.attention import linear
 from fairseq_prefix.attention.linear import FrozenLinear
 from fairseq_prefix.decoding import beams
-from fairseq_prefix.decoding.search import NGramBlock, Searcher
+from fairseq_prefix.decoding.replacements import NGramBlock
+from fairseq_prefix.decoding.search import Searcher
 from fairseq_prefix.errors import UsageError
 
 EOS, PAD = 2, 1

@@ -1,9 +1,9 @@
-"""Linear layers over frozen weights, on the CPU by oneDNN.
+"""Faster linear layers over frozen weights, on the CPU.
 
-torch multiplies matrices in fp32 by the library that it was built with (MKL), which on many processors, and for a few
-dozen or a few hundred rows on all, takes up to twice as long as oneDNN, which torch has as well and uses for bf16. In
-training the weights are multiplied as they are. For a search, where each step reads all of them for a few rows, they
-are packed first, in the order in which oneDNN reads them: a second copy of them, made at the first call.
+torch multiplies fp32 matrices with MKL. For a few dozen or a few hundred rows (on many processors, for any number) MKL
+takes up to twice as long as oneDNN, the library that torch uses for bf16. `FrozenLinear` calls oneDNN. In training it
+multiplies the weights as they are. In a search, where each step reads all weights for a few rows, it packs them at the
+first call, in the order in which oneDNN reads them: this costs a second copy of the weights.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..methods.prefix import Evaluated
-
 
 class _Product(torch.autograd.Function):
-    """x @ weight.T + bias for an x of two dimensions, of which only x may need a gradient."""
+    """x @ weight.T + bias, x being a matrix; only x may need a gradient."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -32,7 +30,10 @@ class _Product(torch.autograd.Function):
 
 
 class FrozenLinear(nn.Linear):
-    """`nn.Linear` over the same parameters, which have no gradients: faster in fp32 on the CPU, the same elsewhere."""
+    """`linear`, whose parameters it shares and which have no gradients: faster in fp32 on the CPU, the same elsewhere.
+
+    `packing`: whether to multiply packed weights where no gradient is needed.
+    """
 
     def __init__(self, linear: nn.Linear):
         nn.Module.__init__(self)
@@ -43,7 +44,7 @@ class FrozenLinear(nn.Linear):
         self._forget()
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self._is_for(x):
+        if not self._accelerates(x):
             return F.linear(x, self.weight, self.bias)
         if torch.is_grad_enabled() or not self.packing:
             y = _Product.apply(x.reshape(-1, x.size(-1)), self.weight, self.bias)
@@ -54,14 +55,14 @@ class FrozenLinear(nn.Linear):
             self._packed_for = state
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
 
-    def _is_for(self, x: Tensor) -> bool:
+    def _accelerates(self, x: Tensor) -> bool:
         plain = x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32
         trained = self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
         learning = trained and torch.is_grad_enabled()
         return plain and x.numel() > 0 and not learning and not torch.is_autocast_enabled("cpu")
 
     def train(self, mode: bool = True) -> FrozenLinear:
-        if mode != self.training:  # fairseq's optimizers change weights in a way that leaves no trace
+        if mode != self.training:  # fairseq's optimizers write through `.data`, which no version counter sees
             self._forget()
         return super().train(mode)
 
@@ -78,20 +79,22 @@ class FrozenLinear(nn.Linear):
 
 
 def available() -> bool:
-    """Whether this build of torch has what it needs of oneDNN (operators that torch's own compiler uses)."""
+    """Return whether this build of torch has the oneDNN operators of `FrozenLinear` (those of torch's own compiler)."""
     return torch.backends.mkldnn.is_available() and all(
         hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
     )
 
 
 def speed_up(model: nn.Module, packing: bool) -> None:
-    """Replace the linear layers of a model: those that are frozen or, with `packing`, all, for a model that is only
-    searched with from now on.
+    """Replace the frozen linear layers of a model by `FrozenLinear`.
+
+    Args:
+        packing: whether the model only searches from now on: pack the weights, and replace all linear layers.
     """
     if not available():
         return
-    once = {part for module in model.modules() if isinstance(module, Evaluated) for part in module.modules()}
-    for module in set(model.modules()) - once:  # the MLP of a prefix is evaluated once, and then no more
+    once = {part for module in model.modules() if getattr(module, "evaluated_once", False) for part in module.modules()}
+    for module in set(model.modules()) - once:  # packing a prefix's MLP would cost more than its one evaluation
         for name, child in module.named_children():
             if type(child) is nn.Linear and (packing or not child.weight.requires_grad):
                 setattr(module, name, FrozenLinear(child))

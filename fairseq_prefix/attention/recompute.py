@@ -10,11 +10,11 @@ from torch.utils.checkpoint import checkpoint
 
 
 class Recomputed:
-    """A layer of fairseq's whose activations are recomputed in the backward pass if `--checkpoint-activations` says so.
+    """A layer of fairseq's that, with `--checkpoint-activations`, recomputes its activations in the backward pass.
 
     fairseq's own wrapper is a re-entrant autograd function: with frozen embeddings its inputs need no gradient, and a
-    prefix reaching it through a closure would get none. It also replaces the method of one object, which a copy of the
-    layer would go on calling.
+    prefix that reaches it through a closure would get none. It also replaces the method of one object, which a copy of
+    the layer would still call.
     """
 
     def __init__(self, cfg, *args, **kwargs):
@@ -22,33 +22,32 @@ class Recomputed:
         self.recomputed = cfg.checkpoint_activations
 
     def forward(self, *args, **kwargs):
-        leaves_keys = kwargs.get("incremental_state") is not None  # the second time it would find them
-        if not self.recomputed or leaves_keys or not torch.is_grad_enabled():
-            return super().forward(*args, **kwargs)
+        prefill = kwargs.get("incremental_state") is not None  # recomputation would write its keys a second time
+        compute = super().forward  # type: ignore[misc]
+        if not self.recomputed or prefill or not torch.is_grad_enabled():
+            return compute(*args, **kwargs)
         modes = {module: module.training for module in self.modules()}
-        attached = {}  # attention -> what it is attached to, with the keys and values of this pass
+        attachments = {}  # with the keys and values of this pass in place of the prefix
         for attention in self.children():
             if hasattr(attention, "attachment"):
-                prefix, *place = attention.attachment
-                attached[attention] = (prefix.current(), *place)
-        return checkpoint(self._compute, super().forward, modes, attached, *args, use_reentrant=False, **kwargs)
-
-    @staticmethod
-    def _compute(forward: Callable, modes: dict, attached: dict, *args, **kwargs):
-        """Run `forward` in the modes and with the virtual tokens of its own pass: when it is recomputed, the model may
-        have been through other passes.
-        """
-        other_modes = {module: module.training for module in modes}
-        others = {attention: attention.attachment for attention in attached}
-        _restore(modes, attached)
-        try:
-            return forward(*args, **kwargs)
-        finally:
-            _restore(other_modes, others)
+                prefix, site, layer = attention.attachment
+                attachments[attention] = (prefix.current(), site, layer)
+        return checkpoint(_compute_as_then, compute, modes, attachments, *args, use_reentrant=False, **kwargs)
 
 
-def _restore(modes: dict[nn.Module, bool], attached: dict) -> None:
+def _compute_as_then(compute: Callable, modes: dict[nn.Module, bool], attachments: dict, *args, **kwargs):
+    """Compute in the modes and with the virtual tokens of the original pass: other passes may have followed it."""
+    modes_now = {module: module.training for module in modes}
+    attachments_now = {attention: attention.attachment for attention in attachments}
+    _set(modes, attachments)
+    try:
+        return compute(*args, **kwargs)
+    finally:
+        _set(modes_now, attachments_now)
+
+
+def _set(modes: dict[nn.Module, bool], attachments: dict) -> None:
     for module, training in modes.items():
         module.training = training
-    for attention, place in attached.items():
-        attention.attach(*place)
+    for attention, attachment in attachments.items():
+        attention.attach(*attachment)

@@ -1,44 +1,32 @@
-"""What attention keeps while hypotheses are searched: tables of keys and values with one row per sentence.
+"""The keys and values that attention keeps while hypotheses are searched.
 
-Prefix and source belong to a sentence, so each of their keys is there once for all its hypotheses. What the hypotheses
-wrote stays where it was written as well, side by side in one table: which of these keys a hypothesis sees is a matter
-of its ancestors, a few numbers that follow the search. Reordering hypotheses copies no keys. (Where a sentence has very
-many hypotheses, or it is not known which belong together, each has a table of its own instead, and these are copied.)
+Prefix and source belong to a sentence: their keys are stored once for all its hypotheses. The keys that hypotheses
+write stay where they were written, in one table per sentence; a mask hides from a hypothesis the keys that neither it
+nor an ancestor wrote. Reordering hypotheses changes the mask and copies no keys. (If a sentence has more than `MANY`
+hypotheses, or it is unknown which hypotheses belong together, each has a table of its own, and reordering copies it.)
 
-Letters at line ends: B sentences, W hypotheses of each, N = B*W, H heads, t steps, K keys, d width of a head.
+Dimensions at line ends: B sentences, W hypotheses of each, N = B*W, G key heads, t steps, d head width.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-ROOM = 16  # steps for which a table has room at first; it doubles
-MANY = 16  # more hypotheses than these would rather copy their keys than look at each other's
+from ..attention.attend import KeyBlock
+
+ROOM = 16  # steps for which a new table has room; it doubles when it is full
+MANY = 16  # with more hypotheses than these, copying keys costs less than reading those of all the others
 
 
-class Part(NamedTuple):
-    """Keys that hypotheses attend to: a row for all, for each sentence, or for each hypothesis."""
-
-    key: Tensor  # 1, B or N x H x K x d, of which N is a multiple
-    value: Tensor  # likewise
-    hidden: Tensor | None = None  # true where a key is not to be seen, B x K, or B x W x K; None: all are seen
-
-    def select(self, sentences: Tensor) -> Part:
-        """That of some of the sentences."""
-        return Part(*(x if x is None or x.size(0) == 1 else x.index_select(0, sentences) for x in self))
-
-
-class Written:
+class HypothesisCache:
     """The keys and values that hypotheses write at one attention layer, in place, step by step."""
 
-    def __init__(self):
-        self.tables: list[Tensor] = []  # key and value, R x H x room*N/R x d, for R of B or N
+    def __init__(self) -> None:
+        self.tables: list[Tensor] = []  # key and value, R x G x room*N/R x d, R being B or N
 
     def append(self, key: Tensor, value: Tensor, rows: int, step: int) -> list[Tensor]:
-        """Those of this step (N x H x 1 x d) and all before, R x H x t*N/R x d."""
+        """Write the keys and values of a step (N x G x 1 x d), and return those so far, R x G x t*N/R x d."""
         heads, width = key.size(1), key.size(0) // rows
         start, end = step * width, (step + 1) * width
         if not self.tables:
@@ -50,50 +38,51 @@ class Written:
         return [table[:, :, :end] for table in self.tables]
 
     def select(self, rows: Tensor) -> None:
-        """Go on with some of the rows."""
+        """Keep these rows."""
         self.tables = [table.index_select(0, rows) for table in self.tables]
 
 
-class Kept:
-    """What one attention layer keeps."""
+class LayerCache:
+    """All keys and values that one attention layer keeps."""
 
-    def __init__(self):
-        self.parts: dict[str, Part] = {}
-        self.written = Written()
+    def __init__(self) -> None:
+        self.blocks: dict[str, KeyBlock] = {}  # those that no step changes: "prefix", "source", "start"
+        self.hypotheses = HypothesisCache()
 
     def branch(self, steps: int) -> None:
-        """What the only hypothesis of each sentence wrote is the start of all from now on."""
-        if self.written.tables:
-            self.parts["start"] = Part(*(table[:, :, :steps] for table in self.written.tables))
-            self.written = Written()
+        """Share what the only hypothesis of each sentence wrote among all hypotheses that continue it."""
+        if self.hypotheses.tables:
+            key, value = (table[:, :, :steps] for table in self.hypotheses.tables)
+            self.blocks["start"] = KeyBlock(key, value)
+            self.hypotheses = HypothesisCache()
 
 
 class Beams:
-    """The hypotheses of a search, in the incremental state that fairseq hands from step to step."""
+    """The hypotheses of a search, in the incremental state that fairseq passes from step to step."""
 
     def __init__(self, sentences: int | None, hypotheses: int, device: torch.device):
-        """`sentences`: None, if it is not known which hypotheses are of one sentence."""
-        self._known, self.sentences = sentences is not None, sentences or hypotheses
-        self._kept: dict[torch.nn.Module, Kept] = {}
-        self._start(torch.arange(hypotheses, device=device))
+        """`sentences`: their number, or None if it is unknown which hypotheses belong to one sentence."""
+        self._sentences_known, self.sentences = sentences is not None, sentences or hypotheses
+        self._layers: dict[torch.nn.Module, LayerCache] = {}
+        self._restart(torch.arange(hypotheses, device=device))
 
-    def _start(self, rows: Tensor) -> None:
+    def _restart(self, rows: Tensor) -> None:
         self.steps, self._hidden = 0, None
-        self._ancestors = rows.new_empty(len(rows), 0)  # N x t, which of its sentence's W wrote the key of a step
+        self._ancestors = rows.new_empty(len(rows), 0)  # N x t: which of its sentence's W wrote the key of a step
 
     @property
     def width(self) -> int:
-        """Hypotheses of a sentence."""
+        """The number of hypotheses of a sentence."""
         return len(self._ancestors) // self.sentences
 
     @property
-    def _side_by_side(self) -> bool:
+    def _share_table(self) -> bool:
         """Whether the hypotheses of a sentence write into one table."""
-        return self._known and self.width <= MANY
+        return self._sentences_known and self.width <= MANY
 
     @classmethod
     def of(cls, incremental_state: dict | None) -> Beams | None:
-        """That of a search; None if nothing is searched."""
+        """Return the beams of a search, or None outside a search."""
         return incremental_state.get("beams") if incremental_state else None
 
     @classmethod
@@ -102,58 +91,57 @@ class Beams:
         beams = incremental_state["beams"] = cls(sentences, len(tokens), tokens.device)
         return beams
 
-    def kept_by(self, attention: torch.nn.Module) -> Kept:
-        """What an attention layer keeps."""
-        return self._kept.setdefault(attention, Kept())
+    def cache_of(self, attention: torch.nn.Module) -> LayerCache:
+        """Return what an attention layer keeps."""
+        return self._layers.setdefault(attention, LayerCache())
 
     def advance(self) -> None:
-        """Go on to the next step, in which every hypothesis writes a key."""
+        """Start the next step, in which every hypothesis writes a key."""
         self.steps += 1
-        if self._side_by_side and self.width > 1:
+        if self._share_table and self.width > 1:
             slots = torch.arange(self.width, device=self._ancestors.device)
             self._ancestors = torch.cat([self._ancestors, slots.repeat(self.sentences)[:, None]], dim=1)
             hidden = self._ancestors[:, :, None] != slots  # N x t x W
-            self._hidden = hidden.view(self.sentences, self.width, -1)
+            self._hidden = hidden.view(self.sentences, self.width, -1)  # B x W x t*W
 
-    def write(self, attention: torch.nn.Module, key: Tensor, value: Tensor) -> Part:
-        """Keys and values of this step (N x H x 1 x d) and of those before it."""
-        rows = self.sentences if self._side_by_side else len(key)
-        return Part(*self.kept_by(attention).written.append(key, value, rows, self.steps - 1), self._hidden)
+    def append(self, attention: torch.nn.Module, key: Tensor, value: Tensor) -> KeyBlock:
+        """Write the keys and values of this step (N x G x 1 x d), and return those of all steps so far."""
+        rows = self.sentences if self._share_table else len(key)
+        key, value = self.cache_of(attention).hypotheses.append(key, value, rows, self.steps - 1)
+        return KeyBlock(key, value, self._hidden)
 
     def reorder(self, order: Tensor) -> None:
-        """Follow the search to the hypotheses `order` (rows so far): branches, ends of branches, ends of sentences."""
-        if self._known and len(order) > len(self._ancestors):
-            for kept in self._kept.values():
-                kept.branch(self.steps)
-            self._start(order)
+        """Continue with the hypotheses `order` (rows so far): beams branch or end, and finished sentences leave."""
+        if self._sentences_known and len(order) > len(self._ancestors):
+            for cache in self._layers.values():
+                cache.branch(self.steps)
+            self._restart(order)
             return
-        sentences = order[:: self.width] // self.width if self._known else order
+        sentences = order[:: self.width] // self.width if self._sentences_known else order
         fewer = len(sentences) < self.sentences
-        for kept in self._kept.values():
-            if fewer or not self._known:
-                kept.parts = {name: part.select(sentences) for name, part in kept.parts.items()}
-            if not self._side_by_side:
-                kept.written.select(order)
+        for cache in self._layers.values():
+            if fewer or not self._sentences_known:
+                cache.blocks = {name: block.select(sentences) for name, block in cache.blocks.items()}
+            if not self._share_table:
+                cache.hypotheses.select(order)
             elif fewer:
-                kept.written.select(sentences)
+                cache.hypotheses.select(sentences)
         self._ancestors, self.sentences = self._ancestors.index_select(0, order), len(sentences)
 
 
 class SearchedDecoder:
-    """A decoder whose attention layers keep their keys in `Beams`.
+    """A decoder whose attention layers keep their keys in `Beams`."""
 
-    It says how a search of hypotheses (N x t), N being a multiple of the sentences, starts: `_begin`.
-    """
-
-    def _begin(self, encoder_out: dict | None, state: dict, tokens: Tensor) -> None:
+    def _start_search(self, encoder_out: dict | None, state: dict, tokens: Tensor) -> None:
+        """Call `Beams.begin` for hypotheses (N x t), N being a multiple of the sentences."""
         raise NotImplementedError
 
-    def _advance(self, encoder_out: dict | None, state: dict, tokens: Tensor) -> None:
-        """Go on to the next step of a search, or start one."""
+    def _next_step(self, encoder_out: dict | None, state: dict, tokens: Tensor) -> None:
+        """Start the next step of a search, and before its first step the search."""
         if not state:
-            self._begin(encoder_out, state, tokens)
-        Beams.of(state).advance()
+            self._start_search(encoder_out, state, tokens)
+        state["beams"].advance()
 
     def reorder_incremental_state_scripting(self, incremental_state: dict, new_order: Tensor) -> None:
-        """fairseq's hook, called when the search has chosen which hypotheses go on."""
-        Beams.of(incremental_state).reorder(new_order)
+        """fairseq's hook: the search has chosen the hypotheses to continue."""
+        incremental_state["beams"].reorder(new_order)

@@ -115,7 +115,7 @@ class SourceReader:
         if source.size(1):
             self.decoder.read(source, lengths, state)
         padding = torch.arange(source.size(1), device=source.device) >= lengths[:, None]
-        return {"ends": lengths[:, None] + self.decoder.prefix_lengths, "padding": padding, "state": state}  # B x 1
+        return {"ends": lengths[:, None] + self.decoder.prefix_row_lengths, "padding": padding, "state": state}  # B x 1
 
     def reorder_encoder_out(self, encoder_out: dict, new_order: Tensor) -> dict:
         """Reorder the positions with the hypotheses; attention follows the search by itself."""
@@ -161,12 +161,12 @@ class CausalDecoder(SearchedDecoder):
     @property
     def prefix_length(self) -> int:
         """Virtual tokens of the row that has most."""
-        return self.layers[0].self_attn.attached_length
+        return self.layers[0].self_attn.prefix_length
 
     @property
-    def prefix_lengths(self) -> int | Tensor:
+    def prefix_row_lengths(self) -> int | Tensor:
         """Virtual tokens of each row, B x 1, or one number for all."""
-        return self.layers[0].self_attn.attached_lengths
+        return self.layers[0].self_attn.prefix_row_lengths
 
     def begin(self, rows: int) -> None:
         """Begin a pass over a batch of `rows` sentences."""
@@ -220,7 +220,7 @@ class CausalDecoder(SearchedDecoder):
         columns = torch.arange(tokens.size(1), device=tokens.device)
         is_target = columns >= lengths[:, None]  # B x T
         shifted = is_target if self.infix else torch.ones_like(columns, dtype=torch.bool)[None]
-        positions = self._within_room(tokens, columns + self.prefix_lengths * shifted)
+        positions = self._within_room(tokens, columns + self.prefix_row_lengths * shifted)
         x = self.place(self.embed_tokens(tokens), positions)
         return self.through_layers(x, positions, self._mask(is_target), incremental_state)
 
@@ -246,7 +246,7 @@ class CausalDecoder(SearchedDecoder):
         positions, state = torch.arange(len(embedded), device=embedded.device), {}
         x = self.place(embedded.to(self.embed_tokens.weight.dtype), positions)
         self.through_layers(x[None], positions, None, state)
-        return torch.stack([torch.cat(layer.self_attn.noted(state)) for layer in self.layers])
+        return torch.stack([torch.cat(layer.self_attn.cached_key_value(state)) for layer in self.layers])
 
     def _mask(self, is_target: Tensor) -> Tensor | None:
         """Return where [prefix | text] is visible; padding on the right is behind everything that counts."""
@@ -255,7 +255,7 @@ class CausalDecoder(SearchedDecoder):
         rows, length = is_target.shape
         visible = torch.ones(length, self.prefix_length + length, dtype=torch.bool, device=is_target.device)
         visible = visible.tril(self.prefix_length)
-        padding = self.layers[0].self_attn.attached_padding
+        padding = self.layers[0].self_attn.prefix_padding
         if not self.infix and padding is None:
             return visible
         visible = visible.repeat(rows, 1, 1, 1)
@@ -267,17 +267,17 @@ class CausalDecoder(SearchedDecoder):
 
     def _step(self, tokens: Tensor, encoder_out: dict | None, state: dict) -> Tensor:
         """Return the hidden state at the last of `tokens` (N x t); earlier steps have read the others."""
-        self._advance(encoder_out, state, tokens)
-        ends = encoder_out["ends"] if encoder_out else self.prefix_lengths
+        self._next_step(encoder_out, state, tokens)
+        ends = encoder_out["ends"] if encoder_out else self.prefix_row_lengths
         positions = ends + torch.full_like(tokens[:, -1:], tokens.size(1) - 1)
         x = self.place(self.embed_tokens(tokens[:, -1:]), positions)
         return self.through_layers(x, positions, None, state)
 
-    def _begin(self, encoder_out: dict | None, state: dict, tokens: Tensor) -> None:
+    def _start_search(self, encoder_out: dict | None, state: dict, tokens: Tensor) -> None:
         beams = Beams.begin(state, len(encoder_out["padding"]) if encoder_out else None, tokens)
         if encoder_out and encoder_out["state"]:
             for layer in self.layers:
-                layer.self_attn.begin_with(encoder_out["state"], encoder_out["padding"], beams)
+                layer.self_attn.start_from_prefill(encoder_out["state"], encoder_out["padding"], beams)
 
     def output_layer(self, features: Tensor) -> Tensor:
         """Return logits; symbols that the base does not have get no probability."""

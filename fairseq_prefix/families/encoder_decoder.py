@@ -195,7 +195,7 @@ class PrefixDecoder(SearchedDecoder, Decoder):
         """Return hidden states; when searching, embed only the last token: hypotheses are unpadded."""
         if incremental_state is None:
             return super().extract_features(prev_output_tokens, encoder_out, **options)
-        self._advance(encoder_out, incremental_state, prev_output_tokens)
+        self._next_step(encoder_out, incremental_state, prev_output_tokens)
         x = self._embed(prev_output_tokens, incremental_state)
         return self._through_layers(x, encoder_out, incremental_state), {"attn": [None]}
 
@@ -206,7 +206,7 @@ class PrefixDecoder(SearchedDecoder, Decoder):
             x = x + self.embed_positions(tokens, incremental_state=state)
         return _normed(self, x)
 
-    def _begin(self, encoder_out, state, tokens) -> None:
+    def _start_search(self, encoder_out, state, tokens) -> None:
         Beams.begin(state, encoder_out["encoder_out"][0].size(1), tokens)
 
     def _through_layers(self, x: Tensor, encoder_out: dict, state: dict | None) -> Tensor:
@@ -263,15 +263,15 @@ class PromptDecoder(TakesPrompt, PrefixDecoder):
         x = torch.cat([prompt, x], dim=1)
         return self._through_layers(x, encoder_out, None)[:, prompt.size(1) :], {"attn": [None]}
 
-    def _begin(self, encoder_out, state, tokens) -> None:
+    def _start_search(self, encoder_out, state, tokens) -> None:
         source, prefill = encoder_out["encoder_out"][0], {}
         columns = self.columns("decoder", source, source.size(1))
         if columns.size(1):
             self._through_layers(columns, encoder_out, prefill)
-        super()._begin(encoder_out, state, tokens)
+        super()._start_search(encoder_out, state, tokens)
         for layer in self.layers if prefill else ():
-            layer.self_attn.begin_with(prefill, None, Beams.of(state))
-            layer.encoder_attn.begin_with(prefill, encoder_out["encoder_padding_mask"][0], Beams.of(state))
+            layer.self_attn.start_from_prefill(prefill, None, Beams.of(state))
+            layer.encoder_attn.start_from_prefill(prefill, encoder_out["encoder_padding_mask"][0], Beams.of(state))
 
 
 def _normed(stack: TransformerEncoderBase | TransformerDecoderBase, x: Tensor) -> Tensor:

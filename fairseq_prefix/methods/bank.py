@@ -26,13 +26,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from .prefix import SITES, Evaluation, Prefix
+from .prefix import Prefix
+from .virtual_tokens import SITES, KeysAndValues
 
 
 class Selection(NamedTuple):
     """The keys and values of one forward pass, a row per sentence. Later selections leave them as they are."""
 
-    evaluations: list[Evaluation | None]  # of each prefix of the batch; None is the base alone
+    evaluations: list[KeysAndValues | None]  # of each prefix of the batch; None is the base alone
     places: list[int]  # B, of the rows among these
     longest: dict[str, int]  # site -> virtual tokens of the row that has most
     of_rows: dict[str, int | Tensor]  # site -> those of each row, B x 1, or one number for all
@@ -41,7 +42,7 @@ class Selection(NamedTuple):
         """Virtual tokens at this site of the row that has most."""
         return self.longest[site]
 
-    def lengths(self, site: str) -> int | Tensor:
+    def row_lengths(self, site: str) -> int | Tensor:
         """How many each row has: B x 1, or one number for all."""
         return self.of_rows[site]
 
@@ -179,7 +180,7 @@ class PrefixBank(nn.Module):
         """Virtual tokens at this site of the row that has most."""
         return 0 if self._chosen is None else self._longest[site]
 
-    def lengths(self, site: str) -> int | Tensor:
+    def row_lengths(self, site: str) -> int | Tensor:
         """How many each row has: B x 1, or one number for all."""
         return 0 if self._chosen is None else self._lengths[site]
 

@@ -46,7 +46,8 @@ from fairseq.search import DiverseBeamSearch
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, OmegaConf, open_dict
 
-from ..decoding.search import DiverseBeams, NGramBlock, Searcher, check_options
+from ..decoding.replacements import DiverseBeams, NGramBlock
+from ..decoding.search import Searcher, check_options
 from ..errors import UsageError, first_line
 from ..files.dictionary import read_dictionary
 from ..files.subwords import build_bpe
