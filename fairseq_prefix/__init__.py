@@ -6,7 +6,7 @@ Importing the package registers the models (bart.py, gpt2.py), the tasks (task.p
 from . import host
 
 with host.undisturbed():
-    from .families import bart, gpt2  # noqa: F401  (registration)
+    from .families import bart, gpt2, mbart  # noqa: F401  (registration)
     from .files import loading, subwords
     from .toolkit import averaging, commands, criterion, preemption, task, training_options  # noqa: F401
 

@@ -32,12 +32,15 @@ from tqdm import tqdm
 
 from .attention.linear import speed_up
 from .errors import UsageError, first_line
-from .families.model import Prefixed
-from .files import checkpoint as files
+from .families.family import Base, family_of
+from .files.base import read_base, sizes
+from .files.checkpoint import read_tuned
+from .files.dictionary import read_dictionary
+from .files.metadata import verify
 from .files.subwords import Subwords, read_vocabulary
 from .files.vocabulary import VocabularyError
 from .methods.bank import PrefixBank
-from .methods.prefix import Prefix, SiteGeometry
+from .methods.prefix import Prefix, Prefixed, SiteGeometry
 from .toolkit.task import MAX_SOURCE_TOKENS, ConditionalGenerationConfig, PairTask
 
 LARGEST_LENPEN = 10  # a length to a higher power exceeds what scores in fp32 can be divided by
@@ -68,13 +71,13 @@ def load(base: str | Path, vocabulary: str | Path | None = None, device: str = "
     folder = Path(base) if Path(base).is_dir() else Path(base).parent
     place = Path(vocabulary) if vocabulary else folder
     dictionary_path = _first_existing(folder / "dict.txt", place / "dict.txt")
-    weights = files.read_base(str(base))
+    weights = read_base(str(base))
     args = _options_of(str(base), weights)
     model_class = ARCH_MODEL_REGISTRY[args.arch]
-    dictionary = files.read_dictionary(dictionary_path)
-    subwords = read_vocabulary(place, dictionary, TASK_REGISTRY[model_class.default_task].leading_space)
+    dictionary = read_dictionary(dictionary_path)
+    subwords = read_vocabulary(place, dictionary, TASK_REGISTRY[model_class.family.default_task].leading_space)
     config = ConditionalGenerationConfig(max_source_tokens=sys.maxsize)  # each prefix has its own limit
-    task = TASK_REGISTRY[model_class.default_task](config, dictionary, dictionary)
+    task = TASK_REGISTRY[model_class.family.default_task](config, dictionary, dictionary)
     task.base = weights
     model = model_class.build_model(args, task)
     del task.base  # the model has copied it
@@ -126,7 +129,7 @@ class Model:
             UsageError: it is no prefix, or one of another base, dictionary or family, or the name is taken.
         """
         _check_path("path", path)
-        file = files.read_tuned(str(path))
+        file = read_tuned(str(path))
         self._verify(path, file.metadata)
         geometry = {site: SiteGeometry(**shape) for site, shape in file.metadata["geometry"].items()}
         prefix = Prefix(geometry, "flat")
@@ -273,54 +276,37 @@ class Model:
         return _Use(max_source_tokens, infix, positions, one_text)
 
     def _verify(self, path: str | Path, metadata: dict) -> None:
-        model = self._model
-        if files.method_of(metadata) is not files.PREFIX:
-            raise UsageError(f"{path} holds a {files.method_of(metadata).noun}; only prefixes can be added to a base")
         family = getattr(ARCH_MODEL_REGISTRY.get(metadata["arch"]), "family", None)
-        if family is not model.family:
-            raise UsageError(f"{path} is a prefix of {metadata['arch']}, but the base is a {model.family.name}")
-        if metadata["dictionary_fingerprint"] != model.dictionary_fingerprint:  # the base's depends on it
+        if family is not self._model.family:
             raise UsageError(
-                f"{path} was trained with another dictionary than {self._dictionary_path}; "
-                "check that this file is complete and the one that the data was binarised with"
+                f"{path} was trained over {metadata['arch']}, but the base is of the family {self._model.family.name}"
             )
-        if metadata["base_fingerprint"] != model.base_fingerprint:
-            raise UsageError(
-                f"{path} was trained over another base (fingerprint {metadata['base_fingerprint'][:12]}) than "
-                f"{model.args.base_model} ({model.base_fingerprint[:12]}); load the base that it belongs to"
-            )
-        theirs, ours = metadata["conventions"], model.conventions
-        if any(theirs.get(key) != ours.get(key) for key in ("bos", "separator")):
-            raise UsageError(f"{path} was trained with --task translation, and not as the base reads texts here")
-        if theirs.get("max_source_tokens", -1) < 0:
+        verify(metadata, self._model, str(path), str(self._dictionary_path), adopted=True)
+        if metadata["conventions"].get("max_source_tokens", -1) < 0:
             raise UsageError(f"{path} does not say how long its sources may be; export it again from its checkpoint")
-        for site, shape in metadata["geometry"].items():
-            if vars(model.site_geometry(site, shape["length"])) != shape:
-                raise UsageError(f"{path}: the prefix does not fit the base's {site} attention")
 
 
-def _options_of(path: str, base: files.Base) -> argparse.Namespace:
+def _options_of(path: str, base: Base) -> argparse.Namespace:
     """The options of a prefix's model over this base: an architecture, and what the weights show of their sizes.
 
     One virtual token is asked for, which a bank replaces: without any a BART's attention would be fairseq's own.
     """
-    family = files.family_of(base.state)
-    sizes = files.sizes(base)
+    family, shapes = family_of(base.state), sizes(base)
     settings = {name: value for name, value in base.settings.items() if name in family.settings and value is not None}
     for arch, model_class in ARCH_MODEL_REGISTRY.items():
         if issubclass(model_class, Prefixed) and model_class.family is family:
             usual = argparse.Namespace()
             ARCH_CONFIG_REGISTRY[arch](usual)
-            same = all(getattr(usual, name) == sizes[name] for name in ("decoder_layers", "decoder_embed_dim"))
+            same = all(getattr(usual, name) == shapes[name] for name in ("decoder_layers", "decoder_embed_dim"))
             if same or "decoder_attention_heads" in settings:
                 break
     else:
         raise UsageError(f"{path} does not say how many attention heads it has, and no architecture is of its size")
-    given = {"base_model": path, "prefix_length": 1, "prefix_reparam": "flat", **sizes, **settings}
-    args = argparse.Namespace(arch=arch, task=model_class.default_task, **given)
+    given = {"base_model": path, "prefix_length": 1, "prefix_reparam": "flat", **shapes, **settings}
+    args = argparse.Namespace(arch=arch, task=model_class.family.default_task, **given)
     ARCH_CONFIG_REGISTRY[arch](args)
     for name in family.settings:
-        if not _is_sound(name, value := getattr(args, name, None), sizes["decoder_embed_dim"]):
+        if not _is_sound(name, value := getattr(args, name, None), shapes["decoder_embed_dim"]):
             raise UsageError(f"{path}: its {name} is {value!r}, of which no {family.name} can be made")
     return args
 

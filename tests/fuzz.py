@@ -1013,15 +1013,15 @@ def plugin_files() -> dict[str, bytes]:
     import torch
 
     from fairseq_prefix.__main__ import main as plugin
-    from fairseq_prefix.files import checkpoint as files
+    from fairseq_prefix.files.checkpoint import configuration, write_checkpoint
 
     found = {}
     with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
         folder = Path(name)
         base = tiny.save_base(folder / "base", arch="full_gpt2_tiny", **SMALL)
         args = tiny.make_args("prefix_gpt2_tiny", base_model=str(base), prefix_length=2, prefix_mid_dim=3, **SMALL)
-        cfg = files.configuration(vars(args), {"max_source_tokens": 50}, str(base))
-        files.write_checkpoint(str(folder / "c.pt"), cfg, tiny.make_lm_task().build_model(args).state_dict())
+        cfg = configuration(vars(args), {"max_source_tokens": 50}, str(base))
+        write_checkpoint(str(folder / "c.pt"), cfg, tiny.make_lm_task().build_model(args).state_dict())
         plugin(["export", str(folder / "c.pt"), str(folder / "p.safetensors")])
         state = torch.load(folder / "c.pt", weights_only=True)
         torch.save(state, folder / "legacy.pt", _use_new_zipfile_serialization=False)
@@ -1044,13 +1044,13 @@ def plugin_reads(path: Path, folder: Path) -> None:
     import torch
 
     from fairseq_prefix.__main__ import main as plugin
-    from fairseq_prefix.files import checkpoint as files
+    from fairseq_prefix.files.checkpoint import read_tuned
 
     plugin(["inspect", str(path), "--json"])
     plugin(["inspect", str(path)])
-    before = files.read_tuned(str(path))
+    before = read_tuned(str(path))
     plugin(["export", str(path), str(folder / "again.safetensors")])
-    after = files.read_tuned(str(folder / "again.safetensors"))
+    after = read_tuned(str(folder / "again.safetensors"))
     same = before.folded.keys() == after.folded.keys()
     if not (
         same

@@ -36,7 +36,8 @@ from safetensors.torch import load_file, save_file
 import fairseq_prefix.api as api
 from fairseq_prefix.__main__ import main
 from fairseq_prefix.errors import UsageError
-from fairseq_prefix.files import checkpoint as files
+from fairseq_prefix.files.checkpoint import configuration, write_checkpoint
+from fairseq_prefix.files.loading import EXPORT_KEY, load_tensors
 from fairseq_prefix.files.vocabulary import read_vocabulary
 from fairseq_prefix.methods.bank import PrefixBank
 from fairseq_prefix.toolkit.task import ConditionalGenerationTask
@@ -96,8 +97,8 @@ class World:
         make_task = tiny.make_lm_task if self.family == "gpt2" else tiny.make_task
         args = tiny.make_args(arch, base_model=base, prefix_reparam="flat", **given)
         model = methods.strengthen(make_task(self.symbols, max_source_tokens=longest).build_model(args), seed)
-        cfg = files.configuration(vars(args), {"max_source_tokens": longest}, base)
-        files.write_checkpoint(f"{path}.pt", cfg, model.state_dict())
+        cfg = configuration(vars(args), {"max_source_tokens": longest}, base)
+        write_checkpoint(f"{path}.pt", cfg, model.state_dict())
         main(["export", f"{path}.pt", str(path)])
         return path
 
@@ -306,9 +307,9 @@ def test_a_hugging_face_folder_is_loaded_whatever_its_sizes(hugging_face, byte_b
 @pytest.mark.parametrize("family", ["bart", "gpt2"])
 def test_a_base_is_read_once(request, family, monkeypatch):
     """Of a large one that takes seconds and gigabytes."""
-    read, calls = files.load_tensors, []
+    read, calls = load_tensors, []
     world = request.getfixturevalue(family)
-    monkeypatch.setattr(files, "load_tensors", lambda path: calls.append(path.name) or read(path))
+    monkeypatch.setattr("fairseq_prefix.files.base.load_tensors", lambda path: calls.append(path.name) or read(path))
     model = world.load("short")
     assert calls == ["model.pt"] and not hasattr(model._task, "base"), "nor kept beside the model"
 
@@ -367,13 +368,13 @@ def test_files_that_do_not_fit_are_refused_in_one_sentence(bart, gpt2, tmp_path)
     tiny.save_base(tmp_path / "other", seed=9, symbols=bart.symbols)
     args = tiny.make_args("prompt_bart_tiny", base_model=str(bart.base), prompt_length=3)
     prompt = tiny.make_task(bart.symbols).build_model(args)
-    cfg = files.configuration(vars(args), {"max_source_tokens": 50}, str(bart.base))
-    files.write_checkpoint(str(tmp_path / "prompt.pt"), cfg, prompt.state_dict())
+    cfg = configuration(vars(args), {"max_source_tokens": 50}, str(bart.base))
+    write_checkpoint(str(tmp_path / "prompt.pt"), cfg, prompt.state_dict())
     (tmp_path / "damaged.safetensors").write_bytes(b"\xff" * 64)
     torch.save({"model": World}, tmp_path / "pickle.pt")
     for path, message in {
         bart.make_prefix(tmp_path / "p.safetensors", 9, base=tmp_path / "other", prefix_length=2): (
-            "p.safetensors was trained over another base .fingerprint .* load the base that it belongs to"
+            "p.safetensors was trained over another base .fingerprint .* a prefix works only with its own base"
         ),
         gpt2.prefixes["short"]: "short.safetensors is a prefix of prefix_gpt2_tiny, but the base is a BART",
         tmp_path / "prompt.pt": "prompt.pt holds a prompt; only prefixes can be added",
@@ -408,15 +409,15 @@ def test_an_incomplete_dictionary_is_blamed_itself(bart, hugging_face, tmp_path)
     [
         ("max_source_tokens", "does not say how long its sources may be"),
         ("bos", "none of this plugin's|is damaged"),
-        ("separator", "was trained with --task translation"),
+        ("separator", "requires --task translation"),
     ],
 )
 def test_an_addition_that_fails_leaves_nothing(gpt2, tmp_path, lost, message):
     path, model = tmp_path / "p.safetensors", gpt2.load("short")
     with safe_open(gpt2.prefixes["v1.1"], framework="pt") as file:
-        header = json.loads(file.metadata()[files.EXPORT_KEY])
+        header = json.loads(file.metadata()[EXPORT_KEY])
     del header["prefix"]["conventions"][lost]
-    save_file(load_file(gpt2.prefixes["v1.1"]), path, {files.EXPORT_KEY: json.dumps(header)})
+    save_file(load_file(gpt2.prefixes["v1.1"]), path, {EXPORT_KEY: json.dumps(header)})
     with pytest.raises(UsageError, match=message):
         model.add("other", path)
     with pytest.raises(UsageError, match="must be a non-empty string, not ''"):
@@ -429,9 +430,9 @@ def test_an_addition_that_fails_leaves_nothing(gpt2, tmp_path, lost, message):
 def test_a_prefix_that_leaves_no_room_for_an_output_is_refused(gpt2, tmp_path):
     path = gpt2.make_prefix(tmp_path / "p.safetensors", 500, prefix_length=3)
     with safe_open(path, framework="pt") as file:
-        header = json.loads(file.metadata()[files.EXPORT_KEY])
+        header = json.loads(file.metadata()[EXPORT_KEY])
     header["prefix"]["conventions"]["max_source_tokens"] = 508
-    save_file(load_file(path), path, {files.EXPORT_KEY: json.dumps(header)})
+    save_file(load_file(path), path, {EXPORT_KEY: json.dumps(header)})
     with pytest.raises(UsageError, match="3 virtual tokens and a source of 508 tokens leave no room .* 512 positions"):
         gpt2.load("short").add("long", path)
 

@@ -11,7 +11,9 @@ from fairseq.models.ema import EMA
 from torch import nn
 
 from fairseq_prefix.errors import UsageError
-from fairseq_prefix.files import checkpoint as files
+from fairseq_prefix.files.checkpoint import describe
+from fairseq_prefix.files.dictionary import ABSENT_SYMBOLS
+from fairseq_prefix.files.metadata import METADATA_KEY
 
 ALL = ("full", "prefix", *methods.METHODS)
 DECAY = 0.75
@@ -93,7 +95,7 @@ def test_whole_models_can_be_averaged(bases, family):
 def test_checkpoints_whose_mask_is_boolean_are_still_read(bases):
     model = methods.build("full", "gpt2", bases["gpt2"])
     state = model.state_dict()
-    state[files.ABSENT_SYMBOLS] = torch.arange(len(state[files.ABSENT_SYMBOLS])) == 1
+    state[ABSENT_SYMBOLS] = torch.arange(len(state[ABSENT_SYMBOLS])) == 1
     model.load_state_dict(state, strict=True)
     assert model.decoder.absent_symbols.nonzero().flatten().tolist() == [1]
 
@@ -123,7 +125,7 @@ def test_a_model_can_be_a_part_of_another_module(bases, family, method):
     pair = nn.ModuleList([nn.Linear(2, 2), fresh])
     pair.load_state_dict(state)
     assert torch.equal(fresh(*methods.inputs(family))[0], model(*methods.inputs(family))[0])
-    del state[f"1.{files.METADATA_KEY}"]
+    del state[f"1.{METADATA_KEY}"]
     with pytest.raises(UsageError, match="expected the checkpoint of a prefix"):
         pair.load_state_dict(state)
 
@@ -146,4 +148,4 @@ def test_a_training_stores_resumes_and_gives_away_its_average(tmp_path):
     assert "Loading EMA from checkpoint" in output
     checkpoint_utils.save_ema_as_checkpoint(str(whole / "checkpoint_last.pt"), str(tmp_path / "average.pt"))
     assert len(test_training.generate(world, tmp_path / "average.pt")) == 21
-    assert files.describe(str(tmp_path / "average.pt"))["kind"] == "prefix checkpoint"
+    assert describe(str(tmp_path / "average.pt"))["kind"] == "prefix checkpoint"

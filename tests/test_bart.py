@@ -11,7 +11,7 @@ from fairseq.models.bart.model import BARTModel
 from fairseq.sequence_generator import SequenceGenerator
 
 from fairseq_prefix.errors import UsageError
-from fairseq_prefix.methods.prefix import SITES
+from fairseq_prefix.methods.virtual_tokens import SITES
 
 
 @pytest.fixture(scope="module")
@@ -359,13 +359,13 @@ def test_random_initialisation_is_that_of_the_original_and_not_of_fairseq(base):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"base_model": None}, "needs --base-model"),
+        ({"base_model": None}, "requires --base-model"),
         ({"prefix_sites": "encoder,crss"}, "--prefix-sites: 'crss' is none of encoder, decoder, cross"),
-        ({"prefix_sites": ""}, "--prefix-sites: there is none; choose from encoder, decoder, cross, or pass length 0"),
-        ({"prefix_mid_dim": 0}, "--prefix-mid-dim is 0; it has to be at least 1"),
+        ({"prefix_sites": ""}, "--prefix-sites is empty; choose from encoder, decoder, cross, or pass length 0"),
+        ({"prefix_mid_dim": 0}, "--prefix-mid-dim is 0; expected 1 or more"),
         ({"prefix_sites": "encoder", "prefix_cross_length": 3}, "leaves cross out"),
-        ({"prefix_length": -1}, "--prefix-length is -1; it cannot be negative"),
-        ({"prefix_cross_length": -1}, "--prefix-cross-length is -1; it cannot be negative"),
+        ({"prefix_length": -1}, "--prefix-length is -1; expected 0 or more"),
+        ({"prefix_cross_length": -1}, "--prefix-cross-length is -1; expected 0 or more"),
         ({"encoder_layerdrop": 0.1}, "--encoder-layerdrop is not supported"),
         ({"prefix_init": "words"}, "needs --prefix-init-text"),
         ({"prefix_init": "words", "prefix_init_text": "w1", "prefix_length": 0}, "prefix of length 0"),

@@ -14,8 +14,17 @@ from safetensors.torch import load_file, save_file
 
 from fairseq_prefix.__main__ import main
 from fairseq_prefix.errors import UsageError
-from fairseq_prefix.files import checkpoint as files
+from fairseq_prefix.families.bart import FAMILY as BART
 from fairseq_prefix.files import loading
+from fairseq_prefix.files.base import read_base
+from fairseq_prefix.files.checkpoint import configuration, import_export, read_tuned, write_checkpoint
+from fairseq_prefix.files.dictionary import ABSENT_SYMBOLS
+from fairseq_prefix.files.export import write as write_export
+from fairseq_prefix.files.loading import EXPORT_KEY
+from fairseq_prefix.files.metadata import METADATA_KEY
+from fairseq_prefix.files.metadata import pack as pack_metadata
+from fairseq_prefix.files.metadata import unpack as unpack_metadata
+from fairseq_prefix.methods.prefix import PREFIX
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +38,8 @@ def trained(base, tmp_path_factory):
     args = tiny.make_args("prefix_bart_tiny", base_model=str(base), prefix_length=3, prefix_mid_dim=16)
     model = tiny.make_task().build_model(args)
     path = tmp_path_factory.mktemp("trained") / "checkpoint.pt"
-    cfg = files.configuration(vars(args), {"max_source_tokens": 50}, str(base))
-    files.write_checkpoint(str(path), cfg, model.state_dict())
+    cfg = configuration(vars(args), {"max_source_tokens": 50}, str(base))
+    write_checkpoint(str(path), cfg, model.state_dict())
     return model, path
 
 
@@ -225,7 +234,7 @@ def test_a_gpt2_with_rows_that_no_symbol_names_is_refused(tmp_path):
     def add(state):
         for name in ("decoder.embed_tokens.weight", "decoder.output_projection.weight"):
             state[name] = torch.cat([state[name], torch.ones(1, 128)])
-        state[files.ABSENT_SYMBOLS] = torch.zeros(65, dtype=torch.bool)
+        state[ABSENT_SYMBOLS] = torch.zeros(65, dtype=torch.bool)
 
     with pytest.raises(UsageError, match="has 65 embeddings, but .*dict.txt names 64 symbols; name the others"):
         tiny.build("prefix_gpt2_tiny", base_model=rewrite(base, tmp_path / "added", add), prefix_length=2)
@@ -285,14 +294,14 @@ def test_a_hugging_face_model_of_another_kind_is_refused(tmp_path, key, value):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bart", key: value}))
     save_file({"shared.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
     with pytest.raises(UsageError, match=f"{key} is {value!r}"):
-        files.read_base(str(tmp_path), files.BART)
+        read_base(str(tmp_path), BART)
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", ""])
 def test_a_malformed_configuration_is_refused(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UsageError, match="config.json is not a model's configuration"):
-        files.read_base(str(tmp_path), files.BART)
+        read_base(str(tmp_path), BART)
 
 
 def test_another_number_of_heads_is_refused(base, tmp_path):
@@ -327,7 +336,7 @@ def test_a_malicious_pickle_is_refused_and_does_nothing(tmp_path, where):
             else:
                 if where == "model.pt":
                     (tmp_path / "config.json").unlink(missing_ok=True)
-                files.read_base(str(tmp_path), files.BART)
+                read_base(str(tmp_path), BART)
         assert not mark.exists()
 
 
@@ -336,7 +345,7 @@ def test_a_truncated_checkpoint_is_refused(trained, tmp_path, size):
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(trained[1].read_bytes()[:size])
     with pytest.raises(UsageError, match="cannot be loaded: it is truncated or not a checkpoint"):
-        files.read_tuned(str(path))
+        read_tuned(str(path))
 
 
 # The prefix's own files -----------------------------------------------------------------------------------------------
@@ -346,7 +355,7 @@ def test_a_checkpoint_holds_the_prefix_and_not_the_base(trained):
     model, path = trained
     saved = torch.load(path, weights_only=True)["model"]
     assert all(name.startswith("prefix.") for name in saved)
-    assert sum(t.numel() for n, t in saved.items() if n != files.METADATA_KEY) == sum(
+    assert sum(t.numel() for n, t in saved.items() if n != METADATA_KEY) == sum(
         parameter.numel() for parameter in model.prefix.parameters()
     )
 
@@ -361,14 +370,13 @@ def test_export_and_import_keep_every_key_and_value(trained, base, tmp_path):
         site: (3, 2 * 2 * 128) for site in ("encoder", "decoder", "cross")
     }
     for file in (exported, imported):
-        for site, table in files.read_tuned(file).folded.items():
+        for site, table in read_tuned(file).folded.items():
             assert torch.equal(table, folded[site])
 
 
 def test_a_file_is_folded_once(trained, tmp_path, monkeypatch):
-    calls, fold = [], files.PREFIX.fold
-    counting = files.PREFIX._replace(fold=lambda *arguments: calls.append(1) or fold(*arguments))
-    monkeypatch.setitem(files.METHODS, "prefix", counting)
+    calls, fold = [], PREFIX.fold
+    monkeypatch.setattr(PREFIX, "fold", lambda *arguments: calls.append(1) or fold(*arguments))
     main(["export", str(trained[1]), str(tmp_path / "p.safetensors")])
     assert len(calls) == 1
     main(["inspect", str(tmp_path / "p.safetensors")])
@@ -428,10 +436,10 @@ def test_a_damaged_export_is_refused(trained, tmp_path):
     for damaged in (b"", whole[:100], whole[:-10], b"\xff" * 64, json.dumps({}).encode()):
         exported.write_bytes(damaged)
         with pytest.raises(UsageError, match="is no export of a prefix, prompt, .* or is damaged"):
-            files.read_tuned(str(exported))
+            read_tuned(str(exported))
     save_file({"encoder": torch.zeros(3, 4)}, exported)
     with pytest.raises(UsageError, match="is no export of a prefix"):
-        files.read_tuned(str(exported))
+        read_tuned(str(exported))
 
 
 @pytest.mark.parametrize(
@@ -446,11 +454,11 @@ def test_a_later_version_s_files_are_refused(trained, tmp_path, changes, message
     exported, checkpoint = tmp_path / "prefix.safetensors", torch.load(path, weights_only=True)
     main(["export", str(path), str(exported)])
     with safe_open(exported, framework="pt") as file:
-        header = json.loads(file.metadata()[files.EXPORT_KEY])
+        header = json.loads(file.metadata()[EXPORT_KEY])
     metadata = {**header.pop("prefix"), **changes}
     header[changes.get("method", "prefix")] = metadata
-    save_file(load_file(exported), exported, {files.EXPORT_KEY: json.dumps(header)})
-    checkpoint["model"][files.METADATA_KEY] = files.pack_metadata({**model.metadata(), **changes})
+    save_file(load_file(exported), exported, {EXPORT_KEY: json.dumps(header)})
+    checkpoint["model"][METADATA_KEY] = pack_metadata({**model.metadata(), **changes})
     torch.save(checkpoint, tmp_path / "later.pt")
     for file in (exported, tmp_path / "later.pt"):
         with pytest.raises(UsageError, match=message):
@@ -459,7 +467,7 @@ def test_a_later_version_s_files_are_refused(trained, tmp_path, changes, message
 
 def test_averaged_checkpoints_are_refused(trained, base):
     state = trained[0].state_dict()
-    state[files.METADATA_KEY] = (state[files.METADATA_KEY] + state[files.METADATA_KEY]) // 2
+    state[METADATA_KEY] = (state[METADATA_KEY] + state[METADATA_KEY]) // 2
     with pytest.raises(UsageError, match="cannot be averaged"):
         trained[0].load_state_dict(state)
 
@@ -520,8 +528,8 @@ def test_a_training_that_took_the_usual_length_of_sources_records_it(trained, tm
     state = torch.load(trained[1], weights_only=True)
     state["cfg"]["task"]["max_source_tokens"] = None
     torch.save(state, tmp_path / "checkpoint.pt")
-    files.write_export(files.read_tuned(str(tmp_path / "checkpoint.pt")), str(tmp_path / "prefix.safetensors"))
-    files.import_export(files.read_tuned(str(tmp_path / "prefix.safetensors")), str(tmp_path / "imported.pt"), "base")
+    write_export(read_tuned(str(tmp_path / "checkpoint.pt")), str(tmp_path / "prefix.safetensors"))
+    import_export(read_tuned(str(tmp_path / "prefix.safetensors")), str(tmp_path / "imported.pt"), "base")
     cfg = torch.load(tmp_path / "imported.pt", weights_only=True)["cfg"]
     assert cfg["task"]["max_source_tokens"] == cfg["model"].max_source_tokens == 50
 
@@ -531,7 +539,7 @@ def test_metadata_with_a_length_that_is_none_are_damaged(trained, limit):
     metadata = trained[0].metadata()
     metadata["conventions"] = {**metadata["conventions"], "max_source_tokens": limit}
     with pytest.raises(UsageError, match="the checkpoint's metadata is damaged"):
-        files.unpack_metadata({files.METADATA_KEY: files.pack_metadata(metadata)})
+        unpack_metadata({METADATA_KEY: pack_metadata(metadata)})
 
 
 def test_a_prefix_that_started_from_words_is_loaded_without_them(base):

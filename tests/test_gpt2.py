@@ -21,7 +21,9 @@ from safetensors.torch import load_file, save_file
 from fairseq_prefix.__main__ import main
 from fairseq_prefix.decoding.beams import ROOM, Beams
 from fairseq_prefix.errors import UsageError
-from fairseq_prefix.files import checkpoint as files
+from fairseq_prefix.families.family import Base
+from fairseq_prefix.files.checkpoint import configuration, write_checkpoint
+from fairseq_prefix.files.dictionary import ABSENT_SYMBOLS, reordered_rows
 from fairseq_prefix.methods.prefix import Prefix, SiteGeometry
 from fairseq_prefix.toolkit.criterion import PrefixCrossEntropyCriterion, verify_trainable
 
@@ -267,9 +269,9 @@ def test_the_dictionary_of_the_real_bpe_covers_the_vocabulary(shared_data):
     """Every id of GPT-2's is a symbol of the dict.txt that fairseq has for its BPE; all but the rest can be put out."""
     symbols = Dictionary.load(str(shared_data("gpt2_bpe/dict.txt")))
     rows = {str(number): number for number in range(50257)} | {"</s>": 50256, "<s>": 50256}
-    base = files.Base(None, {}, None, {}, rows)
+    base = Base(None, {}, None, {}, rows)
     embedding = torch.arange(50257.0)[:, None]
-    placed, absent = files._reordered_rows(embedding, base, symbols)
+    placed, absent = reordered_rows(embedding, base, symbols)
     assert (~absent).sum() == 50257
     assert sorted(placed[~absent, 0].tolist()) == list(range(50257))
     assert placed[symbols.eos(), 0] == 50256 and not absent[symbols.eos()]
@@ -283,7 +285,7 @@ def stock(base):
     state = torch.load(f"{base}/model.pt", weights_only=True)["model"]
     args = tiny.make_args("full_gpt2_tiny", decoder_layers=2)
     model = TransformerLanguageModel.build_model(args, tiny.make_lm_task())
-    model.load_state_dict({name: tensor for name, tensor in state.items() if name != files.ABSENT_SYMBOLS})
+    model.load_state_dict({name: tensor for name, tensor in state.items() if name != ABSENT_SYMBOLS})
     return model.eval()
 
 
@@ -407,8 +409,8 @@ def test_base_dropout_is_off_unless_asked_for(base, switch, varies):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"base_model": None}, "needs --base-model"),
-        ({"prefix_length": -1}, "cannot be negative"),
+        ({"base_model": None}, "requires --base-model"),
+        ({"prefix_length": -1}, "expected 0 or more"),
         ({"decoder_layerdrop": 0.1}, "--decoder-layerdrop is not supported"),
         ({"decoder_layers": 4}, "lacks decoder.layers.2"),
     ],
@@ -744,7 +746,7 @@ def test_an_infix_is_exported_and_imported_as_one(base, tmp_path):
     args = tiny.make_args("prefix_gpt2_tiny", base_model=base, **options)
     model = task.build_model(args).eval()
     path, exported, imported = (str(tmp_path / name) for name in ("c.pt", "p.safetensors", "i.pt"))
-    files.write_checkpoint(path, files.configuration(vars(args), {"max_source_tokens": 50}, base), model.state_dict())
+    write_checkpoint(path, configuration(vars(args), {"max_source_tokens": 50}, base), model.state_dict())
     main(["export", path, exported])
     main(["import", exported, imported, "--base-model", base])
     (loaded,), _ = load_model_ensemble([imported], task=task)

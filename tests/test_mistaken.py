@@ -13,10 +13,11 @@ from fairseq.dataclass.configs import CheckpointConfig, DistributedTrainingConfi
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
+from safetensors.torch import save_file
 
 from fairseq_prefix.__main__ import main
 from fairseq_prefix.errors import UsageError
-from fairseq_prefix.files import checkpoint as files
+from fairseq_prefix.files.checkpoint import configuration, write_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +27,14 @@ def kinds(tmp_path_factory):
     base = tiny.save_base(folder / "base")
     args = tiny.make_args("prefix_bart_tiny", base_model=str(base), **methods.SMALL["prefix"])
     model = tiny.make_task().build_model(args)
-    cfg = files.configuration(vars(args), {"max_source_tokens": 50}, str(base))
-    files.write_checkpoint(folder / "prefix.pt", cfg, model.state_dict())
+    cfg = configuration(vars(args), {"max_source_tokens": 50}, str(base))
+    write_checkpoint(folder / "prefix.pt", cfg, model.state_dict())
     main(["export", str(folder / "prefix.pt"), str(folder / "prefix.safetensors")])
     found = {name: folder / name for name in ("prefix.pt", "prefix.safetensors")}
     found |= {"base": base / "model.pt", "folder": base, "dictionary": base / "dict.txt", "cut": folder / "cut.pt"}
     found["cut"].write_bytes(found["prefix.pt"].read_bytes()[:2000])
     found["weights"] = shutil.copy(found["prefix.safetensors"], folder / "model.safetensors")
-    files.save_file({"a": torch.zeros(1)}, found["weights"])
+    save_file({"a": torch.zeros(1)}, found["weights"])
     return {name: str(path) for name, path in found.items()}
 
 

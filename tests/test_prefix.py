@@ -5,7 +5,10 @@ import copy
 import pytest
 import torch
 
-from fairseq_prefix.methods.prefix import SITES, Prefix, SiteGeometry, parse_sites
+from fairseq_prefix.errors import UsageError
+from fairseq_prefix.methods.prefix import Prefix, SiteGeometry
+from fairseq_prefix.methods.tuned import parse_sites
+from fairseq_prefix.methods.virtual_tokens import SITES
 
 LARGE = {"layers": 12, "heads": 16, "head_dim": 64}
 
@@ -140,6 +143,7 @@ def test_can_be_copied_after_use():
 
 
 def test_site_names():
-    assert parse_sites("cross, encoder") == ["encoder", "cross"]
-    with pytest.raises(ValueError, match="'encodr' is none of encoder, decoder, cross"):
-        parse_sites("encodr")
+    assert parse_sites("--prefix-sites", "cross, encoder", SITES) == ["encoder", "cross"]
+    assert parse_sites("--prefix-sites", None, SITES) == list(SITES)
+    with pytest.raises(UsageError, match="--prefix-sites: 'encodr' is none of encoder, decoder, cross"):
+        parse_sites("--prefix-sites", "encodr", SITES)

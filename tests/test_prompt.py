@@ -180,13 +180,13 @@ def test_a_prompt_of_gpt2_takes_positions_and_one_of_bart_does_not(bases):
             {"prompt_sites": "encoder,cross"},
             "--prompt-sites: 'cross' is none of encoder, decoder",
         ),
-        ("bart", {"prompt_sites": " ,"}, "--prompt-sites: there is none; choose from encoder, decoder, or pass"),
+        ("bart", {"prompt_sites": " ,"}, "--prompt-sites is empty; choose from encoder, decoder, or pass"),
         (
             "bart",
             {"no_token_positional_embeddings": True},
             "--no-token-positional-embeddings is not supported by --arch prompt_bart_tiny",
         ),
-        ("gpt2", {"prompt_length": 600}, "--prompt-length 600 leaves nothing of the model's .* positions"),
+        ("gpt2", {"prompt_length": 600}, "--prompt-length 600 leaves none of the model's .* positions"),
     ],
 )
 def test_wrong_options_are_one_sentence(bases, family, options, message):

@@ -39,8 +39,11 @@ from unpack import unpack
 from fairseq_prefix import api
 from fairseq_prefix.__main__ import main
 from fairseq_prefix.errors import UsageError
-from fairseq_prefix.files import checkpoint as files
 from fairseq_prefix.files import loading
+from fairseq_prefix.files.base import read_base
+from fairseq_prefix.files.checkpoint import configuration, read_tuned, write_checkpoint
+from fairseq_prefix.files.export import write as write_export
+from fairseq_prefix.files.loading import EXPORT_KEY
 
 CODE = "__import__('os').mkdir('executed')"
 
@@ -62,8 +65,8 @@ def world(tmp_path_factory):
 def checkpoint(world):
     """A good checkpoint of a prefix over the base of `world`."""
     args = tiny.make_args("prefix_bart_tiny", base_model=str(world / "base"), prefix_length=3, prefix_mid_dim=16)
-    cfg = files.configuration(vars(args), {"max_source_tokens": 50}, str(world / "base"))
-    files.write_checkpoint(str(world / "c.pt"), cfg, tiny.make_task().build_model(args).state_dict())
+    cfg = configuration(vars(args), {"max_source_tokens": 50}, str(world / "base"))
+    write_checkpoint(str(world / "c.pt"), cfg, tiny.make_task().build_model(args).state_dict())
     return world / "c.pt"
 
 
@@ -116,7 +119,7 @@ def test_a_gadget_anywhere_in_a_checkpoint_does_nothing(checkpoint, tmp_path, ga
         lambda: main(["inspect", str(path)]),
         lambda: main(["export", str(path), "out.safetensors"]),
         lambda: main(["import", str(path), "out.pt", "--base-model", "base"]),
-        lambda: files.read_base(str(path)),
+        lambda: read_base(str(path)),
         lambda: checkpoint_utils.load_checkpoint_to_cpu(str(path)),
     )
     for read in reading:
@@ -329,7 +332,7 @@ def test_a_tensor_is_not_larger_than_its_file(checkpoint, tmp_path, tensor):
     state = torch.load(checkpoint, weights_only=True)
     state["model"]["prefix.x"] = tensor
     torch.save(state, tmp_path / "large.pt")
-    for read in (files.read_tuned, checkpoint_utils.load_checkpoint_to_cpu):
+    for read in (read_tuned, checkpoint_utils.load_checkpoint_to_cpu):
         with pytest.raises(UsageError, match="its tensor prefix.x is not stored element by element"):
             read(str(tmp_path / "large.pt"))
 
@@ -469,9 +472,9 @@ def metadata(change):
 )
 def test_what_an_export_says_of_itself_is_not_believed(exported, change, message):
     header, _ = header_of(exported)
-    parts = json.loads(header["__metadata__"][files.EXPORT_KEY])
+    parts = json.loads(header["__metadata__"][EXPORT_KEY])
     change(parts)
-    save_file(load_file(exported), exported, {files.EXPORT_KEY: json.dumps(parts)})
+    save_file(load_file(exported), exported, {EXPORT_KEY: json.dumps(parts)})
     with pytest.raises(UsageError, match=message) as error:
         main(["import", str(exported), "out.pt", "--base-model", "base"])
     one_sentence(error)
@@ -854,9 +857,9 @@ def test_messages_do_not_steer_the_terminal(monkeypatch):
 
 def test_inspect_does_not_steer_the_terminal(exported, capsys):
     header, _ = header_of(exported)
-    parts = json.loads(header["__metadata__"][files.EXPORT_KEY])
+    parts = json.loads(header["__metadata__"][EXPORT_KEY])
     parts["prefix"]["note\x1b[2J"] = "\x1b]0;owned\x07"
-    save_file(load_file(exported), exported, {files.EXPORT_KEY: json.dumps(parts)})
+    save_file(load_file(exported), exported, {EXPORT_KEY: json.dumps(parts)})
     main(["inspect", str(exported)])
     assert "\x1b" not in capsys.readouterr().out
 
@@ -866,7 +869,7 @@ def test_options_whose_names_are_no_text_are_refused_in_a_sentence(checkpoint, t
     state["cfg"]["model"] = {**vars(state["cfg"]["model"]), 7: 1}
     torch.save(state, tmp_path / "c.pt")
     with pytest.raises(UsageError, match="c.pt: its options name no architecture of a prefix"):
-        files.write_export(files.read_tuned(str(tmp_path / "c.pt")), str(tmp_path / "p.safetensors"))
+        write_export(read_tuned(str(tmp_path / "c.pt")), str(tmp_path / "p.safetensors"))
 
 
 def test_inspect_shows_no_tensors_among_the_options(checkpoint, world, tmp_path, capsys):

@@ -22,7 +22,7 @@ from fairseq_cli import generate as fairseq_generate
 from fairseq_cli import interactive as fairseq_interactive
 
 from fairseq_prefix.errors import UsageError
-from fairseq_prefix.families.model import _encode_words
+from fairseq_prefix.methods import initialise
 
 ODD = [
     "the cat\nsat",
@@ -212,7 +212,7 @@ def test_the_words_that_a_prefix_begins_with_are_encoded_like_any_text(world):
     for text, pieces in zip(ODD, world.tokens, strict=True):
         args = Namespace(prefix_init_text=text, **bpe_options(world))
         try:
-            found = _encode_words(args, {"decoder": 1}, world.hub.task)
+            found = initialise.encode(text, args, world.hub.task)
         except UsageError:
             assert "<unk>" in world.hub.bpe.encode(text).split()
         else:

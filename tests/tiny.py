@@ -37,7 +37,7 @@ def make_lm_task(symbols: Dictionary | None = None, **options) -> ConditionalLMT
 
 def make_args(arch: str, **options) -> Namespace:
     """The options as fairseq-train would complete them."""
-    args = Namespace(arch=arch, _name=arch, task=ARCH_MODEL_REGISTRY[arch].default_task, **options)
+    args = Namespace(arch=arch, _name=arch, task=ARCH_MODEL_REGISTRY[arch].family.default_task, **options)
     ARCH_CONFIG_REGISTRY[arch](args)
     return args
 

@@ -24,7 +24,7 @@ class BART(EncoderDecoder, BARTModel):
     """fairseq's BART over a base."""
 
 
-def convert(folder: Path, config: dict, raw: dict[str, Tensor], family: str = "BART") -> Base:
+def convert(family: Family, folder: Path, config: dict, raw: dict[str, Tensor]) -> Base:
     """Return the weights of a Hugging Face folder of BART's form under fairseq's names.
 
     Raises:
@@ -32,13 +32,13 @@ def convert(folder: Path, config: dict, raw: dict[str, Tensor], family: str = "B
     """
     raw = {name.removeprefix("model."): tensor for name, tensor in raw.items()}
     if raw.pop("final_logits_bias", torch.zeros(1)).any():
-        raise UsageError(f"{folder}: final_logits_bias is not zero; fairseq's {family} has no place for it")
+        raise UsageError(f"{folder}: final_logits_bias is not zero; fairseq's {family.name} has no place for it")
     names = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
     tied = [raw[name] for name in names if name in raw]  # safetensors keeps one of the names of tied weights
     if not tied:
-        raise UsageError(f"{folder}: the weights hold no embedding; this is not a {family}")
+        raise UsageError(f"{folder}: the weights hold no embedding; this is not a {family.name}")
     require_tied(folder, tied)
-    symbols = read_symbols(folder)
+    symbols = read_symbols(folder, family)
     _check_mask(folder, symbols)
     state = {name: tensor for name, tensor in raw.items() if name.startswith(("encoder.", "decoder."))}
     state[EMBEDDING] = tied[0]

@@ -8,8 +8,8 @@ else, so they are read once and then are a prefix.
 Rows of a batch are joined without padding between source and target, and only targets are projected to the vocabulary.
 fairseq's generator sees an encoder-decoder whose "encoder" is the decoder itself reading the source (`SourceReader`).
 
-Letters at line ends: B sentences, N hypotheses, S source tokens, T tokens, P virtual tokens, D width, L layers, H heads,
-d width of a head, V symbols.
+Letters at line ends: B sentences, N hypotheses, S source tokens, T tokens, P virtual tokens, D width, L layers, H heads
+of width d, V symbols.
 """
 
 from __future__ import annotations

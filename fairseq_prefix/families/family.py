@@ -27,11 +27,12 @@ class Framing:
     start: str = "</s>"
     before_target: tuple[str, ...] = ()
     joined: bool = False
+    others: tuple[str, ...] = ()  # symbols of the same kind that this framing does not use
 
     @property
     def symbols(self) -> set[str]:
         """All symbols but `</s>`: none of them belongs to a text."""
-        return {*self.before_source, *self.after_source, self.start, *self.before_target} - {"</s>"}
+        return {*self.before_source, *self.after_source, self.start, *self.before_target, *self.others} - {"</s>"}
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Family:
         tied: other names of that weight.
         settings: options that change what a model computes but no shape of its weights.
         config: values that a Hugging Face config.json must have; a missing key counts as the value itself.
-        convert: (folder, config.json, weights of a Hugging Face folder) -> base.
+        convert: (family, folder, config.json, weights of a Hugging Face folder) -> base.
         recognises: whether these weights, under fairseq's names, belong to this family.
         sites: attention sites that a prefix feeds.
         prompt_sites: stacks that take a prompt.
@@ -73,6 +74,7 @@ class Family:
         framing: values of the options in `recorded` -> symbols around a text.
         recorded: options of the family that a tuned file records, because the parameters depend on them.
         defaults: method -> defaults of its options that differ from the method's own.
+        appended: symbols that the model has after those of dict.txt.
         mask_row: whether the embedding may have one more row than dict.txt names, for `<mask>`.
     """
 
@@ -83,7 +85,7 @@ class Family:
     tied: tuple[str, ...]
     settings: tuple[str, ...]
     config: Mapping[str, object]
-    convert: Callable[[Path, dict, dict[str, Tensor]], Base]
+    convert: Callable[[Family, Path, dict, dict[str, Tensor]], Base]
     recognises: Callable[[dict[str, Tensor]], bool]
     sites: tuple[str, ...]
     prompt_sites: tuple[str, ...]
@@ -91,6 +93,7 @@ class Family:
     framing: Callable[[Mapping[str, object]], Framing]
     recorded: tuple[str, ...] = ()
     defaults: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    appended: tuple[str, ...] = ()
     mask_row: bool = False
 
 

@@ -76,7 +76,7 @@ LAYER = {  # Hugging Face's names in a layer -> fairseq's
 }
 
 
-def convert(folder: Path, config: dict, raw: dict[str, Tensor]) -> Base:
+def convert(family: Family, folder: Path, config: dict, raw: dict[str, Tensor]) -> Base:
     """Return the weights of a Hugging Face GPT-2 under fairseq's names.
 
     Linear layers are stored transposed ("Conv1D"), with q, k and v in one; positions start at fairseq's row 2. The ids
@@ -113,7 +113,7 @@ def convert(folder: Path, config: dict, raw: dict[str, Tensor]) -> Base:
         else:
             state[f"{ours}.{LAYER.get(stem, stem)}.{kind}"] = tensor
     rows = {str(number): number for number in range(len(embedding))} | {"</s>": end, "<s>": end}
-    return Base(folder, state, read_symbols(folder), {"decoder_attention_heads": config.get("n_head")}, rows)
+    return Base(folder, state, read_symbols(folder, family), {"decoder_attention_heads": config.get("n_head")}, rows)
 
 
 def architecture(args, layers: int, embed_dim: int, heads: int):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from ..attention.layers import PrefixAttention
 from ..attention.linear import speed_up
 from ..errors import UsageError
 from ..files.base import fingerprint, load_into, read_base
+from ..files.dictionary import append_symbols
 from ..methods import adapter, full, prefix, prompt, top  # noqa: F401  (registration)
 from ..methods.method import METHODS, Method
 from .family import FAMILIES, Family, Framing
@@ -34,6 +36,13 @@ class FamilyModel:
         """Add the options of the model and of its method (fairseq's hook)."""
         super().add_args(parser)
         cls.method.options.add_to(parser, cls.method.name, cls.family)
+
+    @classmethod
+    def build_model(cls, args, task):
+        """Build the model, after appending the family's symbols to the task's dictionaries (fairseq's hook)."""
+        for dictionary in (task.source_dictionary, task.target_dictionary):
+            append_symbols(dictionary, cls.family)
+        return super().build_model(args, task)
 
     @staticmethod
     def source_room(args) -> int:
@@ -112,7 +121,9 @@ def register_family(family: Family, model: type[FamilyModel], sizes: Mapping[str
     for method in METHODS.values():
         name = f"{method.name}_{family.key}"
         members = {"method": method, "__doc__": method.model.__doc__, "__module__": model.__module__}
-        register_model(name)(type(f"{method.model.__name__}{model.__name__}", (method.model, model), members))
+        built = type(f"{method.model.__name__}{model.__name__}", (method.model, model), members)
+        setattr(sys.modules[model.__module__], built.__name__, built)  # so that copies and pickles find the class
+        register_model(name)(built)
         for size, architecture in sizes.items():
             register_model_architecture(name, f"{name}_{size}")(_architecture(method, family, architecture))
 

@@ -50,12 +50,14 @@ def read_base(path: str, family: Family | None = None) -> Base:
         raise UsageError(
             f"{base} holds only a {method_of(unpack(weights)).noun}; pass the base that it was trained over"
         )
-    if family_of(weights) is None and family is None:
-        raise UsageError(f"{base} is not a fairseq checkpoint of a {known_families()}")
-    if family is not None and not (isinstance(weights, dict) and family.recognises(weights)):
+    if family is None:
+        family = family_of(weights)
+        if family is None:
+            raise UsageError(f"{base} is not a fairseq checkpoint of a {known_families()}")
+    elif not (isinstance(weights, dict) and family.recognises(weights)):
         raise UsageError(f"{base} is not a fairseq {family.name} checkpoint (it has no {family.embedding})")
     check_weights(base, weights)
-    return Base(base, dict(weights), read_symbols(base.parent), recorded_options(state))
+    return Base(base, dict(weights), read_symbols(base.parent, family), recorded_options(state))
 
 
 def _read_hugging_face(folder: Path, family: Family | None) -> Base:
@@ -71,7 +73,7 @@ def _read_hugging_face(folder: Path, family: Family | None) -> Base:
         if config.get(key, value) != value:
             raise UsageError(f"{folder}/config.json: {key} is {config[key]!r}, but only {value!r} is supported")
     with _as_family(folder, family):
-        return family.convert(folder, config, raw)
+        return family.convert(family, folder, config, raw)
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:

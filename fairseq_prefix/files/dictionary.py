@@ -31,10 +31,27 @@ def read_dictionary(path: Path) -> Dictionary:
     return dictionary
 
 
-def read_symbols(folder: Path) -> list[str] | None:
-    """Return the symbols of the dict.txt in a base's folder, or None if there is none."""
+def read_symbols(folder: Path, family: Family) -> list[str] | None:
+    """Return the symbols of a base by the dict.txt in its folder, or None if there is none."""
     path = folder / "dict.txt"
-    return read_dictionary(path).symbols if path.exists() else None
+    if not path.exists():
+        return None
+    dictionary = read_dictionary(path)
+    append_symbols(dictionary, family)
+    return dictionary.symbols
+
+
+def append_symbols(dictionary: Dictionary, family: Family) -> None:
+    """Append the symbols that this family has after those of dict.txt, where the dictionary lacks them.
+
+    Raises:
+        UsageError: the dictionary ends with `<mask>`, which comes after them.
+    """
+    missing = [symbol for symbol in family.appended if symbol not in dictionary.indices]
+    if missing and dictionary.symbols[-1] == "<mask>":
+        raise UsageError(f"the dictionary ends with <mask>, but a {family.name} has {missing[0]} before it; remove it")
+    for symbol in missing:
+        dictionary.add_symbol(symbol)
 
 
 def fingerprint(symbols: list[str]) -> str:
@@ -77,7 +94,7 @@ def place_rows(state: dict[str, Tensor], base: Base, family: Family, dictionary:
     """
     rows = state[family.embedding]
     if base.rows is not None:
-        state[family.embedding], absent = _reordered(rows, base, dictionary)
+        state[family.embedding], absent = reordered_rows(rows, base, dictionary)
     else:
         absent = state.get(ABSENT_SYMBOLS, torch.zeros(len(rows), dtype=torch.bool))
         absent, state[family.embedding] = (_fitted(part, base, family, dictionary) for part in (absent, rows))
@@ -85,7 +102,7 @@ def place_rows(state: dict[str, Tensor], base: Base, family: Family, dictionary:
         state[ABSENT_SYMBOLS] = absent
 
 
-def _reordered(rows: Tensor, base: Base, dictionary: Dictionary) -> tuple[Tensor, Tensor]:
+def reordered_rows(rows: Tensor, base: Base, dictionary: Dictionary) -> tuple[Tensor, Tensor]:
     """Return the embedding in the dictionary's order, and which symbols the model must never produce: those that the
     base lacks and those that share the row of `</s>`.
     """

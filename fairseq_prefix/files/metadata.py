@@ -10,10 +10,10 @@ from torch import Tensor
 from ..errors import UsageError
 from ..families.family import family_of
 from ..methods.method import METHODS, Method
+from ..methods.virtual_tokens import SITES
 
 FORMAT = 1
 METADATA_KEY = "prefix.metadata"  # of a checkpoint, whatever the method
-SITES = ("encoder", "decoder", "cross")
 
 
 def method_of(metadata: dict) -> Method:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+SENTENCEPIECE = ("spm.model", "sentence.bpe.model", "sentencepiece.bpe.model")  # ours, fairseq's and Hugging Face's
 BYTE_BPE = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))  # fairseq's names, and Hugging Face's
 NUMBER = re.compile("[0-9]{1,18}")
 # What a model may produce although no text encodes to it: it stands for no text.
@@ -190,8 +191,9 @@ def read_vocabulary(place: Path, symbols: Sequence[str], leading_space: bool) ->
     """
     if place.is_file():
         return SentencePiece(place)
-    if (place / "spm.model").exists():
-        return SentencePiece(place / "spm.model")
+    for name in SENTENCEPIECE:
+        if (place / name).exists():
+            return SentencePiece(place / name)
     for names in BYTE_BPE:
         tokens, merges = (place / name for name in names)
         if tokens.exists() and merges.exists():

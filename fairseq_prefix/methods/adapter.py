@@ -94,12 +94,13 @@ class AdapterMethod(Method):
         return f"{shape['dim']} x {shape['layers']} layers x {shape['embed_dim']}"
 
     def fold(self, metadata, state):
+        tensors = super().fold(metadata, state)
         sites = metadata["geometry"].values()
         expected = sum(shape["layers"] * adapter_size(shape["embed_dim"], shape["dim"]) for shape in sites)
         found = sum(tensor.numel() for tensor in state.values())
         if found != expected:
             raise ValueError(f"{found:,} parameters instead of {expected:,}")
-        return super().fold(metadata, state)
+        return tensors
 
     def model_args(self, metadata):
         return {"adapter_dim": max((shape["dim"] for shape in metadata["geometry"].values()), default=0)}

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import argparse
 from math import ceil
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..errors import UsageError
 
-if TYPE_CHECKING:
-    from .prefix import Prefix
 
-
-def encode(text: str | None, prefix: Prefix, args: argparse.Namespace, task) -> list[int]:
+def encode(text: str | None, args: argparse.Namespace, task) -> list[int]:
     """Return the token ids of `--prefix-init-text`.
 
     Raises:
-        UsageError: there is no text or no prefix, or a word is not in the dictionary.
+        UsageError: there is no text, or a word of it is not in the dictionary.
     """
-    if not prefix.geometry:
-        raise UsageError("--prefix-init words makes no sense with a prefix of length 0")
     if not text:
         raise UsageError("--prefix-init words requires --prefix-init-text TEXT")
     bpe, dictionary = task.build_bpe(args), task.source_dictionary

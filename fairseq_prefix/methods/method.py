@@ -21,7 +21,9 @@ from ..families.family import Family
 T = TypeVar("T", bound="Options")
 
 
-def option(default: Any, text: str, metavar: str | None = None, only_for: Callable[[Family], bool] | None = None) -> Any:
+def option(
+    default: Any, text: str, metavar: str | None = None, only_for: Callable[[Family], bool] | None = None
+) -> Any:
     """Declare an option of a method as a dataclass field.
 
     Args:

@@ -130,7 +130,9 @@ class PrefixOptions(FrozenOptions):
         "random", "start from random numbers or from the frozen base's activations of real words"
     )
     prefix_init_text: str | None = option(
-        None, "the words, encoded by --bpe or already subwords of the dictionary; repeated to the prefix's length", "TEXT"
+        None,
+        "the words, encoded by --bpe or already subwords of the dictionary; repeated to the prefix's length",
+        "TEXT",
     )
     prefix_position: Literal["prefix", "infix"] = option(
         "prefix",
@@ -190,7 +192,9 @@ class Prefixed(OnVirtualTokens):
         self.prefix = Prefix(geometry, options.prefix_reparam, options.prefix_mid_dim, options.prefix_dropout)
         self.attach(self.prefix)
         if options.prefix_init == "words":
-            words = initialise.encode(options.prefix_init_text, self.prefix, args, task)
+            if not self.prefix.geometry:
+                raise UsageError("--prefix-init words requires a prefix: the length is 0 at every site")
+            words = initialise.encode(options.prefix_init_text, args, task)
             self.prefix.set_output(initialise.activations(self, words))
             # Loading the checkpoint must need neither the words nor their BPE.
             args.prefix_init, args.prefix_initialised_from = "random", options.prefix_init_text

@@ -83,9 +83,10 @@ class TopMethod(Method):
         return "{layers} of {of} layers x {embed_dim}, {embeddings} embeddings".format(**shape)
 
     def fold(self, metadata, state):
+        tensors = super().fold(metadata, state)
         if bool(state) != bool(metadata["geometry"]):
             raise ValueError(f"{len(state)} tensors")
-        return super().fold(metadata, state)
+        return tensors
 
     def model_args(self, metadata):
         shape = metadata["geometry"].get("decoder", {"layers": 0, "embeddings": 0})

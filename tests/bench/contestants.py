@@ -22,7 +22,9 @@ from fairseq.optim.adam import Adam
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
-from fairseq_prefix.files import checkpoint as files
+from fairseq_prefix.files.checkpoint import TunedFile
+from fairseq_prefix.files.export import write as write_export
+from fairseq_prefix.files.metadata import METADATA_KEY, method_of
 from fairseq_prefix.methods.bank import PrefixBank
 from fairseq_prefix.methods.prefix import Prefix
 from fairseq_prefix.toolkit.criterion import PrefixCrossEntropyCriterion
@@ -207,10 +209,10 @@ class OursStockSearch(StockFairseq):
 
     def store(self, folder):
         metadata, state = self.model.metadata(), self.model.state_dict()
-        del state[files.METADATA_KEY]
-        folded = files.method_of(metadata).fold(metadata, state)
-        file = files.TunedFile(metadata, vars(self.model.args), {}, state, folded)
-        files.write_export(file, str(folder / "prefix.safetensors"))
+        del state[METADATA_KEY]
+        folded = method_of(metadata).fold(metadata, state)
+        file = TunedFile(metadata, vars(self.model.args), {}, state, folded)
+        write_export(file, str(folder / "prefix.safetensors"))
 
 
 class Ours(OursStockSearch):
