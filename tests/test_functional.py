@@ -14,7 +14,7 @@ from fairseq.sequence_generator import SequenceGenerator
 from fairseq_prefix import functional
 from fairseq_prefix.__main__ import main
 from fairseq_prefix.errors import UsageError
-from fairseq_prefix.files import checkpoint as files
+from fairseq_prefix.files.checkpoint import configuration, write_checkpoint
 from fairseq_prefix.functional import add_prefix, load_prefix, mark_only_trainable, prefix_state_dict
 from fairseq_prefix.methods.prefix import Prefix, SiteGeometry
 
@@ -133,8 +133,8 @@ def save_trained(folder, base, symbols, **options):
     args = tiny.make_args("prefix_gpt2_tiny", **options)
     model = test_gpt2.strengthen(tiny.make_lm_task(symbols).build_model(args))
     trained, exported = str(folder / "checkpoint.pt"), str(folder / "prefix.safetensors")
-    configuration = files.configuration(vars(args), {"max_source_tokens": 50}, str(base))
-    files.write_checkpoint(trained, configuration, model.state_dict())
+    cfg = configuration(vars(args), {"max_source_tokens": 50}, str(base))
+    write_checkpoint(trained, cfg, model.state_dict())
     main(["export", trained, exported])
     return model, trained, exported
 

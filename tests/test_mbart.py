@@ -246,8 +246,13 @@ def test_words_that_a_prefix_begins_with_are_framed(hugging_face):
     source, previous = torch.tensor([[*text, 2, TAG["de_DE"]]]), torch.tensor([[TAG["fr_XX"], *text]])
     plain = build("full", base_model=str(folder))
     seen = {}
-    for site, attention in (("encoder", plain.encoder.layers[1].self_attn), ("decoder", plain.decoder.layers[1].self_attn)):
-        attention.k_proj.register_forward_hook(lambda module, _, output, site=site: seen.__setitem__(site, output[:, 0]))
+    for site, attention in (
+        ("encoder", plain.encoder.layers[1].self_attn),
+        ("decoder", plain.decoder.layers[1].self_attn),
+    ):
+        attention.k_proj.register_forward_hook(
+            lambda module, _, output, site=site: seen.__setitem__(site, output[:, 0])
+        )
     with torch.no_grad():
         plain(source, torch.tensor([5]), previous)
     for site, first in (("encoder", 0), ("decoder", 1)):

@@ -489,7 +489,9 @@ def test_a_damaged_file_is_refused_in_one_sentence(bases, family, method, tmp_pa
     state = model.state_dict()
     lost = sorted(model.declared_parameters)[0]
     without = {name: tensor for name, tensor in state.items() if name != lost}
-    with pytest.raises(UsageError, match=f"the {model.method.noun} in the checkpoint does not fit the model: it lacks {lost}"):
+    with pytest.raises(
+        UsageError, match=f"the {model.method.noun} in the checkpoint does not fit the model: it lacks {lost}"
+    ):
         model.load_state_dict(without)
     with pytest.raises(UsageError, match="it holds decoder.nothing"):
         model.load_state_dict({**state, "decoder.nothing": torch.zeros(1)})
