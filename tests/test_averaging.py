@@ -13,6 +13,7 @@ from torch import nn
 from fairseq_prefix.errors import UsageError
 from fairseq_prefix.files import checkpoint as files
 
+pytestmark = pytest.mark.usefixtures("hooks")
 ALL = ("full", "prefix", *methods.METHODS)
 DECAY = 0.75
 

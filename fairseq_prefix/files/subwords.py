@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from argparse import Namespace
 from pathlib import Path
 
-from fairseq import file_utils, hub_utils
+from fairseq import file_utils
 from fairseq.data import Dictionary, encoders
-from fairseq.tasks import FairseqTask
 from omegaconf import DictConfig, OmegaConf
 
 from ..errors import UsageError
@@ -149,16 +147,3 @@ def _file(option: str, path: str) -> Path:
         return Path(file_utils.cached_path(path))
     except (OSError, ValueError) as error:
         raise UsageError(f"{flag} {path} cannot be read ({error})") from None
-
-
-def ask_the_task_in_the_hub(task_class: type[FairseqTask]) -> None:
-    """Let fairseq's hub interface build the encoder by the task, as fairseq's commands do, for tasks of this class."""
-    stock = hub_utils.GeneratorHubInterface.__init__
-
-    @functools.wraps(stock)
-    def start(self, cfg, task, models):
-        stock(self, cfg, task, models)
-        if isinstance(task, task_class):
-            self.bpe = task.build_bpe(cfg.bpe)
-
-    hub_utils.GeneratorHubInterface.__init__ = start
