@@ -88,16 +88,27 @@ def load(base: str | Path, vocabulary: str | Path | None = None, device: str = "
 
 
 class _Use(NamedTuple):
-    """How a prefix (or the base alone) is used."""
+    """How texts with a prefix (or with the base alone) are read and continued.
 
-    max_source_tokens: int  # 0: not cut
+    Attributes:
+        max_source_tokens: the length to which sources are cut; 0: not cut.
+        infix: whether the prefix comes after the source.
+        positions: for the output with its `</s>`; of a decoder-only model, for the source as well.
+        framing: the symbols around a text.
+    """
+
+    max_source_tokens: int
     infix: bool
-    positions: int  # for what is generated, its </s> included, and where both are one text for the source as well
-    one_text: bool
+    positions: int
+    framing: Framing
 
     def room(self, source: int) -> int:
-        """Positions for what is generated after a source of so many tokens; whatever its length where it may be cut."""
-        return self.positions - ((self.max_source_tokens or source) if self.one_text else 0)
+        """Return the positions for the output after a source of so many tokens, or after the longest if it is cut."""
+        return self.positions - ((self.max_source_tokens or source) if self.framing.joined else 0)
+
+    def source_size(self, tokens: int) -> int:
+        """Return the length of a source of so many tokens with its framing."""
+        return len(self.framing.before_source) + tokens + len(self.framing.after_source)
 
 
 class Model:
@@ -114,7 +125,8 @@ class Model:
         self._lock = threading.Lock()  # held by whoever selects prefixes or changes which there are
         self._positions = model.max_decoder_positions()  # without a prefix
         self._source_room = model.source_room(model.args)
-        self._uses = {None: self._use(0, min(MAX_SOURCE_TOKENS, self._source_room), infix=False)}
+        limit = min(MAX_SOURCE_TOKENS, self._source_room)
+        self._uses = {None: self._use(0, {**model.conventions, "max_source_tokens": limit})}
 
     @property
     def tasks(self) -> list[str]:
@@ -135,9 +147,7 @@ class Model:
         prefix = Prefix(geometry, "flat")
         prefix.set_output(file.folded)
         prefix.requires_grad_(False).to(self._model.decoder.embed_tokens.weight.device).eval()
-        conventions = file.metadata["conventions"]
-        infix = conventions.get("prefix_position") == "infix"
-        use = self._use(prefix.length("decoder"), conventions["max_source_tokens"], infix)
+        use = self._use(prefix.length("decoder"), file.metadata["conventions"])
         if use.room(1) < 2:
             raise UsageError(
                 f"{path}: {prefix.length('decoder')} virtual tokens and a source of {use.max_source_tokens} tokens "
@@ -201,20 +211,21 @@ class Model:
         with self._lock:
             uses = [self._uses[name] for name in self._known(tasks)]
             ids = [self._encode(number, *row) for number, row in enumerate(zip(texts, uses, strict=True), 1)]
-            dataset = self._task.build_dataset_for_inference(ids, [len(row) for row in ids])
+            sizes = [use.source_size(len(row) - 1) for row, use in zip(ids, uses, strict=True)]  # a row ends with </s>
             limits = [
                 min(int(max_len_a * size + max_len_b), use.room(size) - 1)
-                for size, use in zip(dataset.src_sizes, uses, strict=True)
+                for size, use in zip(sizes, uses, strict=True)
             ]
             for number, limit in enumerate(limits, 1):
                 if min_len > limit:
                     raise UsageError(f"min_len is {min_len}, but text {number} may get {limit} tokens at most")
             found = [""] * len(texts)
             with _bar(len(texts), progress) as bar:
-                for (limit, infix), rows in self._batches(dataset, limits, tasks, batch_size):
-                    options.max_len_b = limit
-                    self._model.decoder.infix = infix
-                    for row, hypothesis in self._search(dataset, rows, tasks, options):
+                for rows in _batches(sizes, limits, uses, batch_size):
+                    options.max_len_b = limits[rows[0]]
+                    self._model.decoder.infix, self._task.framing = uses[rows[0]].infix, uses[rows[0]].framing
+                    hypotheses = self._search([ids[row] for row in rows], [tasks[row] for row in rows], options)
+                    for row, hypothesis in zip(rows, hypotheses, strict=True):
                         found[row] = self._decode(hypothesis)
                     bar.update(len(rows))
         return found
@@ -226,28 +237,18 @@ class Model:
                 self._bank[name]  # raises where there is none
         return tasks
 
-    def _batches(self, dataset, limits, tasks, size: int) -> Iterator[tuple[tuple[int, bool], list[int]]]:
-        """Rows that are searched together: the same longest length and kind of prefix, sources of similar length."""
-
-        def kind(row: int) -> tuple[int, bool]:
-            return limits[row], self._uses[tasks[row]].infix
-
-        order = sorted(range(len(tasks)), key=lambda row: (kind(row), dataset.src_sizes[row]), reverse=True)
-        for same, group in groupby(order, kind):
-            rows = list(group)
-            for start in range(0, len(rows), size):
-                yield same, rows[start : start + size]
-
-    def _search(self, dataset, rows: list[int], tasks, options) -> Iterator[tuple[int, torch.Tensor]]:
-        """(row, tokens of its best hypothesis)."""
+    def _search(self, ids: list[torch.Tensor], tasks: list[str | None], options) -> list[torch.Tensor]:
+        """Return the tokens of the best hypothesis of each source."""
         generator = self._task.build_generator([self._model], options, extra_gen_cls_kwargs={"max_len": sys.maxsize})
-        sample = dataset.collater([dataset[row] for row in rows])
+        dataset = self._task.build_dataset_for_inference(ids, [len(row) for row in ids])
+        sample = dataset.collater([dataset[row] for row in range(len(ids))])
         rows = sample["id"].tolist()  # by length
         device = self._model.decoder.embed_tokens.weight.device
         sample = apply_to_sample(lambda tensor: tensor.to(device), sample)
         self._bank.select([tasks[row] for row in rows])
-        for row, hypotheses in zip(rows, self._task.inference_step(generator, [self._model], sample), strict=True):
-            yield row, hypotheses[0]["tokens"].cpu()
+        hypotheses = self._task.inference_step(generator, [self._model], sample)
+        best = {row: found[0]["tokens"].cpu() for row, found in zip(rows, hypotheses, strict=True)}
+        return [best[row] for row in range(len(ids))]
 
     def _encode(self, number: int, text: str, use: _Use) -> torch.Tensor:
         dictionary = self._task.source_dictionary
@@ -256,24 +257,25 @@ class Model:
         except VocabularyError as error:
             raise UsageError(f"text {number} {error}") from None
         pieces = pieces[: use.max_source_tokens or None]
-        longest = use.positions - 2 if use.one_text else self._source_room  # 2: a token and </s>
+        longest = use.positions - 2 if use.framing.joined else self._source_room  # 2: a token and </s>
         if len(pieces) > longest:
             raise UsageError(f"text {number} has {len(pieces)} tokens, but there is room for {longest}; shorten it")
         return torch.tensor([*map(dictionary.index, pieces), dictionary.eos()])
 
     def _decode(self, tokens: torch.Tensor) -> str:
         dictionary = self._task.target_dictionary
-        pieces = dictionary.string(tokens, extra_symbols_to_ignore={dictionary.pad()}).split()
+        silent = {dictionary.pad(), *map(dictionary.index, self._task.framing.symbols)}
+        pieces = dictionary.string(tokens, extra_symbols_to_ignore=silent).split()
         try:
             return self._subwords.text(pieces)
         except VocabularyError as error:
             raise UsageError(f"a hypothesis cannot be decoded: {error}") from None
 
-    def _use(self, length: int, max_source_tokens: int, infix: bool) -> _Use:
-        """How a prefix with `length` virtual tokens in the decoder is used."""
-        one_text = "separator" in self._task.conventions()  # of source and target, which share the positions
-        positions = self._positions - (length if one_text else 0)
-        return _Use(max_source_tokens, infix, positions, one_text)
+    def _use(self, length: int, conventions: dict) -> _Use:
+        """Return how texts are read and continued with a prefix of `length` virtual tokens in the decoder."""
+        framing = self._model.family.framing(conventions)
+        positions = self._positions - (length if framing.joined else 0)  # source and target share the positions
+        return _Use(conventions["max_source_tokens"], conventions.get("prefix_position") == "infix", positions, framing)
 
     def _verify(self, path: str | Path, metadata: dict) -> None:
         family = getattr(ARCH_MODEL_REGISTRY.get(metadata["arch"]), "family", None)
@@ -284,6 +286,19 @@ class Model:
         verify(metadata, self._model, str(path), str(self._dictionary_path), adopted=True)
         if metadata["conventions"].get("max_source_tokens", -1) < 0:
             raise UsageError(f"{path} does not say how long its sources may be; export it again from its checkpoint")
+
+
+def _batches(sizes: list[int], limits: list[int], uses: list[_Use], size: int) -> Iterator[list[int]]:
+    """Yield rows that are searched together: the same longest output and reading, sources of similar length."""
+
+    def kind(row: int) -> tuple:
+        return limits[row], uses[row].infix, repr(uses[row].framing)
+
+    order = sorted(range(len(sizes)), key=lambda row: (kind(row), sizes[row]), reverse=True)
+    for _, group in groupby(order, kind):
+        rows = list(group)
+        for start in range(0, len(rows), size):
+            yield rows[start : start + size]
 
 
 def _options_of(path: str, base: Base) -> argparse.Namespace:

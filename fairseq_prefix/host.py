@@ -1,4 +1,4 @@
-"""The program that imports the plugin keeps its own log, warnings and output."""
+"""Keep the log and the warnings of the program that imports the plugin as they are."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Keep the root logger and the filters of warnings as they are while the block imports fairseq.
+    """Restore the root logger and the filters of warnings after the block, which imports fairseq.
 
     fairseq sends the DEBUG messages of the whole program to stderr (models/wav2vec/wav2vec2_classification.py) and
-    logs which optional packages are missing; numpy, scipy and torch add filters of warnings.
+    logs which optional packages are missing. numpy, scipy and torch add filters of warnings.
     """
     root, fairseq, handler = logging.getLogger(), logging.getLogger("fairseq"), logging.NullHandler()
     level = fairseq.level
-    root.addHandler(handler)  # `logging.basicConfig` does nothing where there is one
+    root.addHandler(handler)  # with a handler, `logging.basicConfig` does nothing
     fairseq.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():

@@ -44,6 +44,17 @@ def stand_in(tmp_path_factory, monkeypatch):
     return write
 
 
+@pytest.fixture(scope="module")
+def hooks():
+    """fairseq as its own commands have it with `--user-dir fairseq_prefix`, during the tests of a module."""
+    from fairseq_prefix.toolkit.hooks import changes
+
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name, wrap in changes():
+            patch.setattr(owner, name, wrap(getattr(owner, name)))
+        yield
+
+
 def write_world(folder: Path, count: int) -> Path:
     """documents.jsonl with this many documents of the made-up world, and spm.model learnt from them."""
     import learn_vocabulary

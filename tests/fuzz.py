@@ -297,10 +297,13 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point; returns 1 if there were findings."""
     from common import progress
 
+    import fairseq_prefix
+
     args = parse_args(argv)
     if args.list:
         print("\n".join(TARGETS))
         return 0
+    fairseq_prefix.install()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     logging.disable(logging.CRITICAL)
     outcomes = []

@@ -15,6 +15,7 @@ from fairseq_prefix.files.checkpoint import describe
 from fairseq_prefix.files.dictionary import ABSENT_SYMBOLS
 from fairseq_prefix.files.metadata import METADATA_KEY
 
+pytestmark = pytest.mark.usefixtures("hooks")
 ALL = ("full", "prefix", *methods.METHODS)
 DECAY = 0.75
 

@@ -556,6 +556,7 @@ def test_a_whole_model_is_not_taken_for_a_prefix(trained, base):
         trained[0].load_state_dict(torch.load(base / "model.pt", weights_only=True)["model"])
 
 
+@pytest.mark.usefixtures("hooks")
 def test_copies_of_checkpoints_are_atomic(tmp_path, monkeypatch):
     """A run killed while fairseq copies a checkpoint must not leave half a checkpoint_last.pt."""
     from fairseq.file_io import PathManager
@@ -568,7 +569,7 @@ def test_copies_of_checkpoints_are_atomic(tmp_path, monkeypatch):
         open(temporary, "wb").write(b"n")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loading.shutil, "copyfile", killed)
+    monkeypatch.setattr(shutil, "copyfile", killed)
     with pytest.raises(KeyboardInterrupt):
         PathManager.copy(str(source), str(target), overwrite=True)
     assert target.read_bytes() == b"old"

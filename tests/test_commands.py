@@ -14,6 +14,7 @@ from fairseq.trainer import Trainer
 
 from fairseq_prefix.errors import UsageError, ending_with_a_sentence
 
+pytestmark = pytest.mark.usefixtures("hooks")
 PLUGIN = ("--user-dir", str(REPOSITORY / "fairseq_prefix"))
 MISTAKE = UsageError("--beam is 0;\nexpected 1 or more")
 

@@ -336,11 +336,10 @@ def test_half_precision_is_not_refused_where_it_works(monkeypatch):
 def test_options_are_those_of_a_training_in_trainings_alone(command, function, trains, monkeypatch):
     """Every command of fairseq has a criterion."""
     checked, ran = [], []
-    monkeypatch.setattr(training_options.distributed_utils, "call_main", lambda cfg, main: ran.append(main))
     monkeypatch.setattr(training_options, "check", checked.append)
-    training_options.refuse_what_cannot_run()
+    call_main = training_options.check_first(lambda cfg, main: ran.append(main))
     main, cfg = getattr(importlib.import_module(f"fairseq_cli.{command}"), function), {"criterion": "cross_entropy"}
-    training_options.distributed_utils.call_main(cfg, main)
+    call_main(cfg, main)
     assert ran == [main] and checked == [cfg] * trains
 
 

@@ -5,6 +5,8 @@ import json
 import fuzz
 import pytest
 
+pytestmark = pytest.mark.usefixtures("hooks")
+
 
 @pytest.fixture
 def root(tmp_path):

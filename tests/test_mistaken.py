@@ -44,6 +44,7 @@ def refused(error):
     return text
 
 
+pytestmark = pytest.mark.usefixtures("hooks")
 EXPORT = "prefix.safetensors cannot be loaded: it is an export; make a checkpoint of it with `python -m fairseq_prefix"
 
 

@@ -142,7 +142,7 @@ def test_who_starts_a_process_for_each_gpu_hands_the_signal_on(tmp_path):
         "def call_main(cfg, main): torch.multiprocessing.spawn(child, (cfg,), nprocs=2)\n"
         "if __name__ == '__main__':\n"
         "    utils.call_main = call_main\n"
-        "    fairseq_prefix.toolkit.preemption.save_when_told_to_end()\n"
+        "    fairseq_prefix.install()\n"
         "    utils.call_main(sys.argv[1], None)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}

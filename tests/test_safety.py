@@ -45,6 +45,7 @@ from fairseq_prefix.files.checkpoint import configuration, read_tuned, write_che
 from fairseq_prefix.files.export import write as write_export
 from fairseq_prefix.files.loading import EXPORT_KEY
 
+pytestmark = pytest.mark.usefixtures("hooks")
 CODE = "__import__('os').mkdir('executed')"
 
 
@@ -145,13 +146,13 @@ def test_two_threads_that_load_leave_the_environment_as_it_was(monkeypatch):
     began, first_ended, protected = threading.Event(), threading.Event(), []
 
     def second():
-        with loading._tensors_alone():
+        with loading.only_tensors():
             began.set()
             first_ended.wait()
             protected.append(os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "0")
 
     thread = threading.Thread(target=second)
-    with loading._tensors_alone():
+    with loading.only_tensors():
         thread.start()
         began.wait(timeout=0.3)  # in vain where it waits for its turn
     first_ended.set()
@@ -161,7 +162,7 @@ def test_two_threads_that_load_leave_the_environment_as_it_was(monkeypatch):
 
 def test_what_loads_a_file_may_load_another_one_meanwhile():
     def load():
-        with loading._tensors_alone(), loading._tensors_alone():
+        with loading.only_tensors(), loading.only_tensors():
             ended.set()
 
     ended = threading.Event()

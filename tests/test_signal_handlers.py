@@ -77,14 +77,12 @@ def test_snakemake_ignores_sigterm_where_its_parent_has_set_it_so(tmp_path):
 def test_a_training_saves_at_signals_that_are_not_ignored(ignored):
     """In fairseq's process itself; the plugin installs its handlers as a training begins."""
     code = (
-        "import signal\nfrom types import SimpleNamespace\nfrom fairseq_prefix import preemption\n"
-        "from fairseq import checkpoint_utils\nfrom fairseq.distributed import utils\n"
+        "import signal\nfrom types import SimpleNamespace\nfrom fairseq_prefix.toolkit import preemption\n"
         "trainer = SimpleNamespace(train_step=None, get_train_iterator=None)\n"
-        "def main(cfg): checkpoint_utils.load_checkpoint(cfg, trainer)\n"
-        "checkpoint_utils.load_checkpoint = lambda cfg, trainer: None\n"
-        "utils.call_main = lambda cfg, main: main(cfg)\n"
-        "preemption.save_when_told_to_end()\n"
-        "utils.call_main(SimpleNamespace(no_save=False, no_last_checkpoints=False), main)\n"
+        "load_checkpoint = preemption.watch_training(lambda cfg, trainer: None)\n"
+        "call_main = preemption.forward_signals(lambda cfg, main: main(cfg))\n"
+        "cfg = SimpleNamespace(no_save=False, no_last_checkpoints=False)\n"
+        "call_main(cfg, lambda cfg: load_checkpoint(cfg, trainer))\n"
         "print(*[number.name for number in preemption.SIGNALS if signal.getsignal(number) != signal.SIG_IGN])"
     )
     heeded = run_python(code, *ignored).splitlines()[-1].split()

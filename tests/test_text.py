@@ -56,6 +56,7 @@ ODD = [
     "the cat sat on the mat, " * 4,  # longer than what the prefix reads
 ]
 REFUSED = {"": "is empty", " \n\t\u2028 ": "is empty", "\ufeff": "is empty", "the\0cat": "holds a NUL character"}
+pytestmark = pytest.mark.usefixtures("hooks")
 FLAGS = {"beam": 2, "max_len_b": 8, "min_len": 1}
 KINDS = ("bart-bytes", "gpt2-bytes", "bart-spm")
 

@@ -8,7 +8,10 @@ from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 
 import fairseq_prefix  # noqa: F401  (registration)
+from fairseq_prefix.files.loading import PLAIN_TYPES
 from fairseq_prefix.toolkit.task import ConditionalGenerationConfig, ConditionalGenerationTask, ConditionalLMTask
+
+torch.serialization.add_safe_globals(PLAIN_TYPES)  # tests look into checkpoints with torch.load
 
 WORDS = 60
 SPECIALS = 4  # <s> <pad> </s> <unk>

@@ -68,9 +68,18 @@ class FamilyModel:
 
     @classmethod
     def conventions_of(cls, args, task) -> dict:
-        """Return the input conventions that trained parameters depend on; loading verifies them."""
-        conventions = task.conventions() if hasattr(task, "conventions") else {"bos": False}
-        return {**conventions, **{name: getattr(args, name) for name in cls.family.recorded}}
+        """Return the input conventions that trained parameters depend on; loading verifies them.
+
+        Raises:
+            UsageError: the task does not frame texts as the family requires.
+        """
+        family = cls.family
+        if not hasattr(task, "conventions"):
+            if family.recorded:
+                raise UsageError(f"--arch {args.arch} requires --task {family.default_task}")
+            return {"bos": False}
+        bos = "<s>" in family.framing(vars(args)).before_source
+        return {**task.conventions(), "bos": bos, **{name: getattr(args, name) for name in family.recorded}}
 
     def set_beam_size(self, beam):
         """Do nothing: fairseq leaves the beam size on the attention, where it corrupts later teacher-forced passes."""

@@ -1,35 +1,33 @@
-"""Text and subword pieces for the API, and for fairseq's own commands in the place of what `--bpe` names."""
+"""Encode texts to subword pieces and decode them: for the API, and as the `--bpe` of fairseq's commands."""
 
 from __future__ import annotations
 
-import functools
 from argparse import Namespace
 from pathlib import Path
 
-from fairseq import file_utils, hub_utils
+from fairseq import file_utils
 from fairseq.data import Dictionary, encoders
-from fairseq.tasks import FairseqTask
 from omegaconf import DictConfig, OmegaConf
 
 from ..errors import UsageError
 from . import vocabulary as vocabularies
 from .vocabulary import ByteBPE, SentencePiece, Vocabulary, VocabularyError, clean
 
-FRAMING = ("<s>", "<pad>", "</s>")  # what a task adds, and no text contains
-# What `--bpe` may name -> the options of its files.
+FRAMING = ("<s>", "<pad>", "</s>")  # added by a task; no text contains them
+# value of `--bpe` -> the options that name its files
 FILES = {
     "gpt2": ("gpt2_encoder_json", "gpt2_vocab_bpe"),
     "hf_byte_bpe": ("bpe_vocab", "bpe_merges"),
     "sentencepiece": ("sentencepiece_model",),
 }
-# What `--post-process` (`--remove-bpe`) may be, besides `none`.
+# Values of `--post-process` (`--remove-bpe`) besides `none`.
 POST_PROCESSES = ("sentencepiece", "wordpiece", "letter", "silence", "_EOW", "subword_nmt", "@@ ", "@@")
 
 
 class Subwords:
-    """A vocabulary with the dictionary that its pieces are looked up in, and fairseq's two methods of a BPE.
+    """A vocabulary whose pieces are in a dictionary, with fairseq's interface of a BPE: `encode` and `decode`.
 
-    Without a vocabulary the text is taken for subwords of the dictionary already, with a space between them.
+    Without a vocabulary a text consists of subwords of the dictionary, separated by spaces.
     """
 
     def __init__(self, vocabulary: Vocabulary | None, dictionary: Dictionary):
@@ -39,7 +37,7 @@ class Subwords:
         """Return the pieces of a text, all of them in the dictionary.
 
         Raises:
-            VocabularyError: it cannot be encoded.
+            VocabularyError: the text cannot be encoded.
         """
         pieces = self._vocabulary.encode(text) if self._vocabulary else clean(text).split()
         for piece in pieces:
@@ -52,15 +50,15 @@ class Subwords:
         """Return the text of a hypothesis, on one line.
 
         Raises:
-            VocabularyError: a piece is not one of the vocabulary.
+            VocabularyError: a piece is not in the vocabulary.
         """
         return self._vocabulary.decode(pieces) if self._vocabulary else " ".join(pieces)
 
     def encode(self, text: str) -> str:
-        """What fairseq calls for a line of input.
+        """Return the pieces of a line of input, separated by spaces: for fairseq.
 
         Raises:
-            UsageError: it cannot be encoded.
+            UsageError: the line cannot be encoded.
         """
         try:
             return " ".join(self.pieces(text))
@@ -68,10 +66,10 @@ class Subwords:
             raise UsageError(f"the text {shorten(text)!r} {error}") from None
 
     def decode(self, pieces: str) -> str:
-        """What fairseq calls for a line of output. (In references it writes `<unk>` as `<<unk>>`.)
+        """Return the text of a line of output: for fairseq, which writes `<unk>` as `<<unk>>` in references.
 
         Raises:
-            UsageError: a piece is not one of the vocabulary.
+            UsageError: a piece is not in the vocabulary.
         """
         if self._vocabulary is None:
             return pieces
@@ -82,10 +80,10 @@ class Subwords:
 
 
 def read_vocabulary(place: Path, dictionary: Dictionary, leading_space: bool) -> Subwords:
-    """Return the vocabulary of a folder, or of a sentencepiece model's file.
+    """Return the vocabulary of a folder or of a sentencepiece model's file.
 
     Raises:
-        UsageError: nothing is there, or it is damaged.
+        UsageError: the vocabulary is missing or damaged.
     """
     try:
         return Subwords(vocabularies.read_vocabulary(place, dictionary.symbols, leading_space), dictionary)
@@ -101,15 +99,15 @@ def shorten(text: str) -> str:
 def build_bpe(
     options: DictConfig | Namespace | str | None, dictionary: Dictionary, leading_space: bool, post_process: str | None
 ):
-    """Return what `--bpe` names: byte BPE and sentencepiece as `Subwords`, any other as fairseq has it.
+    """Return the encoder that `--bpe` names: `Subwords` for byte BPE and sentencepiece, else fairseq's own.
 
     Args:
-        options: the part of fairseq's configuration for `--bpe`, or options that hold it.
+        options: fairseq's configuration of the `--bpe`, or a namespace with all options.
         leading_space: whether a text in byte BPE begins as it would within a line.
         post_process: `--post-process`, which fairseq applies to the pieces before it decodes them.
 
     Raises:
-        UsageError: a file is missing or damaged, or an option gives other tokens or texts than elsewhere.
+        UsageError: a file is missing or damaged, or an option would give other tokens or texts than the workflow has.
     """
     if isinstance(options, DictConfig):
         given = OmegaConf.to_container(options)
@@ -141,7 +139,7 @@ def build_bpe(
 
 
 def _file(option: str, path: str) -> Path:
-    """A file that an option names, downloaded if it is a URL."""
+    """Return the path of the file that an option names; a URL is downloaded."""
     flag = f"--{option.replace('_', '-')}"
     if path == "???":
         raise UsageError(f"{flag} is missing; name the file of the base's vocabulary")
@@ -149,16 +147,3 @@ def _file(option: str, path: str) -> Path:
         return Path(file_utils.cached_path(path))
     except (OSError, ValueError) as error:
         raise UsageError(f"{flag} {path} cannot be read ({error})") from None
-
-
-def ask_the_task_in_the_hub(task_class: type[FairseqTask]) -> None:
-    """Let fairseq's hub interface build the encoder by the task, as fairseq's commands do, for tasks of this class."""
-    stock = hub_utils.GeneratorHubInterface.__init__
-
-    @functools.wraps(stock)
-    def start(self, cfg, task, models):
-        stock(self, cfg, task, models)
-        if isinstance(task, task_class):
-            self.bpe = task.build_bpe(cfg.bpe)
-
-    hub_utils.GeneratorHubInterface.__init__ = start

@@ -1,12 +1,13 @@
-"""`prefix_cross_entropy`: token cross-entropy that verifies what is being trained.
+"""`prefix_cross_entropy`: token cross-entropy that verifies which parameters are trained.
 
-The model freezes its base when it is built; this criterion refuses to compute a loss unless exactly the parameters
-that the model declares are trainable. fairseq builds the optimizer before the first forward pass, so freezing here
-would be too late (with fp16 the flat buffer would write gradients of the prefix into the base).
+The model freezes its base when it is built. This criterion refuses to compute a loss unless exactly the parameters that
+the model declares are trainable. It does not freeze them itself: fairseq builds the optimizer before the first forward
+pass (and with fp16 its flat buffer would write gradients of the prefix into the base).
 """
 
 import logging
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
     LabelSmoothedCrossEntropyCriterion,
     LabelSmoothedCrossEntropyCriterionConfig,
 )
+from torch.nn import Parameter
 
 from ..errors import UsageError
 
@@ -23,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class PrefixCrossEntropyConfig(LabelSmoothedCrossEntropyCriterionConfig):
-    """As fairseq's label-smoothed cross-entropy, without smoothing unless asked for (paper: none)."""
+    """The options of fairseq's label-smoothed cross-entropy; the default is no smoothing, as in the paper."""
 
     label_smoothing: float = field(
         default=0.0, metadata={"help": "epsilon for label smoothing (fairseq's: spread over V-1 labels)"}
@@ -32,9 +34,7 @@ class PrefixCrossEntropyConfig(LabelSmoothedCrossEntropyCriterionConfig):
 
 @register_criterion("prefix_cross_entropy", dataclass=PrefixCrossEntropyConfig)
 class PrefixCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
-    """Mean negative log-likelihood of the target tokens, `<s>` (for BART) and `</s>` among them, in base 2 as fairseq
-    logs it.
-    """
+    """Mean negative log-likelihood of the target's tokens, including `</s>` and forced symbols such as BART's `<s>`."""
 
     _logged = False
 
@@ -44,21 +44,21 @@ class PrefixCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
 
     def forward(self, model, sample, reduce=True):
-        """As fairseq's; every call verifies, and the first one logs, what is trained."""
+        """Return fairseq's loss after verifying which parameters are trained; the first call logs their number."""
         trained = verify_trainable(model)
         if not self._logged:
             self._logged = True
+            folded, base, total = model.folded_parameters, model.base_parameters, _count(model.parameters())
             logger.info(
-                "trained parameters: %s | folded (stored per task): %s = %.2f %% of the base | base: %s | total: %s",
-                *(f"{trained:,}", f"{model.folded_parameters:,}"),
-                *(100 * model.folded_parameters / model.base_parameters, f"{model.base_parameters:,}"),
-                f"{sum(p.numel() for p in model.parameters()):,}",
+                f"trained parameters: {trained:,} | folded (stored per task): {folded:,} = "
+                f"{100 * folded / base:.2f} % of the base | base: {base:,} | total: {total:,}"
             )
         return super().forward(model, sample, reduce)
 
     def compute_loss(self, model, net_output, sample, reduce=True):
-        """As fairseq's, with the smoothing spread over the symbols that the base has; without smoothing the scores of
-        the whole vocabulary are gone through fewer times.
+        """Return fairseq's losses, smoothing over the symbols that the base has.
+
+        Without smoothing, read the scores of the whole vocabulary fewer times than fairseq does.
         """
         absent = getattr(model.decoder, "absent_symbols", None)
         if self.eps and absent is None:
@@ -78,10 +78,10 @@ class PrefixCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
 
 
 def verify_trainable(model) -> int:
-    """Check that exactly `model.declared_parameters` require gradients; returns how many numbers these are.
+    """Check that exactly `model.declared_parameters` require gradients; return how many numbers they hold.
 
     Raises:
-        UsageError: naming a parameter that should be frozen, or should not; or there is nothing to train.
+        UsageError: a parameter is trainable that must be frozen, or the reverse, or there is nothing to train.
     """
     if not hasattr(model, "declared_parameters"):
         raise UsageError(
@@ -91,12 +91,16 @@ def verify_trainable(model) -> int:
     declared = model.declared_parameters
     if not declared and model.training:
         raise UsageError("the model has nothing to train: it is the base alone, with a length, dimension or count of 0")
-    named = (
-        (re.sub(r"^(module\.)+", "", name), p) for name, p in model.named_parameters()
-    )  # as distributed training wraps
-    trainable = {name: parameter.numel() for name, parameter in named if parameter.requires_grad}
-    for name in sorted(trainable.keys() - declared):
-        raise UsageError(f"{name} would be trained although the method declares it frozen; nothing was updated")
-    for name in sorted(declared - trainable.keys()):
-        raise UsageError(f"{name} is frozen although the method declares it trained; nothing was updated")
-    return sum(trainable.values())
+    wrapper = re.compile(r"^(module\.)+")  # of distributed training
+    trainable = {wrapper.sub("", name): p for name, p in model.named_parameters() if p.requires_grad}
+    if unfrozen := trainable.keys() - declared:
+        raise UsageError(
+            f"{min(unfrozen)} would be trained although the method declares it frozen; nothing was updated"
+        )
+    if frozen := declared - trainable.keys():
+        raise UsageError(f"{min(frozen)} is frozen although the method declares it trained; nothing was updated")
+    return _count(trainable.values())
+
+
+def _count(parameters: Iterable[Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)

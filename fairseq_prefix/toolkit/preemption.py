@@ -1,23 +1,25 @@
-"""A training that is told to end by SIGTERM or SIGUSR1 saves what it has, and ends with 128 plus the signal's number.
+"""Save a training when SIGTERM or SIGUSR1 tells it to end, and exit with 128 plus the signal's number.
 
-Batch systems send these signals before they end a job. What is saved is `checkpoint_last.pt` as of the current update,
-without a validation: one more than an undisturbed training makes could choose another best checkpoint. The same command
-goes on from there and ends with the same parameters.
+Batch systems send these signals before they end a job. The training saves `checkpoint_last.pt` as of the current
+update, without a validation: one more validation than in an undisturbed training could choose another best checkpoint.
+The same command resumes from there and ends with the same parameters.
 
-From `checkpoint_utils.load_checkpoint` on a training is one; before, there is nothing to save, and signals do what they
-always do. Nothing is installed when the plugin is imported: applications have signal handlers of their own.
+The signals are handled from `checkpoint_utils.load_checkpoint` on. Before, there is nothing to save, and signals have
+their usual effect. The functions with an argument of fairseq's wrap that function (hooks.py).
 """
 
+from __future__ import annotations
+
+import functools
 import logging
 import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Callable
 
 import torch
-from fairseq import checkpoint_utils
 from fairseq.distributed import utils as distributed_utils
-from fairseq.tasks import FairseqTask
 
 from ..errors import UsageError
 from .training_options import concerns_the_plugin
@@ -27,24 +29,42 @@ logger = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
-def save_when_told_to_end() -> None:
-    """Have fairseq's trainings heed the signals from their beginning on."""
-    load, save, call = checkpoint_utils.load_checkpoint, checkpoint_utils.save_checkpoint, distributed_utils.call_main
+def watch_training(load: Callable) -> Callable:
+    """Return fairseq's `load_checkpoint`, with which a training starts, handling the signals from then on."""
 
+    @functools.wraps(load)
     def load_checkpoint(cfg, trainer, **arguments):
         saves = not (cfg.no_save or cfg.no_last_checkpoints)
         if saves and threading.current_thread() is threading.main_thread():
             Preemption(trainer)
-        # What fairseq sends from the first process to the others is more than torch.load takes today.
+        # fairseq would send the checkpoint from the first process to the others as a pickle that torch.load refuses.
         cfg.load_checkpoint_on_all_dp_ranks = True
         return load(cfg, trainer, **arguments)
 
+    return load_checkpoint
+
+
+def end_after_saving(save: Callable) -> Callable:
+    """Return fairseq's `save_checkpoint`, ending the training if a signal has told it to."""
+
+    @functools.wraps(save)
     def save_checkpoint(cfg, trainer, *arguments):
         path = save(cfg, trainer, *arguments)
         if Preemption.signal_heeded:
             _end(trainer, Preemption.signal_heeded)
         return path
 
+    return save_checkpoint
+
+
+def forward_signals(call: Callable) -> Callable:
+    """Return fairseq's `call_main`, forwarding signals to the processes that it starts, and exiting with their status.
+
+    Raises:
+        UsageError: (when called) checkpoints are to be written in the background.
+    """
+
+    @functools.wraps(call)
     def call_main(cfg, main, **arguments):
         later = getattr(getattr(cfg, "checkpoint", None), "write_checkpoints_asynchronously", False)
         if later and concerns_the_plugin(cfg):
@@ -53,7 +73,7 @@ def save_when_told_to_end() -> None:
                 "checkpoint_last.pt may be missing; leave it out"
             )
         if threading.current_thread() is threading.main_thread():
-            _handle(_hand_on)
+            _handle(_forward)
         try:
             call(cfg, main, **arguments)
         except torch.multiprocessing.ProcessExitedException as error:
@@ -61,39 +81,19 @@ def save_when_told_to_end() -> None:
                 raise SystemExit(error.exit_code) from None
             raise
 
-    checkpoint_utils.load_checkpoint, checkpoint_utils.save_checkpoint = load_checkpoint, save_checkpoint
-    distributed_utils.call_main = call_main
-    os.register_at_fork(after_in_child=_heed_parent_alone)
-
-
-def resume_with_the_same_batches() -> None:
-    """fairseq draws the order of equally long examples, and so the batches, once in a process, by the seed and the
-    epoch that it begins with: one resumed after its first epoch had other batches than one left in peace.
-    """
-    get = FairseqTask.get_batch_iterator
-
-    def get_batch_iterator(self, dataset, *args, epoch=1, **options):
-        # Where batches are made anew for each epoch, each draws its own, which is the same after a restart.
-        anew = options.get("disable_iterator_cache") or options.get("update_epoch_batch_itr")
-        anew = anew or not self.can_reuse_epoch_itr(dataset)
-        iterator = get(self, dataset, *args, epoch=epoch if anew else 1, **options)
-        if iterator.next_epoch_idx == 1:  # not one that is used again, which knows its epoch
-            iterator.epoch = max(epoch, 1)
-        return iterator
-
-    FairseqTask.get_batch_iterator = get_batch_iterator
+    return call_main
 
 
 class Preemption:
-    """Watches over the training of one trainer, in whose process it takes over the signals."""
+    """The training of one trainer, whose process handles the signals."""
 
-    watching = False  # whether there is one in this process, or was in the one that it was forked from
-    signal_heeded = 0  # from the update on that is the last
+    watching = False  # whether this process, or the one that it was forked from, has a `Preemption`
+    signal_heeded = 0  # set in the last update
 
-    def __init__(self, trainer):
+    def __init__(self, trainer) -> None:
         self._trainer = trainer
         self._iterator = None  # of the current epoch
-        self._signal = 0
+        self._signal = 0  # as received by this process
         self._train_step, self._get_train_iterator = trainer.train_step, trainer.get_train_iterator
         trainer.train_step, trainer.get_train_iterator = self._step, self._next_iterator
         Preemption.watching = True
@@ -115,7 +115,7 @@ class Preemption:
         return outcome
 
     def _agreed(self) -> int:
-        """The signal that any of the processes was sent: all end after the same update."""
+        """Return the signal that any of the processes received, or 0: all end after the same update."""
         if self._trainer.data_parallel_world_size == 1:
             return self._signal
         number = torch.tensor([self._signal], device=self._trainer.device)
@@ -123,7 +123,7 @@ class Preemption:
         return int(number)
 
     def _is_due(self) -> bool:
-        """Whether fairseq may validate, save or end after this update: that is done first, and one update more."""
+        """Return whether fairseq may validate, save or end after this update; if so, the next update is the last."""
         cfg, updates = self._trainer.cfg, self._trainer.get_num_updates()
         intervals = (cfg.checkpoint.save_interval_updates, cfg.dataset.validate_interval_updates)
         return (
@@ -133,7 +133,7 @@ class Preemption:
         )
 
     def _stop(self) -> None:
-        """Have fairseq save after this update, once it has logged it, as at the end of its time; without validation."""
+        """Have fairseq log this update, and save without validation, as if its time limit were reached."""
         cfg = self._trainer.cfg
         cfg.dataset.disable_validation = True
         cfg.optimization.stop_time_hours = 1e-9
@@ -147,28 +147,28 @@ def _handle(handler) -> None:
 
 
 def _end(trainer, number: int) -> None:
-    """Instead of going on after what was saved last."""
-    if trainer.data_parallel_world_size > 1:  # who ends first would have the others ended
+    if trainer.data_parallel_world_size > 1:  # the first process to exit would have the others killed
         torch.distributed.barrier(distributed_utils.get_global_group())
     name, updates = signal.Signals(number).name, trainer.get_num_updates()
     logger.info("interrupted by %s after %d updates; they are saved", name, updates)
     raise SystemExit(128 + number)
 
 
-def _hand_on(number: int, _frame) -> None:
-    """In a process that only waits for those it started, one per GPU, tell them; without any, end as ever."""
+def _forward(number: int, _frame) -> None:
+    """Send the signal to the processes that this one started, one per GPU; without any, end as by default."""
     if children := multiprocessing.active_children():
         for child in children:
-            os.kill(child.pid, number)
+            if child.pid is not None:
+                os.kill(child.pid, number)
     else:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
 
-def _heed_parent_alone() -> None:
-    """In the processes that load data: a signal to all processes of a job does not end them before the training.
+def ignore_signals_in_data_workers() -> None:
+    """Ignore the signals in processes that load data, where a signal to a whole job would end them too early.
 
-    Their parent ends them by SIGTERM; that of anyone else is not for them.
+    Only a SIGTERM of their parent ends them.
     """
     if not Preemption.watching:
         return
@@ -177,8 +177,8 @@ def _heed_parent_alone() -> None:
 
     def wait() -> None:
         while True:
-            told = signal.sigwaitinfo(SIGNALS)
-            if told.si_signo == signal.SIGTERM and told.si_pid == parent:
+            received = signal.sigwaitinfo(SIGNALS)
+            if received.si_signo == signal.SIGTERM and received.si_pid == parent:
                 os._exit(0)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -1,13 +1,16 @@
-"""Options of fairseq-train that cannot work, here or at all, are refused before anything is loaded."""
+"""Refuse options of fairseq-train that cannot work, with the plugin or at all, before anything is loaded."""
+
+from __future__ import annotations
 
 import contextlib
+import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from fairseq import utils
 from fairseq.data import data_utils
-from fairseq.distributed import utils as distributed_utils
 from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
 from fairseq.tasks import TASK_REGISTRY
 
@@ -16,27 +19,27 @@ from ..families.model import FamilyModel
 from .task import PairTask
 
 
-def refuse_what_cannot_run() -> None:
-    """Have fairseq-train end with one sentence where it would fail with a traceback after it built the model."""
-    call = distributed_utils.call_main
+def check_first(call: Callable) -> Callable:
+    """Return fairseq's `call_main` with `check` before trainings."""
 
+    @functools.wraps(call)
     def call_main(cfg, main, **arguments):
         if _trains(main):
             check(cfg)
         return call(cfg, main, **arguments)
 
-    distributed_utils.call_main = call_main
+    return call_main
 
 
 def _trains(main) -> bool:
-    """Whether this is what fairseq-train and fairseq-hydra-train run; the options of all commands name a criterion."""
+    """Return whether fairseq-train or fairseq-hydra-train runs. The options do not show it: all name a criterion."""
     module = sys.modules.get(getattr(main, "__module__", None))
     path = Path(getattr(module, "__file__", None) or "")
     return getattr(main, "__name__", None) == "main" and path.parts[-2:] == ("fairseq_cli", "train.py")
 
 
 def concerns_the_plugin(cfg) -> bool:
-    """Whether the task or the model of these options is the plugin's own; stock ones may do what it does not."""
+    """Return whether the task or the model of these options is the plugin's; fairseq's own may support more."""
     model, task = (getattr(cfg, name, None) for name in ("model", "task"))
     names = [name for key in ("arch", "_name") if isinstance(name := getattr(model, key, None), str)]
     classes = [registry.get(name) for name in names for registry in (ARCH_MODEL_REGISTRY, MODEL_REGISTRY)]
@@ -45,10 +48,10 @@ def concerns_the_plugin(cfg) -> bool:
 
 
 def check(cfg) -> None:
-    """Raise for the first option that cannot work here.
+    """Refuse the first option that cannot work.
 
     Raises:
-        UsageError: names the option, and says what to do.
+        UsageError: names the option and says what to do.
     """
     common, distributed = cfg.common, cfg.distributed_training
     for option, value, least in (
@@ -59,7 +62,7 @@ def check(cfg) -> None:
         if value < least:
             raise UsageError(f"--{option} is {value}; expected {least} or more")
     try:
-        with contextlib.suppress(OSError):  # a folder that is missing is the task's to name
+        with contextlib.suppress(OSError):  # the task names a missing folder
             data_utils.raise_if_valid_subsets_unintentionally_ignored(cfg)
     except ValueError as error:
         raise UsageError(str(error)) from None
@@ -68,7 +71,7 @@ def check(cfg) -> None:
         raise UsageError(f"{option} requires torch_xla and a TPU in fairseq; leave it out, or use --fp16 on a GPU")
     if common.fp16 and common.amp:
         raise UsageError("--fp16 and --amp exclude each other; leave one of them out")
-    # fairseq's memory-efficient optimizer works on a CPU, and so does --amp, which changes nothing there.
+    # fairseq's memory-efficient optimizer works on a CPU, and so does --amp, which has no effect there.
     if common.fp16 and not common.memory_efficient_fp16 and (common.cpu or not torch.cuda.is_available()):
         why = "--cpu is given" if common.cpu else "this machine has none that torch can use"
         raise UsageError(
