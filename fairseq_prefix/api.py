@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from .attention.linear import speed_up
 from .errors import UsageError, first_line
-from .families.family import Base, family_of
+from .families.family import Base, Framing, family_of
 from .files.base import read_base, sizes
 from .files.checkpoint import read_tuned
 from .files.dictionary import read_dictionary
@@ -281,7 +281,7 @@ class Model:
         family = getattr(ARCH_MODEL_REGISTRY.get(metadata["arch"]), "family", None)
         if family is not self._model.family:
             raise UsageError(
-                f"{path} was trained over {metadata['arch']}, but the base is of the family {self._model.family.name}"
+                f"{path} is of the architecture {metadata['arch']}, but the base is a {self._model.family.name}"
             )
         verify(metadata, self._model, str(path), str(self._dictionary_path), adopted=True)
         if metadata["conventions"].get("max_source_tokens", -1) < 0:

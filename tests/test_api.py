@@ -377,7 +377,7 @@ def test_files_that_do_not_fit_are_refused_in_one_sentence(bart, gpt2, tmp_path)
         bart.make_prefix(tmp_path / "p.safetensors", 9, base=tmp_path / "other", prefix_length=2): (
             "p.safetensors was trained over another base .fingerprint .* a prefix works only with its own base"
         ),
-        gpt2.prefixes["short"]: "short.safetensors is a prefix of prefix_gpt2_tiny, but the base is a BART",
+        gpt2.prefixes["short"]: "short.safetensors is of the architecture prefix_gpt2_tiny, but the base is a BART",
         tmp_path / "prompt.pt": "prompt.pt holds a prompt; only prefixes can be added",
         tmp_path / "none.safetensors": "none.safetensors: no such file",
         tmp_path / "damaged.safetensors": "is damaged",
@@ -526,7 +526,7 @@ def test_a_base_or_vocabulary_that_cannot_be_used_is_refused_in_one_sentence(bar
     (tmp_path / "spm.model").write_bytes(b"nothing")
     for base, given, message in (
         (empty, {}, "holds neither model.pt nor config.json"),
-        (lone, {}, "dict.txt: no such file; the base's dictionary has to lie beside it"),
+        (lone, {}, "dict.txt: no such file; expected the base's dictionary beside the base"),
         (strange, {}, "model_type is 't5'; it has to be bart or gpt2"),
         (tmp_path / "nowhere", {}, "no such file or folder"),
         (bart.base, {"vocabulary": tmp_path / "spm.model"}, "spm.model: not a sentencepiece model"),
