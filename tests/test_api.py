@@ -408,7 +408,7 @@ def test_an_incomplete_dictionary_is_blamed_itself(bart, hugging_face, tmp_path)
 @pytest.mark.parametrize(
     ("lost", "message"),
     [
-        ("max_source_tokens", "does not say how long its sources may be"),
+        ("max_source_tokens", "records no max_source_tokens"),
         ("bos", "none of this plugin's|is damaged"),
         ("separator", "requires --task translation"),
     ],
@@ -661,17 +661,17 @@ def test_the_command_reads_plain_lines_where_there_is_one_prefix(bart):
         (
             ("short", "v1.1"),
             {
-                b"the cat": "is not of the form TASK<TAB>text",
-                b"": "is not of the form TASK<TAB>text",
-                b"short\t ": "has no text; leave it out",
-                b"other\tthe cat": ": there is no prefix 'other'; there are: short, v1.1",
+                b"the cat": "does not name its task; expected TASK<TAB>text",
+                b"": "does not name its task; expected TASK<TAB>text",
+                b"short\t ": "has no text; remove the line",
+                b"other\tthe cat": ": unknown task 'other'; expected one of short, v1.1",
             },
         ),
         (
             ("short",),
             {
-                b"  ": "has no text; leave it out",
-                b"other\tthe cat": ": there is no prefix 'other'; there are: short",
+                b"  ": "has no text; remove the line",
+                b"other\tthe cat": ": unknown task 'other'; expected one of short",
                 b"\xff": "is not UTF-8",
                 b"the\0cat": ": text 1 holds a NUL character",
             },

@@ -221,7 +221,7 @@ def test_weights_in_several_files_are_refused_with_what_to_do(base, tmp_path, na
     folder = hugging_face(base, tmp_path / "bart")
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     (folder / name).write_text("{}")
-    with pytest.raises(UsageError, match=f"{name}: the weights lie in several files; save them in one"):
+    with pytest.raises(UsageError, match=f"{name}: weights in several files are not supported; save them in one"):
         tiny.build("prefix_bart_tiny", base_model=str(folder), prefix_length=2)
 
 
@@ -438,7 +438,7 @@ def test_a_damaged_export_is_refused(trained, tmp_path):
         with pytest.raises(UsageError, match="is not an export of a prefix, prompt, .* or is damaged"):
             read_tuned(str(exported))
     save_file({"encoder": torch.zeros(3, 4)}, exported)
-    with pytest.raises(UsageError, match="is no export of a prefix"):
+    with pytest.raises(UsageError, match="is not an export of a prefix"):
         read_tuned(str(exported))
 
 

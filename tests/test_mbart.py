@@ -199,7 +199,9 @@ def test_beam_texts_equal_transformers(hugging_face, method, beam):
         text = row[1:]
         text = text[: text.index(2) + 1] if 2 in text else text
         assert hypotheses[0]["tokens"].tolist() == text
-    assert len({len(row) for row in found}) and min(len(row[0]["tokens"]) for row in found) < 13, "some end by themselves"
+    assert len({len(row) for row in found}) and min(len(row[0]["tokens"]) for row in found) < 13, (
+        "some end by themselves"
+    )
 
 
 def test_the_task_frames_texts_with_the_language_tags(hugging_face):
