@@ -49,6 +49,7 @@ setup(
         "bertscore": ["bert-score>=0.3.13,<0.4"],
         "test": [
             "hypothesis>=6",
+            "mypy>=1.18",
             "pyarrow>=14.0.1",
             "pytest>=8",
             "pytest-xdist>=3.5",
