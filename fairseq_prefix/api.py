@@ -6,9 +6,9 @@
     model.add("webnlg", "runs/webnlg/bart_large/prefix/101/prefix.safetensors")
     print(model.generate(["a text", "another"], tasks=["xsum", "webnlg"], beam=6))
 
-Texts are encoded, cut, searched and decoded as in the workflow. Only tensors and plain containers are unpickled. A wrong
-argument or file raises `UsageError`, a `ValueError` of one or two sentences. Threads may share a `Model`: their calls run
-one after another.
+Texts are encoded, cut, searched and decoded as in the workflow. Only tensors and plain containers are unpickled. A
+wrong argument or file raises `UsageError`, a `ValueError` of one or two sentences. Threads may share a `Model`: their
+calls run one after another.
 """
 
 from __future__ import annotations
@@ -184,8 +184,9 @@ class Model:
     ) -> list[str]:
         """Return the best hypothesis for every text, in their order, each on one line.
 
-        Texts of different tasks share batches. Options and their defaults are those of fairseq-generate. A text's result
-        does not depend on other texts: `max_len_a` applies to the text's own length, not to the longest of its batch.
+        Texts of different tasks share batches. Options and their defaults are those of fairseq-generate. A text's
+        result does not depend on other texts: `max_len_a` applies to the text's own length, not to the longest of its
+        batch.
 
         Args:
             texts: sources; a source is cut to the length that its prefix was trained with.

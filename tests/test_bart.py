@@ -370,7 +370,7 @@ def test_random_initialisation_is_that_of_the_original_and_not_of_fairseq(base):
         ({"prefix_init": "words"}, "requires --prefix-init-text"),
         (
             {"prefix_init": "words", "prefix_init_text": "w1", "prefix_length": 0},
-            "requires a prefix: the length is 0 at every site",
+            "requires a prefix: the length is 0",
         ),
     ],
 )

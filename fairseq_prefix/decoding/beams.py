@@ -11,6 +11,7 @@ Dimensions at line ends: B sentences, W hypotheses of each, N = B*W, G key heads
 from __future__ import annotations
 
 import torch
+from fairseq.models import FairseqIncrementalDecoder
 from torch import Tensor
 
 from ..attention.attend import KeyBlock
@@ -129,7 +130,7 @@ class Beams:
         self._ancestors, self.sentences = self._ancestors.index_select(0, order), len(sentences)
 
 
-class SearchedDecoder:
+class SearchedDecoder(FairseqIncrementalDecoder):
     """A decoder whose attention layers keep their keys in `Beams`."""
 
     def _start_search(self, encoder_out: dict | None, state: dict, tokens: Tensor) -> None:

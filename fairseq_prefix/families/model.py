@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from fairseq.models import register_model, register_model_architecture
+from fairseq.models import BaseFairseqModel, register_model, register_model_architecture
 from torch import nn
 
 from ..attention.layers import PrefixAttention
@@ -19,7 +19,7 @@ from ..methods.method import METHODS, Method
 from .family import FAMILIES, Family, Framing
 
 
-class FamilyModel:
+class FamilyModel(BaseFairseqModel):
     """A model whose weights come from `--base-model`.
 
     The model class of a family derives from it and from a model of fairseq's. `register_family` sets `family` and, on

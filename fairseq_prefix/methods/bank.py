@@ -48,8 +48,8 @@ class Selection(NamedTuple):
     def key_value(self, site: str, layer: int) -> tuple[Tensor, Tensor] | None:
         """Return keys and values of one attention layer.
 
-        Each is B x H x P x d, padded with zeros where a row has fewer virtual tokens; 1 x H x P x d if all rows have the
-        same prefix; None if no row has one.
+        Each is B x H x P x d, padded with zeros where a row has fewer virtual tokens; 1 x H x P x d if all rows have
+        the same prefix; None if no row has one.
         """
         found = [None if own is None else own.key_value(site, layer) for own in self.evaluations]
         if len(found) == 1 or not any(found):

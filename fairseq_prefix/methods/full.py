@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fairseq.models import BaseFairseqModel
 from torch import nn
 
 from ..errors import UsageError
@@ -10,7 +11,7 @@ from .method import Method, Options, register_method
 from .tuned import refuse_unsupported
 
 
-class Whole:
+class Whole(BaseFairseqModel):
     """A model that is trained whole; its checkpoint is whole too and does not need the base."""
 
     @classmethod

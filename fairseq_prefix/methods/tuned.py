@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Callable
 
 import torch
+from fairseq.models import BaseFairseqModel
 from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
 
@@ -36,7 +37,7 @@ def refuse_unsupported(args: argparse.Namespace) -> None:
             raise UsageError(f"--{name.replace('_', '-')} is not supported by --arch {args.arch}; leave it out")
 
 
-class Tuned:
+class Tuned(BaseFairseqModel):
     """A frozen base and what is trained for a task; the checkpoint holds only the latter.
 
     `register_family` sets `method` and `family`.
