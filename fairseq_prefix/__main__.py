@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from inspect import signature
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.tasks import TASK_REGISTRY
@@ -65,7 +65,7 @@ def generate(args: argparse.Namespace) -> None:
         raise UsageError(f"{refused} of {count} lines could not be answered; their lines of output are empty")
 
 
-def _arriving(stream: BinaryIO, most: int) -> Iterator[list[tuple[int, bytes]]]:
+def _arriving(stream: Any, most: int) -> Iterator[list[tuple[int, bytes | bytearray]]]:
     """Yield numbered lines without their ends: those that have arrived, at most `most` at a time."""
     number, rest = 1, bytearray()
     while block := stream.read1(BLOCK):
@@ -79,9 +79,10 @@ def _arriving(stream: BinaryIO, most: int) -> Iterator[list[tuple[int, bytes]]]:
         yield [(number, rest)]
 
 
-def _answers(model: api.Model, lines: list[tuple[int, bytes]], options: dict) -> list[str | UsageError]:
+def _answers(model: api.Model, lines: list[tuple[int, bytes | bytearray]], options: dict) -> list[str | UsageError]:
     """Return the hypothesis for each line, or its error."""
-    rows, answers = {}, {}
+    rows: dict[int, tuple[str, str]] = {}
+    answers: dict[int, str | UsageError] = {}
     for number, raw in lines:
         try:
             rows[number] = _task_and_text(number, raw, model.tasks)
@@ -104,7 +105,7 @@ def _hypotheses(model: api.Model, rows: dict[int, tuple[str, str]], options: dic
     return _hypotheses(model, dict(items[:half]), options) | _hypotheses(model, dict(items[half:]), options)
 
 
-def _task_and_text(number: int, raw: bytes, tasks: list[str]) -> tuple[str, str]:
+def _task_and_text(number: int, raw: bytes | bytearray, tasks: list[str]) -> tuple[str, str]:
     """Return task and text of a line: TASK<TAB>text, or only a text if there is one task."""
     try:
         line = raw.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\r")

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from itertools import groupby
 from numbers import Integral, Real
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
@@ -44,6 +44,7 @@ from .methods.prefix import Prefix, Prefixed, SiteGeometry
 from .toolkit.task import MAX_SOURCE_TOKENS, ConditionalGenerationConfig, PairTask
 
 LARGEST_LENPEN = 10  # scores in fp32 cannot be divided by a length to a higher power
+N = TypeVar("N", int, float)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -126,7 +127,7 @@ class Model:
         self._positions = model.max_decoder_positions()  # without a prefix
         self._source_room = model.source_room(model.args)
         limit = min(MAX_SOURCE_TOKENS, self._source_room)
-        self._uses = {None: self._use(0, {**model.conventions, "max_source_tokens": limit})}
+        self._uses: dict[str | None, _Use] = {None: self._use(0, {**model.conventions, "max_source_tokens": limit})}
 
     @property
     def tasks(self) -> list[str]:
@@ -312,6 +313,7 @@ def _options_of(path: str, base: Base) -> argparse.Namespace:
     The model gets one virtual token, which a bank replaces: without any, attention would be fairseq's own.
     """
     family, shapes = family_of(base.state), sizes(base)
+    assert family is not None  # sizes() has recognised it
     settings = {name: value for name, value in base.settings.items() if name in family.settings and value is not None}
     for arch, model_class in ARCH_MODEL_REGISTRY.items():
         if issubclass(model_class, Prefixed) and model_class.family is family:
@@ -380,9 +382,10 @@ def _list(name: str, values: object) -> list:
     raise UsageError(f"{name} is {reprlib.repr(values)}; expected a list")
 
 
-def _number(name: str, value: object, kind: type, least: int, most: int = sys.maxsize) -> int | float:
+def _number(name: str, value: Any, kind: type[N], least: int, most: int = sys.maxsize) -> N:
     """Return an option's value, which may be a number of any type (numpy's too), as a plain number."""
-    if isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool) and least <= value <= most:
+    numbers: Any = Integral if kind is int else Real
+    if isinstance(value, numbers) and not isinstance(value, bool) and least <= value <= most:
         return kind(value)
     what = "a whole number" if kind is int else "a number"
     raise UsageError(f"{name} is {reprlib.repr(value)}; expected {what} from {least} to {most}")

@@ -12,7 +12,7 @@ heads, G key heads, d head width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,8 @@ class KeyBlock(NamedTuple):
 
     def select(self, rows: Tensor) -> KeyBlock:
         """Return the block of some of its rows; a block of one row stays as it is."""
-        return KeyBlock(*(x if x is None or x.size(0) == 1 else x.index_select(0, rows) for x in self))
+        parts: Any = (x if x is None or x.size(0) == 1 else x.index_select(0, rows) for x in self)
+        return KeyBlock(*parts)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -99,7 +100,7 @@ def attend_to_parts(q: Tensor, parts: Sequence[KeyBlock], dropout: float = 0.0) 
     weights = torch.cat(scores, dim=-1).float().softmax(dim=-1).to(q.dtype)
     if dropout:
         weights = F.dropout(weights, dropout)
-    y = None
+    y: Any = None
     for (_, value, _), part in zip(parts, weights.split([s.size(-1) for s in scores], dim=-1), strict=True):
         attended = _scatter(_gather(part, value.size(0), value.size(1)) @ value, q.shape)  # N x H x 1 x d
         y = attended if y is None else y + attended

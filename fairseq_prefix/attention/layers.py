@@ -16,7 +16,7 @@ head width, D = H*d.
 from __future__ import annotations
 
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, Trans
 from torch import Tensor, nn
 
 from ..decoding.beams import Beams
+from ..mixin import Mixin
 from .attend import KeyBlock, attend, attend_to_parts, join_heads, split_heads
 from .recompute import Recomputed
 
@@ -43,7 +44,7 @@ class KeyValueSource(Protocol):
     def key_value(self, site: str, layer: int) -> tuple[Tensor, Tensor] | None: ...
 
 
-class PrefixMixin:
+class PrefixMixin(Mixin):
     """Give an attention module a prefix and, in a search, cached keys.
 
     A module derives from it, projects its input and passes the result to `attend` or `attend_to_parts`.
@@ -130,7 +131,7 @@ class PrefixAttention(PrefixMixin, MultiheadAttention):
             attn_mask: T x S, added to the scores.
         """
         q, beams = split_heads(self.q_proj(query), self.num_heads), Beams.of(incremental_state)  # N x H x T x d
-        source = key if self.encoder_decoder_attention else query
+        source: Any = key if self.encoder_decoder_attention else query
         if beams is not None:
             y = attend_to_parts(q, self._parts(query, source, key_padding_mask, beams), self._dropout)
         else:

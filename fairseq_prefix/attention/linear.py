@@ -43,6 +43,9 @@ class FrozenLinear(nn.Linear):
         self.packing = False
         self._forget()
 
+    _packed: Tensor | None
+    _packed_for: tuple | None
+
     def forward(self, x: Tensor) -> Tensor:
         if not self._accelerates(x):
             return F.linear(x, self.weight, self.bias)
@@ -67,8 +70,8 @@ class FrozenLinear(nn.Linear):
         return super().train(mode)
 
     def _forget(self) -> None:
-        self._packed: Tensor | None = None
-        self._packed_for: tuple | None = None
+        self._packed = None
+        self._packed_for = None
 
     def _apply(self, fn, recurse: bool = True) -> FrozenLinear:
         self._forget()

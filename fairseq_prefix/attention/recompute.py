@@ -8,8 +8,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ..mixin import Mixin
 
-class Recomputed:
+
+class Recomputed(Mixin):
     """A layer of fairseq's that, with `--checkpoint-activations`, recomputes its activations in the backward pass.
 
     fairseq's own wrapper is a re-entrant autograd function: with frozen embeddings its inputs need no gradient, and a
@@ -23,7 +25,7 @@ class Recomputed:
 
     def forward(self, *args, **kwargs):
         prefill = kwargs.get("incremental_state") is not None  # recomputation would write its keys a second time
-        compute = super().forward  # type: ignore[misc]
+        compute = super().forward
         if not self.recomputed or prefill or not torch.is_grad_enabled():
             return compute(*args, **kwargs)
         modes = {module: module.training for module in self.modules()}

@@ -11,10 +11,10 @@ Dimensions at line ends: B sentences, W hypotheses of each, N = B*W, G key heads
 from __future__ import annotations
 
 import torch
-from fairseq.models import FairseqIncrementalDecoder
 from torch import Tensor
 
 from ..attention.attend import KeyBlock
+from ..mixin import Mixin
 
 ROOM = 16  # steps for which a new table has room; it doubles when it is full
 MANY = 16  # with more hypotheses than these, copying keys costs less than reading those of all the others
@@ -68,7 +68,8 @@ class Beams:
         self._restart(torch.arange(hypotheses, device=device))
 
     def _restart(self, rows: Tensor) -> None:
-        self.steps, self._hidden = 0, None
+        self.steps = 0
+        self._hidden: Tensor | None = None
         self._ancestors = rows.new_empty(len(rows), 0)  # N x t: which of its sentence's W wrote the key of a step
 
     @property
@@ -130,7 +131,7 @@ class Beams:
         self._ancestors, self.sentences = self._ancestors.index_select(0, order), len(sentences)
 
 
-class SearchedDecoder(FairseqIncrementalDecoder):
+class SearchedDecoder(Mixin):
     """A decoder whose attention layers keep their keys in `Beams`."""
 
     def _start_search(self, encoder_out: dict | None, state: dict, tokens: Tensor) -> None:

@@ -48,6 +48,9 @@ class DiverseBeams(DiverseBeamSearch):
     batch on. After a `</s>` it moves hypotheses between groups, and writes on behind the `</s>`.
     """
 
+    group_overlap: Tensor  # B x G x G
+    _ended: Tensor  # B x G
+
     def prune_sentences(self, batch_idxs: Tensor) -> None:
         """fairseq's hook: these sentences of the batch are still searched."""
         self.group_overlap, self._ended = self.group_overlap[batch_idxs], self._ended[batch_idxs]
@@ -68,7 +71,7 @@ class DiverseBeams(DiverseBeamSearch):
             self.group_overlap = lprobs.new_zeros(sentences, groups, groups)
             self._ended = torch.zeros(sentences, groups, dtype=torch.long, device=lprobs.device)
         ending, others = [], []  # of each group: scores, symbols and hypotheses, B x share
-        best = []  # of each group: symbols, B x share
+        best: list[Tensor] = []  # of each group: symbols, B x share
         for group in range(groups):
             penalties = torch.zeros_like(lprobs[:, 0])  # B x V
             for earlier, symbols in enumerate(best):

@@ -155,8 +155,10 @@ class NextTokenScorer:
 
     def __init__(self, generator: SequenceGenerator, net_input: dict[str, Tensor]):
         self._model, self._temperature = generator.model, generator.temperature
-        self._encoded, self._state = generator.model.forward_encoder(net_input), {}
-        self._rows, self._lprobs = len(net_input["src_tokens"]), None
+        self._encoded = generator.model.forward_encoder(net_input)
+        self._state: dict = {}
+        self._rows = len(net_input["src_tokens"])
+        self._lprobs: Tensor | None = None
 
     def score(self, tokens: Tensor) -> Tensor:
         """Log-probabilities after `tokens` (N x t), N x V, in a table that the next step overwrites."""
@@ -180,7 +182,8 @@ class FinishedHypotheses:
 
     def __init__(self, sentences: int, beam: int, eos: int):
         self.searched = list(range(sentences))  # sentences that need more
-        self._beam, self._eos, self._hypotheses = beam, eos, [[] for _ in range(sentences)]
+        self._beam, self._eos = beam, eos
+        self._hypotheses: list[list[dict]] = [[] for _ in range(sentences)]
 
     def add(self, ended, values, rows, tokens, sums, divisor: float, at_end: bool) -> Tensor | slice:
         """Take those of the best candidates (B x C) that ended.

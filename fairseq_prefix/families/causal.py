@@ -110,7 +110,8 @@ class SourceReader:
 
     def forward_torchscript(self, net_input: dict[str, Tensor]) -> dict:
         """Return the keys and values of the sources (B x S, padded on the right) and the position after each."""
-        source, lengths, state = net_input["src_tokens"], net_input["src_lengths"], {}
+        source, lengths = net_input["src_tokens"], net_input["src_lengths"]
+        state: dict = {}
         self.decoder.begin(len(source))
         if source.size(1):
             self.decoder.read(source, lengths, state)
@@ -243,7 +244,8 @@ class CausalDecoder(SearchedDecoder):
 
     def read_alone(self, embedded: Tensor) -> Tensor:
         """Return the keys and values of embeddings (T x D) that nothing precedes, L x 2 x H x T x d."""
-        positions, state = torch.arange(len(embedded), device=embedded.device), {}
+        positions = torch.arange(len(embedded), device=embedded.device)
+        state: dict = {}
         x = self.place(embedded.to(self.embed_tokens.weight.dtype), positions)
         self.through_layers(x[None], positions, None, state)
         return torch.stack([torch.cat(layer.self_attn.cached_key_value(state)) for layer in self.layers])

@@ -264,7 +264,8 @@ class PromptDecoder(TakesPrompt, PrefixDecoder):
         return self._through_layers(x, encoder_out, None)[:, prompt.size(1) :], {"attn": [None]}
 
     def _start_search(self, encoder_out, state, tokens) -> None:
-        source, prefill = encoder_out["encoder_out"][0], {}
+        source = encoder_out["encoder_out"][0]
+        prefill: dict = {}
         columns = self.columns("decoder", source, source.size(1))
         if columns.size(1):
             self._through_layers(columns, encoder_out, prefill)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -167,7 +168,7 @@ FAMILY = Family(
         "prompt": {"prompt_mid_dim": 512, "base_dropout": "off"},
     },
 )
-SIZES = {
+SIZES: dict[str, Callable] = {
     "small": partial(architecture, layers=12, embed_dim=768, heads=12),
     "medium": partial(architecture, layers=24, embed_dim=1024, heads=16),
     "large": partial(architecture, layers=36, embed_dim=1280, heads=20),

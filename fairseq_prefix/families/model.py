@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from fairseq.models import BaseFairseqModel, register_model, register_model_architecture
+from fairseq.models import register_model, register_model_architecture
 from torch import nn
 
 from ..attention.layers import PrefixAttention
@@ -16,10 +16,11 @@ from ..files.base import fingerprint, load_into, read_base
 from ..files.dictionary import append_symbols
 from ..methods import adapter, full, prefix, prompt, top  # noqa: F401  (registration)
 from ..methods.method import METHODS, Method
+from ..mixin import Mixin
 from .family import FAMILIES, Family, Framing
 
 
-class FamilyModel(BaseFairseqModel):
+class FamilyModel(Mixin):
     """A model whose weights come from `--base-model`.
 
     The model class of a family derives from it and from a model of fairseq's. `register_family` sets `family` and, on

@@ -9,18 +9,22 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from fairseq.data import Dictionary
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import UsageError, first_line
 from ..families.family import FAMILIES, Base, Family, family_of, known_families
 from .dictionary import ABSENT_SYMBOLS, check_dictionary, place_rows, read_symbols, without_mask
 from .loading import load_tensors
 from .metadata import METADATA_KEY, method_of, unpack
+
+if TYPE_CHECKING:
+    from ..families.model import FamilyModel
 
 MOST_LAYERS = 500  # of a base; the largest GPT-2 has 48
 BOOKKEEPING = (".version", "._float_tensor")  # ends of names of fairseq's entries that are not weights
@@ -45,7 +49,7 @@ def read_base(path: str, family: Family | None = None) -> Base:
     elif not base.exists():
         raise UsageError(f"{path}: no such file or folder; expected a base")
     state = load_tensors(base)
-    weights = state.get("model")
+    weights: Any = state.get("model")
     if isinstance(weights, dict) and METADATA_KEY in weights:
         raise UsageError(
             f"{base} holds only a {method_of(unpack(weights)).noun}; pass the base that it was trained over"
@@ -64,7 +68,7 @@ def _read_hugging_face(folder: Path, family: Family | None) -> Base:
     config = read_json(folder / "config.json", "a model's configuration")
     raw = _read_weights(folder)
     if family is None:
-        kinds = {known.config["model_type"]: known for known in FAMILIES}
+        kinds: dict[Any, Family] = {known.config["model_type"]: known for known in FAMILIES}
         kind = config.get("model_type")
         if kind not in kinds:
             raise UsageError(f"{folder}/config.json: model_type is {kind!r}; expected {' or '.join(sorted(kinds))}")
@@ -153,7 +157,10 @@ def sizes(base: Base) -> dict[str, int]:
         UsageError: weights are missing, or claim more than the file holds.
     """
     family = family_of(base.state)
-    found, least = {}, 0
+    if family is None:
+        raise UsageError(f"{base.path} is not a {known_families()}")
+    found: dict[str, int] = {}
+    least = 0
     try:
         width = base.state[family.embedding].size(1)
         for part, side in zip(family.parts, ("source", "target")[-len(family.parts) :], strict=True):
@@ -180,7 +187,7 @@ def _stored(state: dict[str, Tensor]) -> int:
     return sum(tensor.untyped_storage().nbytes() // tensor.element_size() for tensor in storages.values())
 
 
-def load_into(model: nn.Module, base: Base, dictionary: Dictionary, arch: str) -> None:
+def load_into(model: FamilyModel, base: Base, dictionary: Dictionary, arch: str) -> None:
     """Load a base's weights into those parts of a model that its family names.
 
     Raises:
@@ -219,7 +226,7 @@ def load_into(model: nn.Module, base: Base, dictionary: Dictionary, arch: str) -
         getattr(model, part).load_state_dict(own, strict=False)  # completeness was checked above
 
 
-def _check_settings(base: Base, model: nn.Module, arch: str) -> None:
+def _check_settings(base: Base, model: FamilyModel, arch: str) -> None:
     """Compare the options that change what a model computes but no shape of its weights, such as attention heads."""
     for option in model.family.settings:
         theirs, ours = base.settings.get(option), getattr(model.args, option)
@@ -231,7 +238,7 @@ def _check_settings(base: Base, model: nn.Module, arch: str) -> None:
 
 
 @torch.no_grad()
-def fingerprint(model: nn.Module, dictionary: Dictionary) -> str:
+def fingerprint(model: FamilyModel, dictionary: Dictionary) -> str:
     """Return the hex SHA-256 of a base's weights (names, shapes, fp32 values), independent of its file format.
 
     The row of `<mask>` is left out: whether it is loaded depends on the task's dictionary.

@@ -6,6 +6,7 @@ import argparse
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from fairseq import options
@@ -92,7 +93,7 @@ def check_file(path: str) -> None:
         raise UsageError(f"{path}: no such file")
 
 
-def _check_options(path: str, method: Method, model_args: object, task: object) -> None:
+def _check_options(path: str, method: Method, model_args: Any, task: Any) -> None:
     """Check that a file's options belong to a model of this method and to a task, and hold no code.
 
     Raises:
@@ -128,7 +129,7 @@ def describe(path: str) -> dict:
         last = history[-1] if isinstance(history, list) and history else None
         if isinstance(last, dict) and isinstance(last.get("num_updates"), int):
             updates = {"updates": last["num_updates"]}
-        state = loaded.get("model")
+        state: Any = loaded.get("model")
         if family_of(state) and metadata.METADATA_KEY not in state:
             return {**_describe_whole(path, loaded), **updates, "bytes": size}
     file = read_tuned(path)
@@ -146,7 +147,8 @@ def describe(path: str) -> dict:
 
 def _describe_whole(path: str, loaded: dict) -> dict:
     check_weights(path, loaded["model"])
-    left_out = (*family_of(loaded["model"]).tied, ABSENT_SYMBOLS)
+    family = family_of(loaded["model"])
+    left_out = (*(family.tied if family else ()), ABSENT_SYMBOLS)
     state = {name: tensor for name, tensor in loaded["model"].items() if not name.endswith(BOOKKEEPING)}
     count = sum(tensor.numel() for name, tensor in state.items() if name not in left_out)
     model_args = {key: value for key, value in recorded_options(loaded).items() if isinstance(value, str)}

@@ -106,15 +106,16 @@ def reordered_rows(rows: Tensor, base: Base, dictionary: Dictionary) -> tuple[Te
     """Return the embedding in the dictionary's order, and which symbols the model must never produce: those that the
     base lacks and those that share the row of `</s>`.
     """
-    end = base.rows["</s>"]
-    unknown = [symbol for symbol, row in base.rows.items() if symbol not in dictionary.indices and row != end]
+    order = base.rows or {}
+    end = order["</s>"]
+    unknown = [symbol for symbol, row in order.items() if symbol not in dictionary.indices and row != end]
     if unknown:
         name, remedy = _blamed(dictionary)
         raise UsageError(
             f"{base.path} has {len(rows)} embeddings, but {name} lacks the token {unknown[0]}; {remedy}, "
             "which names every token (added ones too)"
         )
-    indices = torch.tensor([base.rows.get(symbol, -1) for symbol in dictionary.symbols])
+    indices = torch.tensor([order.get(symbol, -1) for symbol in dictionary.symbols])
     placed = rows[indices.clamp(min=0)] * indices.ge(0)[:, None]
     absent = indices.eq(-1) | indices.eq(end)
     absent[dictionary.eos()] = False
@@ -133,9 +134,9 @@ def _fitted(rows: Tensor, base: Base, family: Family, dictionary: Dictionary) ->
         raise UsageError(f"{base.path} has {len(rows)} embeddings, but {name} has {size} symbols; {remedy}")
     named = base.symbols or dictionary.symbols
     if "<mask>" not in (plain := without_mask(named)) and (family.mask_row or base.symbols is None):
-        known, symbols = (len(plain), len(plain) + 1), f"{len(plain)} symbols and <mask>"
+        known, symbols = [len(plain), len(plain) + 1], f"{len(plain)} symbols and <mask>"
     else:
-        known, symbols = (len(named),), f"{len(named)} symbols"
+        known, symbols = [len(named)], f"{len(named)} symbols"
     if len(rows) not in known:
         raise UsageError(
             f"{base.path} has {len(rows)} embeddings, but its dict.txt names {symbols}; name the others there, in the "

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Sequence
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 
@@ -222,10 +223,10 @@ def _foreign(piece: str) -> VocabularyError:
 def _fairseq_gpt2_utils() -> ModuleType:
     """fairseq's module of GPT-2's BPE, loaded from its file: `import fairseq` would import torch."""
     package = importlib.util.find_spec("fairseq")
-    if package is None:
+    if package is None or not package.submodule_search_locations:
         raise VocabularyError("fairseq is not installed in this environment; its GPT-2 BPE is needed")
     path = Path(package.submodule_search_locations[0]) / "data" / "encoders" / "gpt2_bpe_utils.py"
-    spec = importlib.util.spec_from_file_location("gpt2_bpe_utils", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    loader = SourceFileLoader("gpt2_bpe_utils", str(path))
+    module = ModuleType(loader.name)
+    loader.exec_module(module)
     return module

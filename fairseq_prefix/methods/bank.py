@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -90,7 +90,8 @@ class PrefixBank(nn.Module):
         Raises:
             UsageError: no prefix has this name.
         """
-        return self.prefixes[self._number(name)]
+        prefix: Any = self.prefixes[self._number(name)]
+        return prefix
 
     def _number(self, name: str) -> int:
         if name not in self._names:
@@ -206,4 +207,4 @@ class PrefixBank(nn.Module):
     @property
     def folded_size(self) -> int:
         """Numbers of all folded prefixes."""
-        return sum(prefix.folded_size for prefix in self.prefixes)
+        return sum(self[name].folded_size for name in self.names)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from fairseq.models import BaseFairseqModel
 from torch import nn
 
 from ..errors import UsageError
 from ..files import metadata as files
+from ..mixin import Mixin
 from .method import Method, Options, register_method
 from .tuned import refuse_unsupported
 
 
-class Whole(BaseFairseqModel):
+class Whole(Mixin):
     """A model that is trained whole; its checkpoint is whole too and does not need the base."""
 
     @classmethod
@@ -62,7 +62,7 @@ class Whole(BaseFairseqModel):
         return self.base_parameters
 
 
-def _initialise_from_scratch(model: nn.Module) -> None:
+def _initialise_from_scratch(model) -> None:
     """Draw every linear layer from Xavier's distribution: a small model does not learn to copy from N(0, 0.02)."""
     for module in model.modules():
         if isinstance(module, nn.Linear) and module is not model.decoder.output_projection:

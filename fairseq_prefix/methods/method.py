@@ -74,7 +74,8 @@ class Options:
     @classmethod
     def read(cls: type[T], args: argparse.Namespace) -> T:
         """Return the options in fairseq's namespace; those that are not there have their default."""
-        return cls(**{one.name: getattr(args, one.name, one.default) for one in fields(cls)})
+        values: dict[str, Any] = {one.name: getattr(args, one.name, one.default) for one in fields(cls)}
+        return cls(**values)
 
     def require(self, name: str, least: int) -> None:
         """Raise a `UsageError` where the number `name` is below `least`."""

@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -100,6 +100,7 @@ class Prefix(ReadByAttention, VirtualTokens):
 
     def set_output(self, targets: Mapping[str, Tensor]) -> None:
         """Start from given keys and values: site -> P x (L*2*H*d)."""
+        module: Any
         for site, module in self.sites.items():
             module.set_output(targets[site])
         self._forget()
@@ -199,7 +200,7 @@ class Prefixed(OnVirtualTokens):
             # Loading the checkpoint must need neither the words nor their BPE.
             args.prefix_init, args.prefix_initialised_from = "random", options.prefix_init_text
 
-    def use(self, prefix: nn.Module) -> None:
+    def use(self, prefix: Any) -> None:
         """Let every attention layer read this `Prefix` or `PrefixBank` instead of the model's own prefix.
 
         Raises:

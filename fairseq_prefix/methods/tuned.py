@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from fairseq.models import BaseFairseqModel
 from fairseq.modules import FairseqDropout
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..attention.layers import PrefixAttention
 from ..attention.linear import speed_up
@@ -20,7 +20,8 @@ from ..errors import UsageError
 from ..families.family import Family
 from ..files import metadata as files
 from ..files.dictionary import fingerprint as dictionary_fingerprint
-from .method import Method, Options, compare_shapes, tensor_shapes
+from ..mixin import Mixin
+from .method import Method, compare_shapes, tensor_shapes
 from .virtual_tokens import VirtualTokens
 
 UNSUPPORTED = (  # options of fairseq's transformer that would change the base or bypass the prefix
@@ -37,7 +38,7 @@ def refuse_unsupported(args: argparse.Namespace) -> None:
             raise UsageError(f"--{name.replace('_', '-')} is not supported by --arch {args.arch}; leave it out")
 
 
-class Tuned(BaseFairseqModel):
+class Tuned(Mixin):
     """A frozen base and what is trained for a task; the checkpoint holds only the latter.
 
     `register_family` sets `method` and `family`.
@@ -56,7 +57,7 @@ class Tuned(BaseFairseqModel):
             UsageError: an option is wrong, or the base is missing or another one.
         """
         refuse_unsupported(args)
-        options = cls.method.options.read(args)
+        options: Any = cls.method.options.read(args)
         if not options.base_model:
             raise UsageError(
                 f"--arch {args.arch} requires --base-model PATH "
@@ -78,7 +79,7 @@ class Tuned(BaseFairseqModel):
         return model
 
     @classmethod
-    def check(cls, options: Options, args: argparse.Namespace) -> None:
+    def check(cls, options: Any, args: argparse.Namespace) -> None:
         """Raise a `UsageError` for an option of the method that is out of range."""
 
     @classmethod
@@ -86,7 +87,7 @@ class Tuned(BaseFairseqModel):
         """Return which layers an encoder-decoder is built of: "stock", "adaptable", "prefix" or "prompt"."""
         return "stock"
 
-    def add(self, options: Options, args: argparse.Namespace, task) -> None:
+    def add(self, options: Any, args: argparse.Namespace, task) -> None:
         """Add what is trained to the frozen base."""
         raise NotImplementedError
 
@@ -229,6 +230,6 @@ def fold_virtual_tokens(build: Callable[[], VirtualTokens], prefix: str, state: 
     """
     with torch.device("meta"):
         compare_shapes(tensor_shapes(build().state_dict(prefix=prefix)), tensor_shapes(state))
-    tokens: nn.Module = build()
+    tokens = build()
     tokens.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in state.items()})
     return {site: table.float() for site, table in tokens.folded().items()}

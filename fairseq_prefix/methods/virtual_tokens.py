@@ -10,10 +10,12 @@ Letters at line ends: P virtual tokens, L layers, H key heads, d width of a head
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
+
+from ..mixin import Mixin
 
 SITES = ("encoder", "decoder", "cross")
 REPARAMETRISATIONS = ("mlp", "flat")
@@ -42,7 +44,7 @@ class FullPrecision(nn.Module):
     MLP evaluated in half precision would differ from its folded output.
     """
 
-    def _apply(self, fn, recurse: bool = True) -> FullPrecision:
+    def _apply(self, fn, recurse: bool = True) -> Self:
         """Apply `.half()`, `.to(device)` and the like without their change of precision."""
 
         def keep_precision(tensor: Tensor) -> Tensor:
@@ -101,6 +103,8 @@ class VirtualTokens(FullPrecision):
         flat: the class of a site's parameters without an MLP.
     """
 
+    _evaluated: dict[str, Tensor] | None
+    _evaluated_for: tuple | None
     evaluated_once = True  # attention/linear.py leaves its layers alone
 
     def __init__(self, geometry: Mapping, reparam: str, mid_dim: int, flat: Callable[..., nn.Module]):
@@ -136,7 +140,8 @@ class VirtualTokens(FullPrecision):
         """Return what `forward()` returns, from the cache where it is current."""
         state = self._state()
         if self._evaluated is None or state != self._evaluated_for:
-            self._evaluated, self._evaluated_for = self(), state
+            self._evaluated = self()
+            self._evaluated_for = state
         return self._evaluated
 
     @torch.no_grad()
@@ -154,14 +159,14 @@ class VirtualTokens(FullPrecision):
         return (torch.is_grad_enabled(), *autocast, *(parameter._version for parameter in self.parameters()))
 
     def _forget(self) -> None:
-        self._evaluated: dict[str, Tensor] | None = None
-        self._evaluated_for: tuple | None = None
+        self._evaluated = None
+        self._evaluated_for = None
 
     def train(self, mode: bool = True) -> VirtualTokens:
         self._forget()
         return super().train(mode)
 
-    def _apply(self, fn, recurse: bool = True) -> VirtualTokens:
+    def _apply(self, fn, recurse: bool = True) -> Self:
         self._forget()
         return super()._apply(fn, recurse)
 
@@ -178,7 +183,9 @@ class KeysAndValues(NamedTuple):
         """Return the number of virtual tokens at a site."""
         return self.tables[site].size(3) if site in self.tables else 0
 
-    row_lengths = length  # all rows of a batch have the same
+    def row_lengths(self, site: str) -> int:
+        """Return the number of virtual tokens of every row of a batch."""
+        return self.length(site)
 
     def key_value(self, site: str, layer: int) -> tuple[Tensor, Tensor] | None:
         """Return keys and values of one attention layer, each 1 x H x P x d, or None if the site has no prefix."""
@@ -188,7 +195,7 @@ class KeysAndValues(NamedTuple):
         return key.unsqueeze(0), value.unsqueeze(0)
 
 
-class ReadByAttention:
+class ReadByAttention(Mixin):
     """Virtual tokens whose `forward()` returns keys and values: attention layers read them (`key_value`)."""
 
     def begin(self, rows: int) -> None:

@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch.nn.functional as F
 from fairseq.criterions import register_criterion
@@ -60,7 +61,7 @@ class PrefixCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
 
         Without smoothing, read the scores of the whole vocabulary fewer times than fairseq does.
         """
-        absent = getattr(model.decoder, "absent_symbols", None)
+        absent: Any = getattr(model.decoder, "absent_symbols", None)
         if self.eps and absent is None:
             return super().compute_loss(model, net_output, sample, reduce)
         lprobs, target = self.get_lprobs_and_target(model, net_output, sample)

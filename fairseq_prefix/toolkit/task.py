@@ -18,7 +18,7 @@ of fairseq's commands (files/subwords.py).
 
 import contextlib
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 import torch
@@ -89,7 +89,7 @@ class PairTask(FairseqTask):
         super().__init__(cfg)
         self._source_dictionary = source_dictionary
         self._target_dictionary = target_dictionary
-        self._max_positions: tuple[int, int] | int | None = None  # None: no model was built
+        self._max_positions: Any = None  # None: no model was built
         self._limit_given = cfg.max_source_tokens is not None
 
     @classmethod
