@@ -425,7 +425,7 @@ def test_references_are_scored_by_a_teacher_forced_pass(searched):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"diverse_beam_groups": 3}, "--beam 4 is no multiple of --diverse-beam-groups 3"),
+        ({"diverse_beam_groups": 3}, "--beam 4 is not divisible by --diverse-beam-groups 3"),
         ({"diverse_beam_groups": 2, "sampling": True}, "--sampling and --diverse-beam-groups are different searches"),
         ({"diversity_rate": 0.0, "match_source_len": True}, "--match-source-len and --diversity-rate are different"),
         ({"sampling_topk": 5}, "--sampling-topk requires --sampling"),

@@ -1,8 +1,8 @@
 """fairseq's attention and transformer layers, with a prefix before the keys.
 
-`PrefixAttention` replaces fairseq's `MultiheadAttention` in the encoder, the decoder and cross-attention, under the
-same parameter names. Attention pulls the prefix from the model's `Prefix` at every call, so that no path through the
-model can leave the prefix out. In a search the prefix is one block of keys for all hypotheses, which is neither copied
+`PrefixAttention` replaces fairseq's `MultiheadAttention` in the encoder, the decoder and cross-attention, with the same
+parameter names. Attention pulls the prefix from the model's `Prefix` at every call, so that no path through the model
+can leave the prefix out. In a search the prefix is one block of keys for all hypotheses, which is neither copied
 nor reordered; where the rows of a batch have different prefixes (`PrefixBank`), the block has a row per sentence.
 `Beams` holds what attention keeps from step to step.
 

@@ -1,6 +1,6 @@
 """Replacements for parts of fairseq's search that do not work.
 
-Dimensions at line ends: B sentences, W hypotheses of each, N = B*W, V symbols, L tokens, G groups, t steps.
+Dimensions at line ends: B sentences, W hypotheses of each, N = B*W, V symbols, L tokens, T of them written, G groups.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 
 class NGramBlock(nn.Module):
-    """`--no-repeat-ngram-size`: no n-gram stands twice in a hypothesis.
+    """`--no-repeat-ngram-size`: no n-gram occurs twice in a hypothesis.
 
-    fairseq's own works with its CUDA extension only, which few installations have: without it, it compares the padding
-    behind the hypothesis, and blocks nothing (facebookresearch/fairseq, issue 5206).
+    fairseq's own works only with its CUDA extension, which few installations have. Without the extension it compares
+    the padding after the hypothesis, and blocks nothing (facebookresearch/fairseq, issue 5206).
     """
 
     def __init__(self, size: int):
@@ -24,11 +24,11 @@ class NGramBlock(nn.Module):
         self.size = size
 
     def forward(self, tokens: Tensor, scores: Tensor, sentences: int, beam: int, step: int) -> Tensor:
-        """Scores of the next token with -inf, in place, where it would end an n-gram that was there before.
+        """Return the scores, changed in place, with -inf at tokens that would complete an earlier n-gram again.
 
         Args:
-            tokens: N x L, of which `</s>`, which starts every hypothesis, and `step` tokens are written.
-            scores: N x V.
+            tokens: N x L, of which the first, `</s>`, and `step` others are written.
+            scores: N x V, of the next token.
         """
         if step < self.size:
             return scores
@@ -37,33 +37,32 @@ class NGramBlock(nn.Module):
         last = written[:, step - self.size + 1 :]  # N x n-1
         seen = (ngrams[..., :-1] == last[:, None]).all(dim=-1)  # N x (T-n+1)
         ends = ngrams[..., -1]
-        # The least of several, where one token ended n-grams that began in different ways.
+        # The minimum, because one token may end several n-grams of which only some are seen.
         return scores.scatter_reduce_(1, ends, scores.gather(1, ends).masked_fill(seen, -math.inf), "amin")
 
 
 class DiverseBeams(DiverseBeamSearch):
-    """`--diverse-beam-groups`: hypothesis number i belongs to group i % G, and each group finishes W/G hypotheses.
+    """`--diverse-beam-groups`: hypothesis i belongs to group i % G, and each group finishes W/G hypotheses.
 
-    fairseq's own reads the overlap of groups at the rows that the dataset's numbers name, which fails from the second
-    batch on. After a `</s>` it moves hypotheses between groups, and writes on behind the `</s>`.
+    fairseq's own indexes the overlap of groups by the dataset's row numbers, which fails from the second batch on.
+    After a `</s>` it moves hypotheses between groups, and writes more tokens after the `</s>`.
     """
 
     group_overlap: Tensor  # B x G x G
     _ended: Tensor  # B x G
 
     def prune_sentences(self, batch_idxs: Tensor) -> None:
-        """fairseq's hook: these sentences of the batch are still searched."""
+        """fairseq's hook: keep the state of these sentences of the batch."""
         self.group_overlap, self._ended = self.group_overlap[batch_idxs], self._ended[batch_idxs]
 
     def step(self, step, lprobs, scores, prev_output_tokens=None, original_batch_idxs=None):
-        """The candidates of each sentence: first those that end, then W that do not, a group after the other.
+        """Return the scores, symbols and hypotheses of candidates, each B x 2W.
+
+        Candidates that end come first, then W that do not, group by group.
 
         Args:
             lprobs: B x W x V.
-            scores: B x W x `step`, the sums so far.
-
-        Returns:
-            Scores, symbols and hypotheses, each B x 2W.
+            scores: B x W x `step`, the score up to each token.
         """
         (sentences, beam, _), groups = lprobs.shape, self.num_groups
         share = beam // groups
@@ -82,8 +81,8 @@ class DiverseBeams(DiverseBeamSearch):
             values, symbols, rows = self.beam.step(step, penalised.contiguous(), before)  # B x 2 share
             rows = rows * groups + group
             ends = symbols.eq(self.eos)
-            goes_on = ends.sort(dim=1, stable=True).indices[:, :share]
-            others.append([x.gather(1, goes_on) for x in (values, symbols, rows)])
+            unended = ends.sort(dim=1, stable=True).indices[:, :share]
+            others.append([x.gather(1, unended) for x in (values, symbols, rows)])
             values, symbols, rows, ends = (x[:, :share] for x in (values, symbols, rows, ends))
             ends = ends & values.ne(-math.inf)
             ends &= ends.cumsum(dim=1) <= share - self._ended[:, group, None]

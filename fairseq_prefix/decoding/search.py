@@ -1,7 +1,7 @@
 """Beam search: fairseq's hypotheses and scores, with less work for each.
 
-Letters at line ends: B sentences, W hypotheses of each in the search (1 until it branches), N = B*W, V symbols,
-L tokens, C candidates, G groups.
+Dimensions at line ends: B sentences, W hypotheses of each in the search (1 until it branches), N = B*W, V symbols,
+L tokens, C candidates, t steps.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from ..errors import UsageError
 
 
 def check_options(args) -> None:
-    """Refuse what a search here could not do, or would not.
+    """Refuse options of fairseq's that a search here does not support, or would ignore.
 
     Args:
-        args: fairseq's options of the generation, of which any may be missing.
+        args: fairseq's generation options; any may be missing.
 
     Raises:
-        UsageError: naming the option.
+        UsageError: an option is unsupported, or two contradict each other.
     """
     for name in ("constraints", "replace_unk", "print_step", "retain_iter_history", *_REFINEMENT):
         value, usual = getattr(args, name, None), getattr(GenerationConfig, name)
@@ -32,7 +32,7 @@ def check_options(args) -> None:
             raise UsageError(f"--{name.replace('_', '-')} is not supported by this plugin's tasks; leave it out")
     groups, beam = getattr(args, "diverse_beam_groups", -1), getattr(args, "beam", 5)
     if groups > 0 and beam % groups:
-        raise UsageError(f"--beam {beam} is no multiple of --diverse-beam-groups {groups}; choose one that is")
+        raise UsageError(f"--beam {beam} is not divisible by --diverse-beam-groups {groups}; choose a multiple of it")
     kinds = {
         "sampling": getattr(args, "sampling", False),
         "diverse-beam-groups": groups > 0,
@@ -47,21 +47,23 @@ def check_options(args) -> None:
             raise UsageError(f"--{name.replace('_', '-')} requires --sampling")
 
 
-# Of non-autoregressive models, whose generator fairseq's own tasks ignore as well.
+# Options of non-autoregressive models; fairseq's own tasks ignore them as well.
 _REFINEMENT = tuple(name for name in GenerationConfig.__dataclass_fields__ if name.startswith("iter_decode"))
 
 
 class Searcher(SequenceGenerator):
-    """fairseq's generator. What is different: hypotheses that are still the same are computed once, for each sentence;
-    candidates are chosen before scores are added up, and the scores of the vocabulary written once; the host asks the
-    device for one thing a step, which hypotheses ended; nothing is recorded of attention.
+    """fairseq's generator with a faster beam search.
 
-    fairseq's own search remains for what it alone has: models that are not this plugin's, ensembles, constraints, other
-    searches than by beams, language models beside, forced tokens other than one for each sentence, `--min-len 0`.
+    The search computes one hypothesis per sentence until the beam branches, chooses candidates before it adds up
+    scores, writes the scores of the vocabulary once a step, and records no attention. Once a step the host waits for
+    the device: it asks which hypotheses ended.
+
+    fairseq's own search still serves what it alone supports: models of other plugins, ensembles, constraints, searches
+    other than by beams, a second language model, other forced tokens than one per sentence, `--min-len 0`.
     """
 
     def _generate(self, sample, prefix_tokens=None, constraints=None, bos_token=None):
-        """fairseq's hook: for each sentence its finished hypotheses, best first.
+        """fairseq's hook: return the finished hypotheses of each sentence, best first.
 
         Raises:
             UsageError: the lengths contradict each other, or the model's scores are not numbers.
@@ -79,51 +81,57 @@ class Searcher(SequenceGenerator):
             raise UsageError(f"--min-len {self.min_len} exceeds the longest output, {max(limit, 0)} tokens")
         tokens = sample["net_input"]["src_tokens"].new_full((sentences, limit + 2), self.pad)  # N x L
         tokens[:, 0] = self.eos if bos_token is None else bos_token
-        sums = torch.zeros(sentences, limit + 1, device=tokens.device)  # N x L, of the scores up to each token
-        model = NextTokenScorer(self, sample["net_input"])
-        found = FinishedHypotheses(sentences, self.beam_size, self.eos)
+        sums = torch.zeros(sentences, limit + 1, device=tokens.device)  # N x L: the score up to each token
+        scorer = NextTokenScorer(self, sample["net_input"])
+        finished = FinishedHypotheses(sentences, self.beam_size, self.eos)
         for step in range(limit + 1):
             forced = prefix_tokens is not None and step == 0
-            lprobs = self._allowed(model.score(tokens[:, : step + 1]), tokens, step, forced)  # N x V
+            lprobs = self._forbid(scorer.score(tokens[:, : step + 1]), tokens, step, forced)  # N x V
             if forced:
                 tokens[:, 1], sums[:, 0] = prefix_tokens[:, 0], lprobs.gather(1, prefix_tokens)[:, 0]
                 continue
             before = sums[:, step - 1, None] if step else 0
-            values, symbols, rows = self._candidates(lprobs, before, step == limit, len(found.searched))  # B x C
+            values, symbols, rows = self._candidates(lprobs, before, step == limit, len(finished.searched))  # B x C
             ended = symbols.eq(self.eos) & values.ne(-math.inf)
             divisor = (step + 1) ** self.len_penalty if self.normalize_scores else 1
-            going_on = found.add(
-                ended, values, rows, tokens[:, : step + 2], sums[:, : step + 1], divisor, step == limit
-            )
-            if not found.searched:
-                return found.best_first()
+            written = tokens[:, : step + 2], sums[:, : step + 1]
+            remaining = finished.add(ended, values, rows, *written, divisor, step == limit)
+            if not finished.searched:
+                return finished.best_first()
             if step == limit:
                 break
-            values, symbols, rows, ended = (x[going_on] for x in (values, symbols, rows, ended))
+            values, symbols, rows, ended = (x[remaining] for x in (values, symbols, rows, ended))
             rank = torch.arange(ended.size(1), device=tokens.device) + ended * ended.size(1)
             chosen = rank.topk(self.beam_size, dim=1, largest=False).indices  # B x W: the best that did not end
             order = rows.gather(1, chosen).flatten()  # N
             tokens, sums = tokens.index_select(0, order), sums.index_select(0, order)
             tokens[:, step + 1] = symbols.gather(1, chosen).flatten()
             sums[:, step] = values.gather(1, chosen).flatten()
-            model.follow(order)
+            scorer.reorder(order)
         raise UsageError(
             "no hypothesis has a score that is a number: the model is damaged, or half precision overflows "
             "(then leave --fp16 out)"
         )
 
     def _is_plain(self, prefix_tokens: Tensor | None, constraints: Tensor | None) -> bool:
-        model = self.model.single_model
-        usual = self.model.models_size == 1 and hasattr(model, "family") and self.model.has_encoder()
-        usual = usual and type(self.search) is BeamSearch and self.lm_model is None and constraints is None
-        usual = usual and self.min_len > 0 and 2 * self.beam_size < self.vocab_size - 1
-        if prefix_tokens is not None:
-            free = prefix_tokens.eq(self.pad) | prefix_tokens.eq(self.eos)
-            usual = usual and prefix_tokens.size(1) == 1 and not bool(free.any())
-        return usual and not self.match_source_len
+        """Return whether the faster search supports this one."""
+        if (
+            self.model.models_size != 1
+            or not hasattr(self.model.single_model, "family")
+            or not self.model.has_encoder()
+        ):
+            return False
+        if type(self.search) is not BeamSearch or self.lm_model is not None or constraints is not None:
+            return False
+        if self.min_len < 1 or self.match_source_len or 2 * self.beam_size >= self.vocab_size - 1:
+            return False
+        if prefix_tokens is None:
+            return True
+        unforced = prefix_tokens.eq(self.pad) | prefix_tokens.eq(self.eos)
+        return prefix_tokens.size(1) == 1 and not bool(unforced.any())
 
-    def _allowed(self, lprobs: Tensor, tokens: Tensor, step: int, forced: bool) -> Tensor:
-        """The same scores (N x V), with what may not come at -inf."""
+    def _forbid(self, lprobs: Tensor, tokens: Tensor, step: int, forced: bool) -> Tensor:
+        """Return the scores (N x V), changed in place, with -inf at symbols that must not come next."""
         lprobs[:, self.pad] = -math.inf
         lprobs[:, self.unk] -= self.unk_penalty
         if step < self.min_len and not forced:
@@ -137,7 +145,13 @@ class Searcher(SequenceGenerator):
     def _candidates(
         self, lprobs: Tensor, before: Tensor | int, at_end: bool, sentences: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The best continuations of each sentence: their sums, symbols and the rows they come from, B x C."""
+        """Return the best continuations of each sentence: their scores, symbols and the rows they continue, B x C.
+
+        Args:
+            lprobs: N x V.
+            before: the scores so far, N x 1 (0 in the first step).
+            at_end: whether every hypothesis must end now.
+        """
         if at_end:
             values = lprobs[:, self.eos, None]  # N x 1
             symbols = torch.full_like(values, self.eos, dtype=torch.long)
@@ -151,7 +165,7 @@ class Searcher(SequenceGenerator):
 
 
 class NextTokenScorer:
-    """What a model says about the next token of hypotheses, from step to step."""
+    """Score the next token of hypotheses, from step to step."""
 
     def __init__(self, generator: SequenceGenerator, net_input: dict[str, Tensor]):
         self._model, self._temperature = generator.model, generator.temperature
@@ -161,7 +175,7 @@ class NextTokenScorer:
         self._lprobs: Tensor | None = None
 
     def score(self, tokens: Tensor) -> Tensor:
-        """Log-probabilities after `tokens` (N x t), N x V, in a table that the next step overwrites."""
+        """Return the log-probabilities after `tokens` (N x t), N x V, in a table that the next step overwrites."""
         decoder = self._model.single_model.decoder
         logits = decoder(tokens, encoder_out=self._encoded[0], incremental_state=self._state)[0][:, -1].float()
         if self._temperature != 1:
@@ -170,33 +184,33 @@ class NextTokenScorer:
             self._lprobs = torch.empty_like(logits)
         return torch.log_softmax(logits, dim=-1, out=self._lprobs)
 
-    def follow(self, order: Tensor) -> None:
-        """Go on with the hypotheses `order`, rows so far."""
+    def reorder(self, order: Tensor) -> None:
+        """Continue with the hypotheses `order` (rows so far)."""
         self._model.reorder_incremental_state([self._state], order)
-        if len(order) != self._rows:  # what is encoded does not differ within a sentence
+        if len(order) != self._rows:  # else rows move within sentences only, which share what is encoded
             self._encoded, self._rows = self._model.reorder_encoder_out(self._encoded, order), len(order)
 
 
 class FinishedHypotheses:
-    """Finished hypotheses of a batch's sentences, as fairseq returns them."""
+    """The finished hypotheses of a batch's sentences, in the form that fairseq returns."""
 
     def __init__(self, sentences: int, beam: int, eos: int):
-        self.searched = list(range(sentences))  # sentences that need more
+        self.searched = list(range(sentences))  # sentences that have too few
         self._beam, self._eos = beam, eos
         self._hypotheses: list[list[dict]] = [[] for _ in range(sentences)]
 
     def add(self, ended, values, rows, tokens, sums, divisor: float, at_end: bool) -> Tensor | slice:
-        """Take those of the best candidates (B x C) that ended.
+        """Add the candidates that ended, and return which of the searched sentences remain.
 
         Args:
-            ended, values, rows: which ended, their sums, and the rows of `tokens` and `sums` that they continue.
-            tokens: N x t+1, the first of which starts the text, and the last is to be `</s>`.
-            sums: N x t, likewise.
-
-        Returns:
-            Which of the searched sentences go on.
+            ended, values, rows: whether a candidate ended, its score, and the row of `tokens` and `sums` that it
+                continues, each B x C.
+            tokens: N x t+1, from the symbol that starts the text to the place of `</s>`.
+            sums: N x t, the score up to each token.
+            divisor: of the scores, for their length.
+            at_end: whether the search ends with this step: then one hypothesis is enough.
         """
-        places = ended[:, : self._beam].cpu().nonzero().tolist()  # the one time that the host waits for the device
+        places = ended[:, : self._beam].cpu().nonzero().tolist()  # here, once a step, the host waits for the device
         if not places and not at_end:
             return slice(None)
         place = torch.tensor(places, dtype=torch.long, device=tokens.device).view(-1, 2).unbind(1)
@@ -209,14 +223,14 @@ class FinishedHypotheses:
                 hypothesis = dict(zip(("tokens", "score", "positional_scores"), row, strict=True))
                 of_sentence.append({**hypothesis, "attention": torch.empty(0), "alignment": torch.empty(0)})
         enough = 1 if at_end else self._beam
-        going_on = [n for n, sentence in enumerate(self.searched) if len(self._hypotheses[sentence]) < enough]
-        if len(going_on) == len(self.searched):
+        remaining = [n for n, sentence in enumerate(self.searched) if len(self._hypotheses[sentence]) < enough]
+        if len(remaining) == len(self.searched):
             return slice(None)
-        self.searched = [self.searched[number] for number in going_on]
-        return torch.tensor(going_on, dtype=torch.long, device=tokens.device)
+        self.searched = [self.searched[number] for number in remaining]
+        return torch.tensor(remaining, dtype=torch.long, device=tokens.device)
 
     def best_first(self) -> list[list[dict]]:
-        """The hypotheses of each sentence."""
+        """Return the hypotheses of each sentence, best first."""
         scores = torch.stack([found["score"] for row in self._hypotheses for found in row]).cpu()
         rows = zip(self._hypotheses, scores.split([len(row) for row in self._hypotheses]), strict=True)
         return [[row[place] for place in found.sort(descending=True).indices] for row, found in rows]
