@@ -17,6 +17,7 @@ import uuid
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -32,7 +33,7 @@ class _Discarded:
 
 
 # The one class that fairseq's checkpoints hold besides tensors, and inert stand-ins for the meters of very old ones.
-PLAIN_TYPES = [
+PLAIN_TYPES: list[Any] = [
     argparse.Namespace,
     *(
         (_Discarded, f"fairseq.{module}.{name}")
@@ -218,7 +219,7 @@ def only_tensors() -> Iterator[None]:
 # Writing --------------------------------------------------------------------------------------------------------------
 
 
-def atomically(path: str | os.PathLike, write: Callable[[str], None]) -> None:
+def atomically(path: str | os.PathLike, write: Callable[[str], object]) -> None:
     """Call `write(temporary)`, and rename the temporary file to `path` only if that succeeds.
 
     Raises:

@@ -37,7 +37,7 @@ Change = tuple[Any, str, Callable]  # an object, the name of one of its function
 
 def changes() -> list[Change]:
     """Return all changes in their order: of two that concern one function, the later wraps the earlier."""
-    all_commands = [
+    all_commands: list[Change] = [
         # A checkpoint is untrusted, but fairseq leaves it to torch and to the environment whether code is unpickled.
         (checkpoint_utils, "load_checkpoint_to_cpu", _load_tensors_only),
         # fairseq evaluates some options of a checkpoint as Python.
@@ -70,10 +70,10 @@ def changes() -> list[Change]:
         (distributed_utils, "call_main", ending_with_a_sentence()),
     ]
     # fairseq-generate does not use `call_main`.
-    generate = [(module, "main", ending_with_a_sentence()) for module in _running("generate")]
+    generate: list[Change] = [(module, "main", ending_with_a_sentence()) for module in _running("generate")]
     # fairseq-hydra-train has called `call_main` before it imports the plugin; Hydra raises the error again here.
-    hydra = [(JobReturn, "return_value", _end_with_a_sentence_in_hydra)] if any(_running("hydra_train")) else []
-    return all_commands + generate + hydra
+    hydra: list[Change] = [(JobReturn, "return_value", _end_with_a_sentence_in_hydra)]
+    return all_commands + generate + (hydra if any(_running("hydra_train")) else [])
 
 
 _installed = False
@@ -262,5 +262,5 @@ def _no_crash_checkpoint(save_checkpoint: Callable) -> Callable:
     return save
 
 
-def _end_with_a_sentence_in_hydra(return_value: property) -> property:
+def _end_with_a_sentence_in_hydra(return_value: Any) -> property:
     return return_value.getter(ending_with_a_sentence()(return_value.fget))

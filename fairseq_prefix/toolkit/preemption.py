@@ -17,6 +17,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from fairseq.distributed import utils as distributed_utils
@@ -92,7 +93,7 @@ class Preemption:
 
     def __init__(self, trainer) -> None:
         self._trainer = trainer
-        self._iterator = None  # of the current epoch
+        self._iterator: Any = None  # of the current epoch
         self._signal = 0  # as received by this process
         self._train_step, self._get_train_iterator = trainer.train_step, trainer.get_train_iterator
         trainer.train_step, trainer.get_train_iterator = self._step, self._next_iterator

@@ -33,7 +33,7 @@ def check_first(call: Callable) -> Callable:
 
 def _trains(main) -> bool:
     """Return whether fairseq-train or fairseq-hydra-train runs. The options do not show it: all name a criterion."""
-    module = sys.modules.get(getattr(main, "__module__", None))
+    module = sys.modules.get(getattr(main, "__module__", ""))
     path = Path(getattr(module, "__file__", None) or "")
     return getattr(main, "__name__", None) == "main" and path.parts[-2:] == ("fairseq_cli", "train.py")
 
