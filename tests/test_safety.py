@@ -1,5 +1,6 @@
 """Bad files, one kind a test: nothing in them runs, nothing leaves its folder, and the user reads one sentence."""
 
+import argparse
 import gzip
 import json
 import os
@@ -158,6 +159,12 @@ def test_two_threads_that_load_leave_the_environment_as_it_was(monkeypatch):
     first_ended.set()
     thread.join()
     assert protected == [True] and os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1"
+
+
+def test_a_type_that_the_application_trusts_stays_trusted(checkpoint):
+    """torch forgets it at the end of a block that adds it; tiny.py is the application here."""
+    assert loading.load_tensors(checkpoint)["model"]
+    assert argparse.Namespace in torch.serialization.get_safe_globals()
 
 
 def test_what_loads_a_file_may_load_another_one_meanwhile():

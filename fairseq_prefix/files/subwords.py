@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fairseq import file_utils
 from fairseq.data import Dictionary, encoders
@@ -111,7 +111,7 @@ def build_bpe(
         UsageError: a file is missing or damaged, or an option would give other tokens or texts than the workflow has.
     """
     if isinstance(options, DictConfig):
-        given: Any = OmegaConf.to_container(options)
+        given = cast(dict[str, Any], OmegaConf.to_container(options))
         name = given.get("_name")
     else:
         given = vars(options) if isinstance(options, Namespace) else {"bpe": options}
@@ -130,7 +130,7 @@ def build_bpe(
     if given.get("bpe_add_prefix_space") and not leading_space:
         raise UsageError("--bpe-add-prefix-space: the texts of a BART begin without a space; leave it out")
     defaults = encoders.gpt2_bpe.GPT2BPEConfig() if name == "gpt2" else None
-    files = [_file(option, given.get(option) or getattr(defaults, option, "???")) for option in FILES[name]]
+    files = [_file(option, given.get(option) or str(getattr(defaults, option, "???"))) for option in FILES[name]]
     try:
         if name == "sentencepiece":
             return Subwords(SentencePiece(files[0]), dictionary)

@@ -52,9 +52,9 @@ def changes() -> list[Change]:
         (EMA, "restore", _restore_all_names),
         # fairseq announces that an average starts from the checkpoint's weights, but has deleted them by then.
         (checkpoint_utils, "load_checkpoint", _start_average_from_model),
-        # A training saves when a batch system tells it to end; trainings in several processes can resume.
+        # A training saves when it receives SIGTERM or SIGUSR1; trainings in several processes can resume.
         (checkpoint_utils, "load_checkpoint", preemption.watch_training),
-        # A training that was told to end does so as soon as it has saved.
+        # A training that received such a signal ends as soon as it has saved.
         (checkpoint_utils, "save_checkpoint", preemption.end_after_saving),
         # fairseq draws batches by the epoch in which a process starts: a resumed training had other batches.
         (FairseqTask, "get_batch_iterator", _same_batches_after_resuming),
@@ -72,10 +72,8 @@ def changes() -> list[Change]:
     # fairseq-generate does not use `call_main`.
     generate: list[Change] = [(module, "main", ending_with_a_sentence()) for module in _running("generate")]
     # fairseq-hydra-train has called `call_main` before it imports the plugin; Hydra raises the error again here.
-    hydra: list[Change] = (
-        [(JobReturn, "return_value", _end_with_a_sentence_in_hydra)] if any(_running("hydra_train")) else []
-    )
-    return all_commands + generate + hydra
+    hydra: list[Change] = [(JobReturn, "return_value", _end_with_a_sentence_in_hydra)]
+    return all_commands + generate + (hydra if any(_running("hydra_train")) else [])
 
 
 _installed = False

@@ -1,4 +1,4 @@
-"""Save a training when SIGTERM or SIGUSR1 tells it to end, and exit with 128 plus the signal's number.
+"""On SIGTERM or SIGUSR1 save the training, and exit with 128 plus the signal's number.
 
 Batch systems send these signals before they end a job. The training saves `checkpoint_last.pt` as of the current
 update, without a validation: one more validation than in an undisturbed training could choose another best checkpoint.
@@ -46,7 +46,7 @@ def watch_training(load: Callable) -> Callable:
 
 
 def end_after_saving(save: Callable) -> Callable:
-    """Return fairseq's `save_checkpoint`, ending the training if a signal has told it to."""
+    """Return fairseq's `save_checkpoint`, ending the training afterwards if a signal was received."""
 
     @functools.wraps(save)
     def save_checkpoint(cfg, trainer, *arguments):
