@@ -18,7 +18,7 @@ from . import api
 from .errors import UsageError, ending_with_a_sentence, printable
 from .files import checkpoint, export
 from .files.dictionary import read_dictionary
-from .files.metadata import describe_geometry, method_of
+from .files.metadata import TunedFile, describe_geometry, method_of
 from .toolkit.task import MAX_SOURCE_TOKENS
 
 BLOCK = 1 << 16  # bytes that are read at a time
@@ -130,7 +130,7 @@ def export_(args: argparse.Namespace) -> None:
     _print_written(args.output, file)
 
 
-def _print_written(path: str, file: checkpoint.TunedFile) -> None:
+def _print_written(path: str, file: TunedFile) -> None:
     stored = sum(tensor.numel() for tensor in file.folded.values())
     print(f"{path}: {stored:,} parameters, {Path(path).stat().st_size:,} bytes")
 

@@ -32,13 +32,13 @@ from tqdm import tqdm
 
 from .attention.linear import speed_up
 from .errors import UsageError, first_line
-from .families.family import Base, Framing, family_of
 from .files.base import read_base, sizes
 from .files.checkpoint import read_tuned
 from .files.dictionary import read_dictionary
 from .files.metadata import verify
 from .files.subwords import Subwords, read_vocabulary
 from .files.vocabulary import VocabularyError
+from .interfaces.family import Base, Framing, family_of
 from .methods.bank import PrefixBank
 from .methods.prefix import Prefix, Prefixed, SiteGeometry
 from .toolkit.task import MAX_SOURCE_TOKENS, ConditionalGenerationConfig, PairTask

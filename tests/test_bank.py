@@ -10,7 +10,7 @@ import test_gpt2
 import tiny
 import torch
 
-from fairseq_prefix.decoding.beams import Beams
+from fairseq_prefix.attention.beams import Beams
 from fairseq_prefix.errors import UsageError
 from fairseq_prefix.methods.bank import PrefixBank
 

@@ -11,7 +11,7 @@ from fairseq.models.bart.model import BARTModel
 from fairseq.sequence_generator import SequenceGenerator
 
 from fairseq_prefix.errors import UsageError
-from fairseq_prefix.methods.virtual_tokens import SITES
+from fairseq_prefix.interfaces.family import SITES
 
 
 @pytest.fixture(scope="module")

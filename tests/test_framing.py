@@ -12,7 +12,7 @@ from fairseq_cli.generate import get_symbols_to_strip_from_output
 from test_task import PAIRS, write_split
 
 from fairseq_prefix.errors import UsageError
-from fairseq_prefix.families.family import Framing
+from fairseq_prefix.interfaces.family import Framing
 from fairseq_prefix.toolkit.task import ConditionalGenerationConfig, ConditionalGenerationTask, ConditionalLMTask
 
 MBART = Framing((), ("</s>", "[en_XX]"), "[ro_RO]", ())

@@ -19,11 +19,11 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from safetensors.torch import load_file, save_file
 
 from fairseq_prefix.__main__ import main
-from fairseq_prefix.decoding.beams import ROOM, Beams
+from fairseq_prefix.attention.beams import ROOM, Beams
 from fairseq_prefix.errors import UsageError
-from fairseq_prefix.families.family import Base
 from fairseq_prefix.files.checkpoint import configuration, write_checkpoint
 from fairseq_prefix.files.dictionary import ABSENT_SYMBOLS, reordered_rows
+from fairseq_prefix.interfaces.family import Base
 from fairseq_prefix.methods.prefix import Prefix, SiteGeometry
 from fairseq_prefix.toolkit.criterion import PrefixCrossEntropyCriterion, verify_trainable
 

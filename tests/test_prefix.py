@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from fairseq_prefix.errors import UsageError
+from fairseq_prefix.interfaces.family import SITES
 from fairseq_prefix.methods.prefix import Prefix, SiteGeometry
 from fairseq_prefix.methods.tuned import parse_sites
-from fairseq_prefix.methods.virtual_tokens import SITES
 
 LARGE = {"layers": 12, "heads": 16, "head_dim": 64}
 

@@ -11,7 +11,7 @@ import torch
 from fairseq.sequence_generator import SequenceGenerator
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
-from fairseq_prefix.decoding.beams import ROOM, Beams
+from fairseq_prefix.attention.beams import ROOM, Beams
 from fairseq_prefix.errors import UsageError
 
 bart_of_transformers = test_bart.hugging_face

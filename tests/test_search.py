@@ -14,9 +14,8 @@ from fairseq.search import DiverseBeamSearch, DiverseSiblingsSearch, LengthConst
 from fairseq.sequence_generator import SequenceGenerator
 from torch import nn
 
-from fairseq_prefix.attention import linear
+from fairseq_prefix.attention import beams, linear
 from fairseq_prefix.attention.linear import FrozenLinear
-from fairseq_prefix.decoding import beams
 from fairseq_prefix.decoding.replacements import NGramBlock
 from fairseq_prefix.decoding.search import Searcher
 from fairseq_prefix.errors import UsageError

@@ -24,9 +24,9 @@ from fairseq.modules import MultiheadAttention
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
 from torch import Tensor, nn
 
-from ..decoding.beams import Beams
 from ..mixin import Mixin
 from .attend import KeyBlock, attend, attend_to_parts, join_heads, split_heads
+from .beams import Beams
 from .recompute import Recomputed
 
 

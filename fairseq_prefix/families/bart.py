@@ -11,8 +11,8 @@ from torch import Tensor
 from ..errors import UsageError
 from ..files.base import read_json, require_tied
 from ..files.dictionary import read_symbols
+from ..interfaces.family import Base, Family, Framing
 from .encoder_decoder import EncoderDecoder
-from .family import Base, Family, Framing
 from .model import register_family, set_defaults
 
 EMBEDDING = "encoder.embed_tokens.weight"

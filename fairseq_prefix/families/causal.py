@@ -18,7 +18,7 @@ import torch
 from fairseq.tasks.language_modeling import LanguageModelingTask
 from torch import Tensor
 
-from ..decoding.beams import Beams, SearchedDecoder
+from ..attention.beams import Beams, SearchedDecoder
 from ..errors import UsageError
 from ..methods.prefix import NO_PREFIX
 from ..methods.prompt import ReadPrompt

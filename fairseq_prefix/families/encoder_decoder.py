@@ -22,6 +22,7 @@ from fairseq.models.transformer import (
 )
 from torch import Tensor, nn
 
+from ..attention.beams import Beams, SearchedDecoder
 from ..attention.layers import (
     AdaptableDecoderLayer,
     AdaptableEncoderLayer,
@@ -29,7 +30,6 @@ from ..attention.layers import (
     PrefixEncoderLayer,
     PromptDecoderLayer,
 )
-from ..decoding.beams import Beams, SearchedDecoder
 from ..errors import UsageError
 from ..methods.prefix import NO_PREFIX
 from ..methods.prompt import Prompt

@@ -16,8 +16,8 @@ from ..attention.layers import SourceDecoderLayer
 from ..errors import UsageError
 from ..files.base import require_tied
 from ..files.dictionary import read_symbols
+from ..interfaces.family import Base, Family, Framing
 from .causal import Causal, CausalDecoder
-from .family import Base, Family, Framing
 from .model import register_family, set_defaults
 
 EMBEDDING = "decoder.embed_tokens.weight"

@@ -13,9 +13,9 @@ import torch
 from fairseq.models.bart.model import BARTModel, mbart_base_architecture, mbart_large_architecture
 from torch import Tensor
 
+from ..interfaces.family import Base, Family, Framing
 from . import bart
 from .encoder_decoder import EncoderDecoder
-from .family import Base, Family, Framing
 from .model import register_family, set_defaults
 
 TAGS = (  # in the order of the embedding's rows

@@ -14,10 +14,10 @@ from ..attention.linear import speed_up
 from ..errors import UsageError
 from ..files.base import fingerprint, load_into, read_base
 from ..files.dictionary import append_symbols
+from ..interfaces.family import FAMILIES, Family, Framing
+from ..interfaces.method import METHODS, Method
 from ..methods import adapter, full, prefix, prompt, top  # noqa: F401  (registration)
-from ..methods.method import METHODS, Method
 from ..mixin import Mixin
-from .family import FAMILIES, Family, Framing
 
 
 class FamilyModel(Mixin):

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from fairseq.data import Dictionary
@@ -18,13 +18,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import UsageError, first_line
-from ..families.family import FAMILIES, Base, Family, family_of, known_families
+from ..interfaces.family import FAMILIES, Base, Family, family_of, known_families
 from .dictionary import ABSENT_SYMBOLS, check_dictionary, place_rows, read_symbols, without_mask
 from .loading import load_tensors
 from .metadata import METADATA_KEY, method_of, unpack
-
-if TYPE_CHECKING:
-    from ..families.model import FamilyModel
 
 MOST_LAYERS = 500  # of a base; the largest GPT-2 has 48
 BOOKKEEPING = (".version", "._float_tensor")  # ends of names of fairseq's entries that are not weights
@@ -187,7 +184,7 @@ def _stored(state: dict[str, Tensor]) -> int:
     return sum(tensor.untyped_storage().nbytes() // tensor.element_size() for tensor in storages.values())
 
 
-def load_into(model: FamilyModel, base: Base, dictionary: Dictionary, arch: str) -> None:
+def load_into(model: Any, base: Base, dictionary: Dictionary, arch: str) -> None:
     """Load a base's weights into those parts of a model that its family names.
 
     Raises:
@@ -226,7 +223,7 @@ def load_into(model: FamilyModel, base: Base, dictionary: Dictionary, arch: str)
         getattr(model, part).load_state_dict(own, strict=False)  # completeness was checked above
 
 
-def _check_settings(base: Base, model: FamilyModel, arch: str) -> None:
+def _check_settings(base: Base, model: Any, arch: str) -> None:
     """Compare the options that change what a model computes but no shape of its weights, such as attention heads."""
     for option in model.family.settings:
         theirs, ours = base.settings.get(option), getattr(model.args, option)
@@ -238,7 +235,7 @@ def _check_settings(base: Base, model: FamilyModel, arch: str) -> None:
 
 
 @torch.no_grad()
-def fingerprint(model: FamilyModel, dictionary: Dictionary) -> str:
+def fingerprint(model: Any, dictionary: Dictionary) -> str:
     """Return the hex SHA-256 of a base's weights (names, shapes, fp32 values), independent of its file format.
 
     The row of `<mask>` is left out: whether it is loaded depends on the task's dictionary.

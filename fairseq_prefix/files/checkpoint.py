@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,38 +16,15 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from ..errors import UsageError, first_line
-from ..families.family import family_of
-from ..methods.method import Method
+from ..interfaces.family import family_of
+from ..interfaces.method import Method
 from . import export, metadata
 from .base import BOOKKEEPING, check_weights, plain_options, recorded_options
 from .dictionary import ABSENT_SYMBOLS
 from .loading import atomically, check_contents, load_tensors, refusing
 
 
-@dataclass(frozen=True)
-class TunedFile:
-    """The content of a checkpoint or an export.
-
-    Attributes:
-        metadata: what it records of base, dictionary, geometry and conventions.
-        model_args: options of the model.
-        task: options of the task.
-        state: name in a checkpoint -> tensor.
-        folded: name in an export -> tensor.
-    """
-
-    metadata: dict
-    model_args: dict
-    task: dict
-    state: dict[str, Tensor]
-    folded: dict[str, Tensor]
-
-    @property
-    def method(self) -> Method:
-        return metadata.method_of(self.metadata)
-
-
-def read_tuned(path: str) -> TunedFile:
+def read_tuned(path: str) -> metadata.TunedFile:
     """Read a training checkpoint (.pt) or an export (.safetensors) of what was trained over a base.
 
     Raises:
@@ -62,7 +38,7 @@ def read_tuned(path: str) -> TunedFile:
     method = metadata.method_of(recorded)
     _check_options(path, method, model_args, task)
     try:
-        return TunedFile(recorded, model_args, task, state, method.fold(recorded, state))
+        return metadata.TunedFile(recorded, model_args, task, state, method.fold(recorded, state))
     except Exception as error:  # metadata and names of a damaged file may be anything
         raise UsageError(f"{path}: the {method.noun} does not fit its metadata ({first_line(error)})") from None
 
@@ -163,7 +139,7 @@ def _describe_whole(path: str, loaded: dict) -> dict:
     }
 
 
-def import_export(file: TunedFile, path: str, base_model: str) -> None:
+def import_export(file: metadata.TunedFile, path: str, base_model: str) -> None:
     """Write what an export holds as a checkpoint that `fairseq-generate` and `fairseq-interactive` read."""
     method = file.method
     state = method.unfold(file.folded)

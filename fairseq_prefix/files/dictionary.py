@@ -10,7 +10,7 @@ from fairseq.data import Dictionary
 from torch import Tensor
 
 from ..errors import UsageError, first_line
-from ..families.family import Base, Family
+from ..interfaces.family import Base, Family
 
 ABSENT_SYMBOLS = "decoder.absent_symbols"  # mask of the symbols that a decoder-only base does not know
 

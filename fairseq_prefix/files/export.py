@@ -7,25 +7,21 @@ that were trained.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UsageError
-from ..families.family import FAMILIES
+from ..interfaces.family import FAMILIES
 from . import metadata
 from .loading import EXPORT_KEY, atomically
-
-if TYPE_CHECKING:
-    from .checkpoint import TunedFile
 
 MODEL_ARGS_KEPT = ("arch", "activation_fn", "max_source_positions", "max_target_positions", "prefix_position")
 TASK_ARGS_KEPT = ("_name", "source_lang", "target_lang", "max_source_tokens", "max_target_tokens")
 
 
-def write(file: TunedFile, path: str) -> None:
+def write(file: metadata.TunedFile, path: str) -> None:
     """Write an export.
 
     Raises:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from ..families.family import family_of
-from ..methods.method import METHODS, Method
-from ..methods.virtual_tokens import SITES
+from ..interfaces.family import SITES, family_of
+from ..interfaces.method import METHODS, Method
 
 FORMAT = 1
 METADATA_KEY = "prefix.metadata"  # of a checkpoint, whatever the method
@@ -28,6 +28,29 @@ def method_of(metadata: dict) -> Method:
             f"the file is of the method {metadata['method']!r}, which this version does not know; update the plugin"
         )
     return method
+
+
+@dataclass(frozen=True)
+class TunedFile:
+    """The content of a checkpoint or an export.
+
+    Attributes:
+        metadata: what it records of base, dictionary, geometry and conventions.
+        model_args: options of the model.
+        task: options of the task.
+        state: name in a checkpoint -> tensor.
+        folded: name in an export -> tensor.
+    """
+
+    metadata: dict
+    model_args: dict
+    task: dict
+    state: dict[str, Tensor]
+    folded: dict[str, Tensor]
+
+    @property
+    def method(self) -> Method:
+        return method_of(self.metadata)
 
 
 def pack(metadata: dict) -> Tensor:

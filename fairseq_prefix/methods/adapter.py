@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .method import FrozenOptions, Method, option, register_method
+from ..interfaces.method import FrozenOptions, Method, option, register_method
 from .tuned import OwnTensors
 from .virtual_tokens import FullPrecision
 

@@ -25,8 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from ..interfaces.family import SITES
 from .prefix import Prefix
-from .virtual_tokens import SITES, KeysAndValues
+from .virtual_tokens import KeysAndValues
 
 
 class Selection(NamedTuple):

@@ -6,8 +6,8 @@ from torch import nn
 
 from ..errors import UsageError
 from ..files import metadata as files
+from ..interfaces.method import Method, Options, register_method
 from ..mixin import Mixin
-from .method import Method, Options, register_method
 from .tuned import refuse_unsupported
 
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from ..attention.layers import PrefixAttention
 from ..errors import UsageError
+from ..interfaces.method import FrozenOptions, Method, option, register_method, several_sites
 from . import initialise
-from .method import FrozenOptions, Method, option, register_method, several_sites
 from .tuned import OnVirtualTokens, fold_virtual_tokens, parse_sites
 from .virtual_tokens import ReadByAttention, VirtualTokens
 

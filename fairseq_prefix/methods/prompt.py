@@ -14,7 +14,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from .method import FrozenOptions, Method, option, register_method
+from ..interfaces.method import FrozenOptions, Method, option, register_method
 from .tuned import OnVirtualTokens, fold_virtual_tokens, parse_sites
 from .virtual_tokens import ReadByAttention, VirtualTokens
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import UsageError
-from .method import FrozenOptions, Method, option, register_method
+from ..interfaces.method import FrozenOptions, Method, option, register_method
 from .tuned import OwnTensors
 
 

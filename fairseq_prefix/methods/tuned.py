@@ -17,11 +17,11 @@ from torch import Tensor
 from ..attention.layers import PrefixAttention
 from ..attention.linear import speed_up
 from ..errors import UsageError
-from ..families.family import Family
 from ..files import metadata as files
 from ..files.dictionary import fingerprint as dictionary_fingerprint
+from ..interfaces.family import Family
+from ..interfaces.method import Method, compare_shapes, tensor_shapes
 from ..mixin import Mixin
-from .method import Method, compare_shapes, tensor_shapes
 from .virtual_tokens import VirtualTokens
 
 UNSUPPORTED = (  # options of fairseq's transformer that would change the base or bypass the prefix

@@ -15,9 +15,9 @@ from typing import NamedTuple, Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from ..interfaces.family import SITES
 from ..mixin import Mixin
 
-SITES = ("encoder", "decoder", "cross")
 REPARAMETRISATIONS = ("mlp", "flat")
 
 

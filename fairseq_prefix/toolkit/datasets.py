@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from fairseq import utils
@@ -23,9 +23,6 @@ from fairseq.data import (
 
 from ..errors import UsageError, first_line
 from ..files.dictionary import read_dictionary
-
-if TYPE_CHECKING:
-    from .task import ConditionalGenerationConfig
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +133,7 @@ def framed(dataset, eos: int, before: list[int], after: list[int], limit: int):
 # Reading --------------------------------------------------------------------------------------------------------------
 
 
-def read_dictionaries(cfg: ConditionalGenerationConfig) -> list[Dictionary]:
+def read_dictionaries(cfg: Any) -> list[Dictionary]:
     """Return the dictionaries of source and target, which are equal, of a folder that fairseq-preprocess wrote.
 
     Raises:
@@ -169,9 +166,7 @@ def _read_dictionary(path: Path) -> Dictionary:
     raise UsageError(f"{path}: no such file; is {folder} a folder that fairseq-preprocess wrote?")
 
 
-def read_split(
-    cfg: ConditionalGenerationConfig, dictionary: Dictionary, split: str, epoch: int, combine: bool
-) -> tuple[Any, Any]:
+def read_split(cfg: Any, dictionary: Dictionary, split: str, epoch: int, combine: bool) -> tuple[Any, Any]:
     """Return the sources and the targets of a split; the latter are None where the data has none.
 
     Args:
@@ -198,7 +193,7 @@ def read_split(
     return source, target
 
 
-def _stems(cfg: ConditionalGenerationConfig, folder: str, split: str, combine: bool) -> list[str]:
+def _stems(cfg: Any, folder: str, split: str, combine: bool) -> list[str]:
     """Return the paths of a split's parts, less the side's suffix. As in fairseq, either language may come first."""
     source, target, impl = cfg.source_lang, cfg.target_lang, cfg.dataset_impl
     stems: list[str] = []
@@ -217,9 +212,7 @@ def _stems(cfg: ConditionalGenerationConfig, folder: str, split: str, combine: b
     return stems
 
 
-def _read(
-    cfg: ConditionalGenerationConfig, dictionary: Dictionary, stem: str, targets_required: bool
-) -> tuple[Any, Any]:
+def _read(cfg: Any, dictionary: Dictionary, stem: str, targets_required: bool) -> tuple[Any, Any]:
     """Return the source and the target of one part; the latter is None where the data has none."""
     source, target = (
         _read_side(f"{stem}.{side}", dictionary, cfg.dataset_impl) for side in (cfg.source_lang, cfg.target_lang)

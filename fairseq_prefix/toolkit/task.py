@@ -32,8 +32,8 @@ from omegaconf import II, OmegaConf, open_dict
 from ..decoding.replacements import DiverseBeams, NGramBlock
 from ..decoding.search import Searcher, check_options
 from ..errors import UsageError
-from ..families.family import Framing
 from ..files.subwords import build_bpe
+from ..interfaces.family import Framing
 from .datasets import CompletePairDataset, JoinedPairDataset, framed, read_dictionaries, read_split
 
 MAX_SOURCE_TOKENS = 512  # if neither the command nor a checkpoint sets it

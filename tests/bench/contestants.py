@@ -22,9 +22,8 @@ from fairseq.optim.adam import Adam
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
-from fairseq_prefix.files.checkpoint import TunedFile
 from fairseq_prefix.files.export import write as write_export
-from fairseq_prefix.files.metadata import METADATA_KEY, method_of
+from fairseq_prefix.files.metadata import METADATA_KEY, TunedFile, method_of
 from fairseq_prefix.methods.bank import PrefixBank
 from fairseq_prefix.methods.prefix import Prefix
 from fairseq_prefix.toolkit.criterion import PrefixCrossEntropyCriterion

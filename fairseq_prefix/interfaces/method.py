@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from torch import Tensor
 
 from ..errors import UsageError
-from ..families.family import Family
+from .family import Family
 
 T = TypeVar("T", bound="Options")
 

@@ -97,6 +97,7 @@ class Family:
     mask_row: bool = False
 
 
+SITES = ("encoder", "decoder", "cross")  # attention sites, of all families
 FAMILIES: list[Family] = []  # families/model.py fills it
 
 

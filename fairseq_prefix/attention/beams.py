@@ -13,8 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..attention.attend import KeyBlock
 from ..mixin import Mixin
+from .attend import KeyBlock
 
 ROOM = 16  # steps for which a new table has room; it doubles when it is full
 MANY = 16  # with more hypotheses than these, copying keys costs less than reading those of all the others

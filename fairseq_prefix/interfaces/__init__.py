@@ -1,0 +1,1 @@
+"""What a model family and a tuning method must provide, and the registries of both."""
