@@ -214,6 +214,15 @@ def test_the_task_frames_texts_with_the_language_tags(hugging_face):
     assert task.source_dictionary.symbols[PIECES:] == list(mbart.SYMBOLS)
 
 
+def test_a_text_cannot_hold_a_language_tag(hugging_face):
+    """Typed without --bpe, as subwords of the dictionary: the task would strip the symbol silently."""
+    task = make_task()
+    build("prefix", task, base_model=str(hugging_face[1]), prefix_length=2)
+    assert task.build_bpe(None).encode("w3 w4") == "w3 w4"
+    with pytest.raises(UsageError, match=r"has the piece '\[ro_RO\]'"):
+        task.build_bpe(None).encode("w3 [ro_RO]")
+
+
 def test_a_checkpoint_requires_its_language_tags(hugging_face):
     _, folder = hugging_face
     options = {"base_model": str(folder), "prefix_length": 2}

@@ -51,8 +51,8 @@ class Causal(FamilyModel):
             model.encoder = SourceReader(model.decoder)
         return model
 
-    @staticmethod
-    def source_room(args) -> int:
+    @classmethod
+    def source_room(cls, args) -> int:
         return args.max_target_positions // 2
 
     def attentions(self):

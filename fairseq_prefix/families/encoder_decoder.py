@@ -63,9 +63,10 @@ class EncoderDecoder(FamilyModel):
     def build_decoder(cls, cfg, tgt_dict, embed_tokens):
         return DECODERS[cls.layers_for(cfg)](cfg, tgt_dict, embed_tokens)
 
-    @staticmethod
-    def source_room(args) -> int:
-        return args.max_source_positions - 2  # two symbols frame a source
+    @classmethod
+    def source_room(cls, args) -> int:
+        framing = cls.family.framing(vars(args))
+        return args.max_source_positions - len(framing.before_source) - len(framing.after_source)
 
     def attentions(self):
         for layer, module in enumerate(self.encoder.layers):

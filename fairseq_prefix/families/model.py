@@ -45,8 +45,8 @@ class FamilyModel(Mixin):
             append_symbols(dictionary, cls.family)
         return super().build_model(args, task)
 
-    @staticmethod
-    def source_room(args) -> int:
+    @classmethod
+    def source_room(cls, args) -> int:
         """Return the longest source, in tokens, that `--max-source-tokens` may allow."""
         raise NotImplementedError
 

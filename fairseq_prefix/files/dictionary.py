@@ -52,6 +52,7 @@ def append_symbols(dictionary: Dictionary, family: Family) -> None:
         raise UsageError(f"the dictionary ends with <mask>, but a {family.name} has {missing[0]} before it; remove it")
     for symbol in missing:
         dictionary.add_symbol(symbol)
+    dictionary.appended = family.appended  # no text may contain them (subwords.py)
 
 
 def fingerprint(symbols: list[str]) -> str:

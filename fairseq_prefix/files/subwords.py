@@ -41,8 +41,9 @@ class Subwords:
             VocabularyError: the text cannot be encoded.
         """
         pieces = self._vocabulary.encode(text) if self._vocabulary else clean(text).split()
+        special = {*FRAMING, *getattr(self._dictionary, "appended", ())}
         for piece in pieces:
-            if piece not in self._dictionary or piece in FRAMING:
+            if piece not in self._dictionary or piece in special:
                 remedy = "use the base's vocabulary" if self._vocabulary else "name the base's vocabulary with --bpe"
                 raise VocabularyError(f"has the piece {piece!r}, which is not in the base's dict.txt; {remedy}")
         return pieces
