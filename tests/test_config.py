@@ -18,6 +18,7 @@ SHIPPED = {"tasks": ["xsum"], "models": ["bart_large"], "methods": ["prefix"], "
 OFFICIAL = ("xsum", "xsum_news_sport", "xsum_within_news", "e2e", "webnlg", "dart", "aeslc", "dialogsum", "scitldr")
 MAIN = [(task, model) for task in OFFICIAL for model in ("bart_large", "gpt2_medium", "text_bart", "text_gpt2")]
 MAIN += [(task, model) for task in ("demo_summary", "demo_table") for model in ("demo_bart", "demo_gpt2")]
+MAIN.append(("e2e", "mbart_large"))
 
 
 COMPARED = ("base", "finetune", "prefix")
@@ -1127,8 +1128,23 @@ def test_a_broken_preset_stops_only_what_needs_it(tmp_path):
         ),
         (
             "models",
-            "architecture: bart_base\nvocabulary: sentencepiece\nbase: {archive: {path: a}}\n",
-            "goes with a base",
+            "architecture: mbart_base\nvocabulary: gpt2\nbase: {archive: {path: a}}\n",
+            "vocabulary: expected sentencepiece for mbart_base, got gpt2",
+        ),
+        (
+            "models",
+            "architecture: mbart_base\nvocabulary: sentencepiece\nbase: {files: {config.json: {path: a}}}\n",
+            "base: files: spm.model and vocabulary: sentencepiece go together",
+        ),
+        (
+            "models",
+            (CONFIGS / "models" / "demo_bart.yaml").read_text().replace("sentencepiece", "gpt2"),
+            "vocabulary: expected sentencepiece for a base that is pretrained here, got gpt2",
+        ),
+        (
+            "models",
+            (CONFIGS / "models" / "demo_bart.yaml").read_text().replace("bart_tiny", "mbart_tiny"),
+            "base: mbart_tiny cannot be pretrained here; give archive or files",
         ),
         ("tasks", "reader: e2e\nmetrics: {bleu: {}}\n", "give either inputs or demo"),
         (
