@@ -61,9 +61,10 @@ bench: setup-bench  ## Speed, memory and files beside stock fairseq, PEFT and ad
 bench-scores: setup-test  ## Times of the scores, beside those of the packages they are built on
 	@$(VENV) tests/bench_scores.py
 
-lint: setup-test  ## ruff, snakefmt and Snakemake's own linter
+lint: setup-test  ## ruff, mypy (the plugin), snakefmt and Snakemake's own linter
 	@$(VENV) -m ruff check $(SOURCES)
 	@$(VENV) -m ruff format --check $(SOURCES)
+	@$(VENV) -m mypy
 	@$(VENV) -m snakefmt --check Snakefile workflow
 	@$(VENV) tests/lint_workflow.py
 

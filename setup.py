@@ -1,19 +1,31 @@
 """Packaging of the fairseq plugin. The workflow beside it runs from the clone and is not installed."""
 
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+# The package states its version. Importing the package would require what is being installed.
+INIT = Path(__file__).resolve().parent / "fairseq_prefix" / "__init__.py"
+VERSION = re.search(r'^__version__ = "(.+)"$', INIT.read_text(encoding="utf-8"), re.MULTILINE)[1]
 
 setup(
     name="fairseq-prefix",
-    version="0.1.0",
+    version=VERSION,
     description="Prefix-tuning of pretrained BART and GPT-2 in fairseq, with a workflow from raw data to score",
     long_description="Prefix-tuning (Li and Liang, 2021) as a fairseq plugin, and a Snakemake workflow around it.",
+    license="MIT",
+    license_files=["LICENSE"],
     packages=find_packages(include=["fairseq_prefix*"]),
     python_requires=">=3.11",
     install_requires=[
-        "fairseq-fixed>=0.12.3.1,<0.13",  # fairseq's main branch, mended for Python 3.11; provides the module `fairseq`
+        "fairseq-fixed>=0.12.3.1,<0.13",  # fairseq's main branch, fixed for Python 3.11; provides the module `fairseq`
+        "hydra-core>=1.3,<1.4",
         "numpy>=1.26,<3",
+        "omegaconf>=2.3,<2.4",
         "safetensors>=0.4,<1",
         "torch>=2.10",  # in older ones torch.load with weights_only can be made to run code (docs/safety.md)
+        "tqdm>=4.66,<5",
     ],
     extras_require={
         "workflow": [
@@ -27,7 +39,6 @@ setup(
             "sacrebleu>=2.4,<3",
             "sentencepiece>=0.2.3,<0.3",
             "snakemake>=9.11,<10",
-            "tqdm>=4.66,<5",
             "unidecode>=1.3,<2",
         ],
         "cluster": ["snakemake-executor-plugin-cluster-generic>=1.0.9,<2", "snakemake-executor-plugin-slurm>=2.8,<3"],
@@ -38,6 +49,7 @@ setup(
         "bertscore": ["bert-score>=0.3.13,<0.4"],
         "test": [
             "hypothesis>=6",
+            "mypy>=1.18",
             "pyarrow>=14.0.1",
             "pytest>=8",
             "pytest-xdist>=3.5",
@@ -47,6 +59,7 @@ setup(
         ],
     },
     classifiers=[
+        "License :: OSI Approved :: MIT License",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
     ],

@@ -1,6 +1,4 @@
-"""`python -m fairseq_prefix`: use trained prefixes; fold and export what was trained over a base, bring it back as a
-checkpoint, describe a file.
-"""
+"""Commands for what was trained over a base: generate with it, export it, import it as a checkpoint, inspect a file."""
 
 from __future__ import annotations
 
@@ -23,9 +21,9 @@ from .files.dictionary import read_dictionary
 from .files.metadata import describe_geometry, method_of
 from .toolkit.task import MAX_SOURCE_TOKENS
 
-BLOCK = 1 << 16  # bytes of input that are read at a time
-BATCHES = 8  # whose texts are sorted by length at a time
-DECODING = {  # option of fairseq's -> what it is
+BLOCK = 1 << 16  # bytes that are read at a time
+BATCHES = 8  # batches whose texts are sorted by length at a time
+DECODING = {  # fairseq's option -> its help
     "beam": "beam size",
     "lenpen": "length penalty: scores are divided by length to this power",
     "max_len_a": "longest output: this times the source's tokens,",
@@ -37,10 +35,10 @@ DECODING = {  # option of fairseq's -> what it is
 
 
 def generate(args: argparse.Namespace) -> None:
-    """Answer each line of stdin by one line on stdout, in order and as soon as it is there.
+    """Answer each line of stdin with one line on stdout, in order and as soon as it arrives.
 
     Raises:
-        UsageError: an option or a file is wrong; or, after all lines are read, some of them were wrong.
+        UsageError: an option or a file is wrong; or, after all lines were read, some lines were wrong.
     """
     model = api.load(args.base_model, args.vocabulary, args.device, args.dtype)
     for prefix in args.prefix:
@@ -49,7 +47,7 @@ def generate(args: argparse.Namespace) -> None:
             raise UsageError(f"--prefix {prefix} is not of the form NAME=FILE")
         model.add(name, path)
     options = {name: getattr(args, name) for name in DECODING}
-    model.generate([], [], **options)  # wrong options are refused before a line is read
+    model.generate([], [], **options)  # refuses wrong options before a line is read
     count = refused = 0
     try:
         for lines in _arriving(sys.stdin.buffer, BATCHES * args.batch_size):
@@ -60,7 +58,7 @@ def generate(args: argparse.Namespace) -> None:
                     answer = ""
                 print(answer, flush=True)
             count += len(lines)
-    except BrokenPipeError:  # whoever reads has enough
+    except BrokenPipeError:  # the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     if refused:
@@ -68,7 +66,7 @@ def generate(args: argparse.Namespace) -> None:
 
 
 def _arriving(stream: BinaryIO, most: int) -> Iterator[list[tuple[int, bytes]]]:
-    """Yield numbered lines, without their ends: those that are there, at most `most` at a time."""
+    """Yield numbered lines without their ends: those that have arrived, at most `most` at a time."""
     number, rest = 1, bytearray()
     while block := stream.read1(BLOCK):
         rest += block
@@ -82,7 +80,7 @@ def _arriving(stream: BinaryIO, most: int) -> Iterator[list[tuple[int, bytes]]]:
 
 
 def _answers(model: api.Model, lines: list[tuple[int, bytes]], options: dict) -> list[str | UsageError]:
-    """Return the hypothesis for each line, or what is wrong with it."""
+    """Return the hypothesis for each line, or its error."""
     rows, answers = {}, {}
     for number, raw in lines:
         try:
@@ -94,7 +92,7 @@ def _answers(model: api.Model, lines: list[tuple[int, bytes]], options: dict) ->
 
 
 def _hypotheses(model: api.Model, rows: dict[int, tuple[str, str]], options: dict) -> dict[int, str | UsageError]:
-    """Return the hypotheses of numbered tasks and texts; halves are tried where a text among several is refused."""
+    """Return the hypotheses of numbered tasks and texts; if a text is refused, retry the halves to find it."""
     tasks, texts = [task for task, _ in rows.values()], [text for _, text in rows.values()]
     try:
         return dict(zip(rows, model.generate(texts, tasks, progress=True, **options), strict=True))
@@ -107,7 +105,7 @@ def _hypotheses(model: api.Model, rows: dict[int, tuple[str, str]], options: dic
 
 
 def _task_and_text(number: int, raw: bytes, tasks: list[str]) -> tuple[str, str]:
-    """A line: TASK<TAB>text, or a text without a tab where there is one task only."""
+    """Return task and text of a line: TASK<TAB>text, or only a text if there is one task."""
     try:
         line = raw.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\r")
     except UnicodeDecodeError:
@@ -116,16 +114,16 @@ def _task_and_text(number: int, raw: bytes, tasks: list[str]) -> tuple[str, str]
     if not separator and len(tasks) == 1:
         task, text = tasks[0], line
     elif not separator:
-        raise UsageError(f"line {number} is not of the form TASK<TAB>text, with which the task would be known")
+        raise UsageError(f"line {number} does not name its task; expected TASK<TAB>text")
     if task not in tasks:
-        raise UsageError(f"line {number}: there is no prefix {task!r}; there are: {', '.join(tasks)}")
+        raise UsageError(f"line {number}: unknown task {task!r}; expected one of {', '.join(tasks)}")
     if not text.strip():
-        raise UsageError(f"line {number} has no text; leave it out")
+        raise UsageError(f"line {number} has no text; remove the line")
     return task, text
 
 
 def export_(args: argparse.Namespace) -> None:
-    """Checkpoint -> prefix.safetensors, or what the method's is called."""
+    """Fold what a checkpoint holds and write it as a .safetensors file."""
     file = checkpoint.read_tuned(args.checkpoint)
     export.write(file, args.output)
     _print_written(args.output, file)
@@ -137,14 +135,14 @@ def _print_written(path: str, file: checkpoint.TunedFile) -> None:
 
 
 def import_(args: argparse.Namespace) -> None:
-    """An export -> a checkpoint that fairseq-generate and fairseq-interactive read."""
+    """Write an export as a checkpoint that fairseq-generate and fairseq-interactive read."""
     file = checkpoint.read_tuned(args.export)
     checkpoint.import_export(file, args.output, args.base_model)
     _print_written(args.output, file)
 
 
 def base(args: argparse.Namespace) -> None:
-    """The untouched base as a checkpoint: a prefix of length 0 (or no adapters ...), to compare with."""
+    """Write the untouched base as a checkpoint (a prefix of length 0, no adapters ...), for comparison."""
     dictionary = read_dictionary(Path(args.base_model) / "dict.txt")
     model_class = ARCH_MODEL_REGISTRY.get(args.arch)
     if not (hasattr(model_class, "method") and model_class.method.stored):
@@ -162,7 +160,7 @@ def base(args: argparse.Namespace) -> None:
 
 
 def inspect(args: argparse.Namespace) -> None:
-    """Describe a checkpoint of any method, an export, or a whole model's checkpoint."""
+    """Describe a checkpoint of any method, an export, or a checkpoint of a whole model."""
     _print(checkpoint.describe(args.file), args.json)
 
 
@@ -185,12 +183,12 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m fairseq_prefix", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = commands.add_parser("generate", help="text in, text out, with one prefix or with several over one base")
-    command.add_argument("--base-model", required=True, metavar="PATH", help="the base, as for training")
+    command = commands.add_parser("generate", help="generate text from text, with one or more prefixes over one base")
+    command.add_argument("--base-model", required=True, metavar="PATH", help="the base, as in training")
     command.add_argument(
         "--prefix", action="append", required=True, metavar="NAME=FILE", help="a task and its prefix; repeatable"
     )
-    command.add_argument("--vocabulary", metavar="PATH", help="where it is, if not in the base's folder")
+    command.add_argument("--vocabulary", metavar="PATH", help="folder of the vocabulary (default: the base's)")
     command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
     command.add_argument("--dtype", choices=api.DTYPES, default="fp32", help="default: fp32")
     parameters = signature(api.Model.generate).parameters  # where the defaults are
@@ -234,7 +232,7 @@ def main(argv: list[str] | None = None) -> None:
 
 @ending_with_a_sentence()
 def cli_main() -> None:
-    """Entry point: what is wrong ends the command with one sentence."""
+    """Run a command as a program: errors of use end it with one sentence."""
     main()
 
 

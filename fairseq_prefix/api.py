@@ -6,9 +6,9 @@
     model.add("webnlg", "runs/webnlg/bart_large/prefix/101/prefix.safetensors")
     print(model.generate(["a text", "another"], tasks=["xsum", "webnlg"], beam=6))
 
-Texts are encoded, cut, searched and decoded as the workflow does it. Nothing is unpickled but tensors and plain
-containers. A wrong argument or file raises `UsageError`, a `ValueError` of one or two sentences. Threads may share a
-`Model`: their calls run one after another.
+Texts are encoded, cut, searched and decoded as in the workflow. Only tensors and plain containers are unpickled. A wrong
+argument or file raises `UsageError`, a `ValueError` of one or two sentences. Threads may share a `Model`: their calls run
+one after another.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from .attention.linear import speed_up
 from .errors import UsageError, first_line
-from .families.family import Base, family_of
+from .families.family import Base, Framing, family_of
 from .files.base import read_base, sizes
 from .files.checkpoint import read_tuned
 from .files.dictionary import read_dictionary
@@ -43,24 +43,24 @@ from .methods.bank import PrefixBank
 from .methods.prefix import Prefix, Prefixed, SiteGeometry
 from .toolkit.task import MAX_SOURCE_TOKENS, ConditionalGenerationConfig, PairTask
 
-LARGEST_LENPEN = 10  # a length to a higher power exceeds what scores in fp32 can be divided by
+LARGEST_LENPEN = 10  # scores in fp32 cannot be divided by a length to a higher power
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-@torch.inference_mode(False)  # else its tensors would forget what changes them
+@torch.inference_mode(False)  # tensors made in inference mode have no version counters
 def load(base: str | Path, vocabulary: str | Path | None = None, device: str = "cpu", dtype: str = "fp32") -> Model:
-    """Load a base, whose family and sizes its files say.
+    """Load a base; its files determine the family and the sizes.
 
     Args:
-        base: as `--base-model` takes it: a folder with model.pt and dict.txt, a model.pt, or a Hugging Face folder with
-            dict.txt in it (or in that of the vocabulary).
-        vocabulary: the folder of spm.model, encoder.json and vocab.bpe, or vocab.json and merges.txt, or an spm.model
-            itself; the base's folder, if not given.
-        device: as torch names it.
+        base: a folder with model.pt and dict.txt, a model.pt, or a Hugging Face folder with dict.txt in it or in the
+            vocabulary's folder (as `--base-model`).
+        vocabulary: the folder of spm.model, of encoder.json and vocab.bpe, or of vocab.json and merges.txt; or a
+            sentencepiece model's file. Default: the base's folder.
+        device: a torch device.
         dtype: fp32, bf16 or, on a GPU, fp16. Prefixes stay in fp32 and are cast where they are used.
 
     Raises:
-        UsageError: an argument is not one of these, or a file is missing, damaged or of the wrong kind.
+        UsageError: an argument is wrong, or a file is missing, damaged or of the wrong kind.
     """
     _check_path("base", base)
     if vocabulary is not None:
@@ -80,7 +80,7 @@ def load(base: str | Path, vocabulary: str | Path | None = None, device: str = "
     task = TASK_REGISTRY[model_class.family.default_task](config, dictionary, dictionary)
     task.base = weights
     model = model_class.build_model(args, task)
-    del task.base  # the model has copied it
+    del task.base  # the model holds a copy
     model.use(PrefixBank())
     model.to(device=device, dtype=DTYPES[dtype]).eval()
     speed_up(model, packing=True)
@@ -114,15 +114,15 @@ class _Use(NamedTuple):
 class Model:
     """A frozen base and the prefixes that were added to it, each under the name of its task.
 
-    Threads may share a model. Its calls run one after another, so that each text gets the prefix of its own task.
+    Threads may share a model: calls run one after another, so that each text gets the prefix of its own task.
     """
 
     def __init__(self, model: Prefixed, task: PairTask, subwords: Subwords, dictionary_path: Path):
-        """`load` makes one."""
+        """Call `load` instead."""
         self._model, self._task, self._subwords = model, task, subwords
         self._dictionary_path = dictionary_path
         self._bank: PrefixBank = model.prefix
-        self._lock = threading.Lock()  # held by whoever selects prefixes or changes which there are
+        self._lock = threading.Lock()  # held while prefixes are selected, added or removed
         self._positions = model.max_decoder_positions()  # without a prefix
         self._source_room = model.source_room(model.args)
         limit = min(MAX_SOURCE_TOKENS, self._source_room)
@@ -135,10 +135,10 @@ class Model:
 
     @torch.inference_mode(False)
     def add(self, name: str, path: str | Path) -> None:
-        """Add a prefix: prefix.safetensors, or the checkpoint of a training. Nothing is added where this fails.
+        """Add a prefix from a prefix.safetensors or a training checkpoint; on failure the model stays as it was.
 
         Raises:
-            UsageError: it is no prefix, or one of another base, dictionary or family, or the name is taken.
+            UsageError: the file is not a prefix for this base, dictionary and family, or the name is taken.
         """
         _check_path("path", path)
         file = read_tuned(str(path))
@@ -158,10 +158,10 @@ class Model:
             self._uses[name] = use
 
     def remove(self, name: str) -> None:
-        """Take a prefix out.
+        """Remove a prefix.
 
         Raises:
-            UsageError: there is none of this name.
+            UsageError: no prefix has this name.
         """
         with self._lock:
             self._bank.remove(name)
@@ -182,20 +182,24 @@ class Model:
         batch_size: int = 32,
         progress: bool = False,
     ) -> list[str]:
-        """The best hypothesis for every text, in their order, each on one line.
+        """Return the best hypothesis for every text, in their order, each on one line.
 
-        Texts of different tasks share batches. Options and their defaults are fairseq-generate's; what they do to a
-        text depends on no other: with `max_len_a` the length that counts is the text's own, and not that of the longest
-        in its batch.
+        Texts of different tasks share batches. Options and their defaults are those of fairseq-generate. A text's result
+        does not depend on other texts: `max_len_a` applies to the text's own length, not to the longest of its batch.
 
         Args:
-            texts: sources; what exceeds the length that a prefix was trained with is cut off.
-            tasks: the name of each text's prefix, or one for all; None is the base alone.
+            texts: sources; a source is cut to the length that its prefix was trained with.
+            tasks: the name of each text's prefix, or one name for all; None is the base alone.
+            beam: beam size.
+            lenpen: length penalty: scores are divided by length to this power.
+            max_len_a, max_len_b: longest output in tokens: max_len_a times the source's length, plus max_len_b.
+            min_len: shortest output in tokens.
+            no_repeat_ngram_size: no n-gram of this many tokens occurs twice; 0 allows any.
             batch_size: texts that are searched at a time.
-            progress: show a bar on stderr when it takes long.
+            progress: show a progress bar on stderr after two seconds.
 
         Raises:
-            UsageError: a task is unknown, a text is empty or no str, or an option is out of its range or contradicts
+            UsageError: a task is unknown, a text is empty or not a str, or an option is out of range or contradicts
                 another.
         """
         texts, tasks = _rows(texts, tasks)
@@ -231,10 +235,10 @@ class Model:
         return found
 
     def _known(self, tasks: list[str | None]) -> list[str | None]:
-        """The names, of which each is None or has a prefix."""
+        """Return the names after checking that each is None or the name of a prefix."""
         for name in tasks:
             if name is not None:
-                self._bank[name]  # raises where there is none
+                self._bank[name]  # raises for an unknown name
         return tasks
 
     def _search(self, ids: list[torch.Tensor], tasks: list[str | None], options) -> list[torch.Tensor]:
@@ -281,11 +285,11 @@ class Model:
         family = getattr(ARCH_MODEL_REGISTRY.get(metadata["arch"]), "family", None)
         if family is not self._model.family:
             raise UsageError(
-                f"{path} was trained over {metadata['arch']}, but the base is of the family {self._model.family.name}"
+                f"{path} is of the architecture {metadata['arch']}, but the base is a {self._model.family.name}"
             )
         verify(metadata, self._model, str(path), str(self._dictionary_path), adopted=True)
         if metadata["conventions"].get("max_source_tokens", -1) < 0:
-            raise UsageError(f"{path} does not say how long its sources may be; export it again from its checkpoint")
+            raise UsageError(f"{path} records no max_source_tokens; export it again from its checkpoint")
 
 
 def _batches(sizes: list[int], limits: list[int], uses: list[_Use], size: int) -> Iterator[list[int]]:
@@ -302,9 +306,9 @@ def _batches(sizes: list[int], limits: list[int], uses: list[_Use], size: int) -
 
 
 def _options_of(path: str, base: Base) -> argparse.Namespace:
-    """The options of a prefix's model over this base: an architecture, and what the weights show of their sizes.
+    """Return the options of a prefix model over this base: an architecture, and the sizes that the weights show.
 
-    One virtual token is asked for, which a bank replaces: without any a BART's attention would be fairseq's own.
+    The model gets one virtual token, which a bank replaces: without any, attention would be fairseq's own.
     """
     family, shapes = family_of(base.state), sizes(base)
     settings = {name: value for name, value in base.settings.items() if name in family.settings and value is not None}
@@ -322,12 +326,12 @@ def _options_of(path: str, base: Base) -> argparse.Namespace:
     ARCH_CONFIG_REGISTRY[arch](args)
     for name in family.settings:
         if not _is_sound(name, value := getattr(args, name, None), shapes["decoder_embed_dim"]):
-            raise UsageError(f"{path}: its {name} is {value!r}, of which no {family.name} can be made")
+            raise UsageError(f"{path}: its {name} is {value!r}, which no {family.name} can have")
     return args
 
 
 def _is_sound(name: str, value: object, width: int) -> bool:
-    """Whether a base's option may be so; any value may be recorded."""
+    """Return whether a value that a file records is one that this option may have."""
     if name.endswith("attention_heads"):
         return type(value) is int and value > 0 and width % value == 0
     if name == "activation_fn":
@@ -336,7 +340,7 @@ def _is_sound(name: str, value: object, width: int) -> bool:
 
 
 def _check_device(device: str) -> bool:
-    """Whether it is a GPU."""
+    """Return whether the device is a GPU; raise a `UsageError` if it is not available."""
     try:
         place = torch.device(device)
         torch.zeros(1, device=place).item()
@@ -354,7 +358,7 @@ def _check_path(name: str, path: object) -> None:
 
 
 def _rows(texts: object, tasks: object) -> tuple[list[str], list[str | None]]:
-    """Texts, and the name of each one's task."""
+    """Return the texts and the name of each one's task."""
     if isinstance(texts, str | bytes):
         raise UsageError("texts is one text; pass a list of texts")
     texts = _list("texts", texts)
@@ -370,13 +374,13 @@ def _rows(texts: object, tasks: object) -> tuple[list[str], list[str | None]]:
 
 
 def _list(name: str, values: object) -> list:
-    if isinstance(values, Iterable) and not isinstance(values, Mapping | Set | bytes):  # in an order that is theirs
+    if isinstance(values, Iterable) and not isinstance(values, Mapping | Set | bytes):  # only what has an order
         return list(values)
     raise UsageError(f"{name} is {reprlib.repr(values)}; expected a list")
 
 
 def _number(name: str, value: object, kind: type, least: int, most: int = sys.maxsize) -> int | float:
-    """An option's value, of whatever type of number (numpy's too), as a plain one."""
+    """Return an option's value, which may be a number of any type (numpy's too), as a plain number."""
     if isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool) and least <= value <= most:
         return kind(value)
     what = "a whole number" if kind is int else "a number"
@@ -388,6 +392,6 @@ def _first_existing(*paths: Path) -> Path:
 
 
 def _bar(total: int, shown: bool) -> tqdm:
-    """A bar on stderr that appears after two seconds; in a log it is redrawn twice a minute only."""
+    """Return a bar on stderr that appears after two seconds; in a log it is redrawn only twice a minute."""
     interval = 0.2 if sys.stderr.isatty() else 30
     return tqdm(total=total, disable=not shown, desc="generating", unit=" texts", delay=2, mininterval=interval)

@@ -1,4 +1,4 @@
-"""The error of a user's mistake, how a command ends with its sentence, and parts of such sentences."""
+"""The error of a user's mistake, and how a command reports it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 class UsageError(ValueError):
     """A wrong option, argument or file, in one or two sentences that say what to do.
 
-    Applications catch it as any other error. Commands end with its sentence alone (`ending_with_a_sentence`).
+    Applications catch it like any other error. Commands print its sentence and no traceback (`ending_with_a_sentence`).
     """
 
     def __init__(self, message: str):
@@ -19,7 +19,7 @@ class UsageError(ValueError):
 
 @contextlib.contextmanager
 def ending_with_a_sentence() -> Iterator[None]:
-    """End the program with status 1 and one sentence on stderr where the block fails because of a `UsageError`."""
+    """Exit with status 1 and one sentence on stderr if the block fails because of a `UsageError`."""
     try:
         yield
     except Exception as error:
@@ -29,10 +29,10 @@ def ending_with_a_sentence() -> Iterator[None]:
 
 
 def _usage_error_behind(error: BaseException | None) -> str | None:
-    """The sentence of the `UsageError` that is, or led to, this error.
+    """Return the sentence of the `UsageError` that is this error or caused it, or None.
 
-    fairseq wraps what goes wrong while it loads a checkpoint, and torch reports the error of another process as the
-    text of its traceback.
+    fairseq wraps errors of loading a checkpoint, and torch reports the error of another process as the text of a
+    traceback.
     """
     while error is not None:
         if isinstance(error, UsageError):
@@ -45,10 +45,10 @@ def _usage_error_behind(error: BaseException | None) -> str | None:
 
 
 def printable(text: str) -> str:
-    """The text with what would steer a terminal spelt out: what a file says may stand in a message."""
+    """Return the text with control characters escaped: messages quote untrusted files."""
     return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
 def first_line(error: Exception) -> str:
-    """What another error says, as a part of a sentence; its kind if it says nothing."""
+    """Return the first line of another error's message, or its type if the message is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0]

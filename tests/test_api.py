@@ -377,7 +377,7 @@ def test_files_that_do_not_fit_are_refused_in_one_sentence(bart, gpt2, tmp_path)
         bart.make_prefix(tmp_path / "p.safetensors", 9, base=tmp_path / "other", prefix_length=2): (
             "p.safetensors was trained over another base .fingerprint .* a prefix works only with its own base"
         ),
-        gpt2.prefixes["short"]: "short.safetensors is a prefix of prefix_gpt2_tiny, but the base is a BART",
+        gpt2.prefixes["short"]: "short.safetensors is of the architecture prefix_gpt2_tiny, but the base is a BART",
         tmp_path / "prompt.pt": "prompt.pt holds a prompt; only prefixes can be added",
         tmp_path / "none.safetensors": "none.safetensors: no such file",
         tmp_path / "damaged.safetensors": "is damaged",
@@ -408,7 +408,7 @@ def test_an_incomplete_dictionary_is_blamed_itself(bart, hugging_face, tmp_path)
 @pytest.mark.parametrize(
     ("lost", "message"),
     [
-        ("max_source_tokens", "does not say how long its sources may be"),
+        ("max_source_tokens", "records no max_source_tokens"),
         ("bos", "none of this plugin's|is damaged"),
         ("separator", "requires --task translation"),
     ],
@@ -526,7 +526,7 @@ def test_a_base_or_vocabulary_that_cannot_be_used_is_refused_in_one_sentence(bar
     (tmp_path / "spm.model").write_bytes(b"nothing")
     for base, given, message in (
         (empty, {}, "holds neither model.pt nor config.json"),
-        (lone, {}, "dict.txt: no such file; the base's dictionary has to lie beside it"),
+        (lone, {}, "dict.txt: no such file; expected the base's dictionary beside the base"),
         (strange, {}, "model_type is 't5'; it has to be bart or gpt2"),
         (tmp_path / "nowhere", {}, "no such file or folder"),
         (bart.base, {"vocabulary": tmp_path / "spm.model"}, "spm.model: not a sentencepiece model"),
@@ -661,17 +661,17 @@ def test_the_command_reads_plain_lines_where_there_is_one_prefix(bart):
         (
             ("short", "v1.1"),
             {
-                b"the cat": "is not of the form TASK<TAB>text",
-                b"": "is not of the form TASK<TAB>text",
-                b"short\t ": "has no text; leave it out",
-                b"other\tthe cat": ": there is no prefix 'other'; there are: short, v1.1",
+                b"the cat": "does not name its task; expected TASK<TAB>text",
+                b"": "does not name its task; expected TASK<TAB>text",
+                b"short\t ": "has no text; remove the line",
+                b"other\tthe cat": ": unknown task 'other'; expected one of short, v1.1",
             },
         ),
         (
             ("short",),
             {
-                b"  ": "has no text; leave it out",
-                b"other\tthe cat": ": there is no prefix 'other'; there are: short",
+                b"  ": "has no text; remove the line",
+                b"other\tthe cat": ": unknown task 'other'; expected one of short",
                 b"\xff": "is not UTF-8",
                 b"the\0cat": ": text 1 holds a NUL character",
             },

@@ -300,7 +300,7 @@ def test_half_precision_decodes(tasks, dtype):
 
 def test_prefixes_come_and_go_and_mistakes_are_one_sentence(tasks):
     bank = PrefixBank({name: tasks.bank[name] for name in ("one", "two")})
-    with pytest.raises(UsageError, match="no prefixes are selected for the rows of the batch; call .* select"):
+    with pytest.raises(UsageError, match="no prefixes selected: call .* select"):
         bank.key_value("decoder", 0)
     with pytest.raises(UsageError, match="no prefix 'three'; there are: one, two"):
         bank.select(["one", "three"])
@@ -358,7 +358,7 @@ def test_nothing_runs_before_prefixes_are_selected(tasks):
             lambda: search(tasks.model, tasks.family, random_rows(tasks.family, random.Random(1), 2), beam=2),
             lambda: loss(tasks.model, teacher_forced(tasks.family, random.Random(1), 2)),
         ):
-            with pytest.raises(UsageError, match="no prefixes are selected"):
+            with pytest.raises(UsageError, match="no prefixes selected"):
                 run()
     finally:
         tasks.model.use(tasks.bank)

@@ -367,8 +367,11 @@ def test_random_initialisation_is_that_of_the_original_and_not_of_fairseq(base):
         ({"prefix_length": -1}, "--prefix-length is -1; expected 0 or more"),
         ({"prefix_cross_length": -1}, "--prefix-cross-length is -1; expected 0 or more"),
         ({"encoder_layerdrop": 0.1}, "--encoder-layerdrop is not supported"),
-        ({"prefix_init": "words"}, "needs --prefix-init-text"),
-        ({"prefix_init": "words", "prefix_init_text": "w1", "prefix_length": 0}, "prefix of length 0"),
+        ({"prefix_init": "words"}, "requires --prefix-init-text"),
+        (
+            {"prefix_init": "words", "prefix_init_text": "w1", "prefix_length": 0},
+            "requires a prefix: the length is 0 at every site",
+        ),
     ],
 )
 def test_wrong_options_are_one_sentence(base, options, message):

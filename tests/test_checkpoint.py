@@ -221,7 +221,7 @@ def test_weights_in_several_files_are_refused_with_what_to_do(base, tmp_path, na
     folder = hugging_face(base, tmp_path / "bart")
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     (folder / name).write_text("{}")
-    with pytest.raises(UsageError, match=f"{name}: the weights lie in several files; save them in one"):
+    with pytest.raises(UsageError, match=f"{name}: weights in several files are not supported; save them in one"):
         tiny.build("prefix_bart_tiny", base_model=str(folder), prefix_length=2)
 
 
@@ -435,10 +435,10 @@ def test_a_damaged_export_is_refused(trained, tmp_path):
     whole = exported.read_bytes()
     for damaged in (b"", whole[:100], whole[:-10], b"\xff" * 64, json.dumps({}).encode()):
         exported.write_bytes(damaged)
-        with pytest.raises(UsageError, match="is no export of a prefix, prompt, .* or is damaged"):
+        with pytest.raises(UsageError, match="is not an export of a prefix, prompt, .* or is damaged"):
             read_tuned(str(exported))
     save_file({"encoder": torch.zeros(3, 4)}, exported)
-    with pytest.raises(UsageError, match="is no export of a prefix"):
+    with pytest.raises(UsageError, match="is not an export of a prefix"):
         read_tuned(str(exported))
 
 
@@ -512,7 +512,7 @@ def test_another_dictionary_is_refused(trained, base, tmp_path):
 def test_another_convention_is_refused(trained, base):
     task = Namespace(source_dictionary=tiny.dictionary(), target_dictionary=tiny.dictionary())  # like translation's
     other = tiny.build("prefix_bart_tiny", task, base_model=str(base), prefix_length=3, prefix_mid_dim=16)
-    with pytest.raises(UsageError, match="with <s> around the text; pass --task conditional_generation"):
+    with pytest.raises(UsageError, match="with <s> around the text and requires --task conditional_generation"):
         other.load_state_dict(trained[0].state_dict())
 
 

@@ -1,16 +1,15 @@
-"""Many tasks over one base: a bank of prefixes, of which each row of a batch has its own.
+"""Many tasks over one base: a bank of prefixes, one for each row of a batch.
 
     bank = PrefixBank({"xsum": prefix, "webnlg": other})
     model.use(bank)
-    bank.select(["xsum", "webnlg", None])  # a batch of three; the last one is for the base alone
+    bank.select(["xsum", "webnlg", None])  # a batch of three rows; the last one uses the base alone
     model(**sample["net_input"])           # or a search
 
-A selection serves one pass over a batch of its size: a forward pass with its backward pass, or a search. Another batch
-requires a selection of its own. fairseq sorts the rows of a batch by length: its `sample["id"]` says which example a
-row is.
+A selection serves one pass over a batch of its size: a forward pass with its backward pass, or a search. The next batch
+requires a new selection. fairseq sorts the rows of a batch by length: `sample["id"]` names the example of each row.
 
-Prefixes may differ in length, in their sites, and in how they are parametrised. In training the gradients reach those
-of the batch's rows. A bank serves one thread at a time.
+Prefixes may differ in length, sites and parametrisation. In training, gradients reach the prefixes of the batch's rows.
+A bank serves one thread at a time.
 
 Letters at line ends: B rows of a batch (sentences), P virtual tokens of the longest prefix, H heads, d width of a head.
 """
@@ -31,24 +30,26 @@ from .virtual_tokens import SITES, KeysAndValues
 
 
 class Selection(NamedTuple):
-    """The keys and values of one forward pass, a row per sentence. Later selections leave them as they are."""
+    """The keys and values of one forward pass, a row per sentence; later selections do not change them."""
 
-    evaluations: list[KeysAndValues | None]  # of each prefix of the batch; None is the base alone
-    places: list[int]  # B, of the rows among these
+    evaluations: list[KeysAndValues | None]  # of each distinct prefix of the batch; None is the base alone
+    places: list[int]  # B, index of each row's prefix in `evaluations`
     longest: dict[str, int]  # site -> virtual tokens of the row that has most
-    of_rows: dict[str, int | Tensor]  # site -> those of each row, B x 1, or one number for all
+    of_rows: dict[str, int | Tensor]  # site -> virtual tokens of each row, B x 1, or one number for all
 
     def length(self, site: str) -> int:
-        """Virtual tokens at this site of the row that has most."""
+        """Return the number of virtual tokens at a site, of the row that has most."""
         return self.longest[site]
 
     def row_lengths(self, site: str) -> int | Tensor:
-        """How many each row has: B x 1, or one number for all."""
+        """Return the number of virtual tokens of each row, B x 1, or one number for all."""
         return self.of_rows[site]
 
     def key_value(self, site: str, layer: int) -> tuple[Tensor, Tensor] | None:
-        """Keys and values of one attention layer, each B x H x P x d, filled up with zeros where a row has fewer; or
-        1 x H x P x d, if all rows have the same; or None, if none has any.
+        """Return keys and values of one attention layer.
+
+        Each is B x H x P x d, padded with zeros where a row has fewer virtual tokens; 1 x H x P x d if all rows have the
+        same prefix; None if no row has one.
         """
         found = [None if own is None else own.key_value(site, layer) for own in self.evaluations]
         if len(found) == 1 or not any(found):
@@ -64,9 +65,9 @@ class Selection(NamedTuple):
 
 
 class PrefixBank(nn.Module):
-    """Stands in for one `Prefix`: attention layers ask it for keys and values (`key_value`), a row per sentence.
+    """A stand-in for one `Prefix` from which attention layers read keys and values, a row per sentence.
 
-    Where all rows have the same prefix it is that prefix: one row for all, as without a bank.
+    If all rows have the same prefix, one row serves all, as without a bank.
     """
 
     def __init__(self, prefixes: Mapping[str, Prefix] | None = None):
@@ -80,14 +81,14 @@ class PrefixBank(nn.Module):
 
     @property
     def names(self) -> list[str]:
-        """The prefixes' names, in the order in which they were added."""
+        """Names of the prefixes, in the order in which they were added."""
         return list(self._names)
 
     def __getitem__(self, name: str) -> Prefix:
-        """A prefix by its name.
+        """Return a prefix by its name.
 
         Raises:
-            UsageError: there is none.
+            UsageError: no prefix has this name.
         """
         return self.prefixes[self._number(name)]
 
@@ -97,10 +98,10 @@ class PrefixBank(nn.Module):
         return self._names.index(name)
 
     def add(self, name: str, prefix: Prefix) -> None:
-        """Put a prefix into the bank.
+        """Add a prefix.
 
         Raises:
-            UsageError: the name is taken, or none; or this is no prefix.
+            UsageError: the name is taken or empty, or this is not a prefix.
         """
         if not (isinstance(name, str) and name):
             raise UsageError(f"the name of a prefix must be a non-empty string, not {name!r}")
@@ -112,10 +113,10 @@ class PrefixBank(nn.Module):
         self.prefixes.append(prefix)
 
     def remove(self, name: str) -> None:
-        """Take a prefix out of the bank.
+        """Remove a prefix.
 
         Raises:
-            UsageError: there is none of this name.
+            UsageError: no prefix has this name.
         """
         number = self._number(name)
         del self._names[number]
@@ -123,10 +124,10 @@ class PrefixBank(nn.Module):
         self._chosen = None
 
     def select(self, rows: Sequence[str | None]) -> None:
-        """Say which prefix each row of the next batch has; None is the base alone.
+        """Choose the prefix of each row of the next batch; None is the base alone.
 
         Raises:
-            UsageError: there is no prefix of one of these names.
+            UsageError: no prefix has one of these names.
         """
         if isinstance(rows, str):
             raise UsageError(f"select takes a name for each row of a batch; {rows!r} is one name")
@@ -148,14 +149,14 @@ class PrefixBank(nn.Module):
         }
 
     def _apply(self, fn, recurse: bool = True) -> PrefixBank:
-        self._chosen = None  # what was chosen is on the device where the bank was
+        self._chosen = None  # the selection is on the old device
         return super()._apply(fn, recurse)
 
     def begin(self, rows: int) -> None:
         """Use the selection for the pass over a batch of `rows` sentences that begins.
 
         Raises:
-            UsageError: the selection has another size or was used before, or there is none.
+            UsageError: there is no selection, it has another size, or an earlier pass has used it.
         """
         self._selected()
         if len(self._places) != rows:
@@ -171,21 +172,21 @@ class PrefixBank(nn.Module):
         self._begun = True
 
     def refresh(self) -> None:
-        """Evaluate the prefixes of the batch anew for the forward pass that begins, as `Prefix.refresh` does."""
+        """Evaluate the prefixes of the batch for the forward pass that begins, as `Prefix.refresh` does."""
         for prefix in self._selected():
             if prefix is not None:
                 prefix.refresh()
 
     def length(self, site: str) -> int:
-        """Virtual tokens at this site of the row that has most."""
+        """Return the number of virtual tokens at a site, of the row that has most."""
         return 0 if self._chosen is None else self._longest[site]
 
     def row_lengths(self, site: str) -> int | Tensor:
-        """How many each row has: B x 1, or one number for all."""
+        """Return the number of virtual tokens of each row, B x 1, or one number for all."""
         return 0 if self._chosen is None else self._lengths[site]
 
     def current(self) -> Selection:
-        """Keys and values of the forward pass that runs now.
+        """Return the keys and values of the running forward pass.
 
         Raises:
             UsageError: `select` was not called.
@@ -194,15 +195,15 @@ class PrefixBank(nn.Module):
         return Selection(evaluations, self._places, self._longest, self._lengths)
 
     def key_value(self, site: str, layer: int) -> tuple[Tensor, Tensor] | None:
-        """As `Selection.key_value`, of the forward pass that runs now."""
+        """Return `Selection.key_value` of the running forward pass."""
         return self.current().key_value(site, layer)
 
     def _selected(self) -> list[Prefix | None]:
         if self._chosen is None:
-            raise UsageError("no prefixes are selected for the rows of the batch; call the bank's select(...) first")
+            raise UsageError("no prefixes selected: call the bank's select(...) with a name for each row first")
         return self._chosen
 
     @property
     def folded_size(self) -> int:
-        """Parameters of all folded prefixes."""
+        """Numbers of all folded prefixes."""
         return sum(prefix.folded_size for prefix in self.prefixes)
