@@ -255,7 +255,10 @@ def test_a_variant_is_a_method_with_flags_above_all_others():
         ("prefix~beam=2.5", "prefix~beam=2.5: beam: expected a whole number above 0, got '2.5'"),
         ("prefix~lr=1~lr=2", "prefix~lr=1~lr=2: a flag stands twice"),
         ("base~lr=1", "base~lr=1: base is not trained, and lr is for training alone"),
-        ("finetune~prefix-length=5", "fairseq-train accepts prefix-length with arch prefix_bart or prefix_gpt2 only"),
+        (
+            "finetune~prefix-length=5",
+            "fairseq-train accepts prefix-length with arch prefix_bart, prefix_gpt2 or prefix_mbart only",
+        ),
     ],
 )
 def test_a_mistake_in_a_variant_is_one_sentence(name, sentence):
@@ -951,7 +954,7 @@ def test_a_mistake_in_the_configuration_is_one_sentence(change, sentence):
         ({"train": {"optimizer": "sgd"}}, "xsum, bart_large, prefix: fairseq-train accepts adam-betas with optimizer"),
         (
             {"train": {"adapter-dim": 5}},
-            "accepts adapter-dim with arch adapter_bart or adapter_gpt2 only, not with",
+            "accepts adapter-dim with arch adapter_bart, adapter_gpt2 or adapter_mbart only, not with",
         ),
         ({"train": {"max-update": 0}}, "xsum, bart_large, prefix: lr-scheduler polynomial_decay needs max-update"),
         ({"tasks": {"dart": {"reader": "jsonlines"}}}, "reader: no reader is called 'jsonlines'; did you mean 'jsonl'"),
