@@ -25,7 +25,7 @@ METHODS = ("adapter", "full", "prefix", "prompt", "top")
 CHOICES = {
     "train": {
         "task": ("conditional_generation", "conditional_lm", "language_modeling", "translation"),
-        "arch": tuple(f"{method}_{family}" for method in METHODS for family in ("bart", "gpt2")),
+        "arch": tuple(f"{method}_{family}" for method in METHODS for family in ("bart", "gpt2", "mbart")),
         "criterion": ("cross_entropy", "label_smoothed_cross_entropy", "prefix_cross_entropy"),
         "optimizer": None,
         "lr-scheduler": None,

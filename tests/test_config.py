@@ -18,6 +18,7 @@ SHIPPED = {"tasks": ["xsum"], "models": ["bart_large"], "methods": ["prefix"], "
 OFFICIAL = ("xsum", "xsum_news_sport", "xsum_within_news", "e2e", "webnlg", "dart", "aeslc", "dialogsum", "scitldr")
 MAIN = [(task, model) for task in OFFICIAL for model in ("bart_large", "gpt2_medium", "text_bart", "text_gpt2")]
 MAIN += [(task, model) for task in ("demo_summary", "demo_table") for model in ("demo_bart", "demo_gpt2")]
+MAIN.append(("e2e", "mbart_large"))
 
 
 COMPARED = ("base", "finetune", "prefix")
@@ -254,7 +255,10 @@ def test_a_variant_is_a_method_with_flags_above_all_others():
         ("prefix~beam=2.5", "prefix~beam=2.5: beam: expected a whole number above 0, got '2.5'"),
         ("prefix~lr=1~lr=2", "prefix~lr=1~lr=2: a flag stands twice"),
         ("base~lr=1", "base~lr=1: base is not trained, and lr is for training alone"),
-        ("finetune~prefix-length=5", "fairseq-train accepts prefix-length with arch prefix_bart or prefix_gpt2 only"),
+        (
+            "finetune~prefix-length=5",
+            "fairseq-train accepts prefix-length with arch prefix_bart, prefix_gpt2 or prefix_mbart only",
+        ),
     ],
 )
 def test_a_mistake_in_a_variant_is_one_sentence(name, sentence):
@@ -950,7 +954,7 @@ def test_a_mistake_in_the_configuration_is_one_sentence(change, sentence):
         ({"train": {"optimizer": "sgd"}}, "xsum, bart_large, prefix: fairseq-train accepts adam-betas with optimizer"),
         (
             {"train": {"adapter-dim": 5}},
-            "accepts adapter-dim with arch adapter_bart or adapter_gpt2 only, not with",
+            "accepts adapter-dim with arch adapter_bart, adapter_gpt2 or adapter_mbart only, not with",
         ),
         ({"train": {"max-update": 0}}, "xsum, bart_large, prefix: lr-scheduler polynomial_decay needs max-update"),
         ({"tasks": {"dart": {"reader": "jsonlines"}}}, "reader: no reader is called 'jsonlines'; did you mean 'jsonl'"),
@@ -1127,8 +1131,23 @@ def test_a_broken_preset_stops_only_what_needs_it(tmp_path):
         ),
         (
             "models",
-            "architecture: bart_base\nvocabulary: sentencepiece\nbase: {archive: {path: a}}\n",
-            "goes with a base",
+            "architecture: mbart_base\nvocabulary: gpt2\nbase: {archive: {path: a}}\n",
+            "vocabulary: expected sentencepiece for mbart_base, got gpt2",
+        ),
+        (
+            "models",
+            "architecture: mbart_base\nvocabulary: sentencepiece\nbase: {files: {config.json: {path: a}}}\n",
+            "base: files: spm.model and vocabulary: sentencepiece go together",
+        ),
+        (
+            "models",
+            (CONFIGS / "models" / "demo_bart.yaml").read_text().replace("sentencepiece", "gpt2"),
+            "vocabulary: expected sentencepiece for a base that is pretrained here, got gpt2",
+        ),
+        (
+            "models",
+            (CONFIGS / "models" / "demo_bart.yaml").read_text().replace("bart_tiny", "mbart_tiny"),
+            "base: mbart_tiny cannot be pretrained here; give archive or files",
         ),
         ("tasks", "reader: e2e\nmetrics: {bleu: {}}\n", "give either inputs or demo"),
         (

@@ -526,6 +526,23 @@ def test_texts_of_gpt2_begin_with_a_space_in_every_step_and_barts_do_not(tmp_pat
         assert ("data/e2e/gpt2_spaced/bin" in output) == spaced
 
 
+@pytest.mark.parametrize(
+    "model, rules",
+    [
+        ("mbart_large", {"unpack_base": 1, "unpack_vocabulary": 1}),
+        ("mbart_large_hf", {"place_base_file": 3, "write_base_dictionary": 1}),
+    ],
+)
+def test_a_base_may_bring_its_own_vocabulary(tmp_path, model, rules):
+    shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
+    targets = ["results/e2e/bleu.txt", "--config", f"models={model}"]
+    result = snakemake(tmp_path, "--dry-run", "--printshellcmds", *targets)
+    plan, output = planned(result), result.stdout + result.stderr
+    assert {rule: count for rule, count in plan.items() if "base" in rule or "vocabulary" in rule} == rules
+    assert f"--spm bases/{model}/spm.model" in output and f"--dict bases/{model}/dict.txt" in output
+    assert "--arch prefix_mbart_large" in output and "gpt2_bpe" not in output
+
+
 def test_a_hugging_face_base_is_put_in_place_with_the_dictionary(workflow):
     files = {name: {"path": f"mine/{name}"} for name in ("config.json", "model.safetensors")}
     model = {"architecture": "gpt2_small", "vocabulary": "gpt2", "base": {"files": files}}

@@ -5,6 +5,7 @@
 localrules:
     place_base_file,
     place_base_dictionary,
+    write_base_dictionary,
 
 
 rule unpack_base:
@@ -29,6 +30,26 @@ rule unpack_base:
         " --member dict.txt={output.dictionary:q}"
 
 
+rule unpack_vocabulary:
+    input:
+        script=script("unpack.py"),
+        modules=modules("unpack.py"),
+        archive=lambda wildcards: study.base_inputs(wildcards.model)["archive"],
+    output:
+        spm="bases/{model}/spm.model",
+    log:
+        "logs/bases/{model}/vocabulary.log",
+    wildcard_constraints:
+        model=any_of(study.models_with("archive", "sentencepiece")),
+    resources:
+        mem_mb=growing(2000),
+        runtime=growing(60),
+    message:
+        "Unpacking the vocabulary of {wildcards.model}"
+    shell:
+        "logged {log:q} python {input.script:q} --archive {input.archive:q} --member sentence.bpe.model={output.spm:q}"
+
+
 rule place_base_file:
     input:
         lambda wildcards: study.base_inputs(wildcards.model)[wildcards.file],
@@ -38,7 +59,7 @@ rule place_base_file:
         "logs/bases/{model}/{file}.log",
     wildcard_constraints:
         model=any_of(study.models_with("files")),
-        file=r"[A-Za-z0-9_.-]+\.(json|safetensors|bin)",
+        file=r"[A-Za-z0-9_.-]+\.(json|safetensors|bin)|spm\.model",
     message:
         "Putting {wildcards.file} of {wildcards.model} in place"
     shell:
@@ -53,11 +74,28 @@ rule place_base_dictionary:
     log:
         "logs/bases/{model}/dict.txt.log",
     wildcard_constraints:
-        model=any_of(study.models_with("files")),
+        model=any_of(study.models_with("files", "gpt2")),
     message:
         "Putting the dictionary of {wildcards.model} in place"
     shell:
         "cp {input:q} {output:q} 2> {log:q}"
+
+
+rule write_base_dictionary:
+    input:
+        script=script("write_dictionary.py"),
+        modules=modules("write_dictionary.py"),
+        spm="bases/{model}/spm.model",
+    output:
+        "bases/{model}/dict.txt",
+    log:
+        "logs/bases/{model}/dict.txt.log",
+    wildcard_constraints:
+        model=any_of(study.models_with("files", "sentencepiece")),
+    message:
+        "Writing the dictionary of {wildcards.model}"
+    shell:
+        "logged {log:q} python {input.script:q} --spm {input.spm:q} --output {output:q}"
 
 
 rule make_demo_documents:
@@ -116,6 +154,8 @@ rule learn_vocabulary:
         dictionary="bases/{model}/dict.txt",
     log:
         "logs/bases/{model}/vocabulary.log",
+    wildcard_constraints:
+        model=any_of(study.models_with("pretrained")),
     priority: 1
     resources:
         mem_mb=growing(4000),

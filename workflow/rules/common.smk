@@ -81,7 +81,7 @@ wildcard_constraints:
     task=rf"(?:{TASK})(?:@[1-9]\d*-(?:0|[1-9]\d*))?",
     model=any_of(study.known("models")),
     method=methods_named(study.known("methods")),
-    vocabulary=any_of([*GPT2_VOCABULARIES.values(), *study.known("models")]),
+    vocabulary=any_of([*GPT2_VOCABULARIES, *study.known("models")]),
     split="train|valid|test",
     part="(?:valid/)?",  # what is written of a run: of the test set, or below `valid/` of the validation set
     side="source|target",
@@ -300,7 +300,7 @@ def gpus_of_training(wildcards):
 
 def preparation_threads(wildcards):
     """One where a small model is pretrained meanwhile: on two cores, the other would otherwise have nothing to do."""
-    return 1 if "spm" in study.vocabulary_files(wildcards.vocabulary) else 4
+    return 1 if wildcards.vocabulary in study.models_with("pretrained") else 4
 
 
 def pretraining(wildcards):

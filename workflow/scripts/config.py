@@ -40,13 +40,36 @@ from subset import validation_pairs
 
 KINDS = ("tasks", "models", "methods")
 SINGULAR = {"tasks": "task", "models": "model", "methods": "method", "studies": "study"}
-# The families of the plugin's architectures, and the task that feeds each. A method may choose another one.
-TASKS = {"bart": "conditional_generation", "gpt2": "conditional_lm"}
+
+
+class Family(NamedTuple):
+    """A family of the plugin's architectures.
+
+    Attributes:
+        task: the task of fairseq that reads its data; a method may choose another one.
+        gpt2_vocabulary: the folder of its texts in GPT-2's BPE; None for a family that has sentencepiece alone.
+        pretraining: how a base can be pretrained here.
+    """
+
+    task: str
+    gpt2_vocabulary: str | None
+    pretraining: tuple[str, ...]
+
+
+FAMILIES = {
+    "bart": Family("conditional_generation", "gpt2", ("noise",)),
+    "gpt2": Family("conditional_lm", "gpt2_spaced", ("noise", "text")),  # its texts begin with a space
+    "mbart": Family("conditional_generation", None, ()),
+}
+GPT2_VOCABULARIES = [family.gpt2_vocabulary for family in FAMILIES.values() if family.gpt2_vocabulary]
 # The architectures, without prefix_ and full_, and their millions of parameters.
 ARCHITECTURES = {
     "bart_large": 406,
     "bart_base": 140,
     "bart_tiny": 1,
+    "mbart_large": 611,
+    "mbart_base": 293,
+    "mbart_tiny": 1,
     "gpt2_small": 124,
     "gpt2_medium": 355,
     "gpt2_large": 774,
@@ -59,7 +82,6 @@ FEWEST_UPDATES, MOST_EPOCHS = 200, 100
 DEEPEST, LARGEST = 50, 100_000  # of the values in a file, which are a few hundred
 # What a section under `models` may be called besides a model.
 MODEL_GROUPS = {name for architecture in ARCHITECTURES for name in (architecture, *architecture.split("_"))}
-GPT2_VOCABULARIES = {"bart": "gpt2", "gpt2": "gpt2_spaced"}  # folders of text in GPT-2's BPE; of GPT-2's with a space
 # The plugin's defaults of how long a text may be, in tokens (0: any length).
 TRUNCATION = {"max-source-tokens": 512, "max-target-tokens": 0}
 GPT2_BPE_URL = "https://dl.fbaipublicfiles.com/fairseq/gpt2_bpe/"
@@ -301,8 +323,8 @@ class Configuration:
             check_flag("train" if trains else "generate", flag, value, f"{where}: {name}")
 
     def fits(self, method: str, model: str) -> bool:
-        """Whether the method is for the model's family."""
-        return self.family(model) in self.method(method).get("families", TASKS)
+        """Return whether the method is for the model's family."""
+        return self.family(model) in self.method(method).get("families", FAMILIES)
 
     def runs(self) -> Iterator[tuple[str, str, int]]:
         """(model, method, seed) of every row of a table; an untrained model has no randomness: one run, seed 0."""
@@ -512,7 +534,7 @@ class Configuration:
         return {flag: default if given.get(flag) is None else given[flag] for flag, default in TRUNCATION.items()}
 
     def _flags(self, command: str, task: str, model: str, method: str) -> dict:
-        merged = {"task": TASKS[self.family(model)]} | self._layers(("data", command), task, model, method)
+        merged = {"task": FAMILIES[self.family(model)].task} | self._layers(("data", command), task, model, method)
         for flag, value in variant(method).flags.items():
             if flag in known_flags()[command] if command == "train" else _generates(flag):
                 merged[flag] = value
@@ -664,11 +686,12 @@ class Configuration:
         return _paths(base.get("files") or {"archive": base["archive"]}, f"resources/bases/{name}")
 
     def base_files(self, name: str) -> list[str]:
-        """What makes the model's base ready for the plugin (below bases/{model})."""
+        """Return the files below bases/{model} that the plugin reads."""
         model = self.model(name)
-        weights = sorted(model["base"]["files"]) if "files" in model["base"] else ["model.pt"]
-        extra = ["spm.model"] if model["vocabulary"] == "sentencepiece" else []
-        return [f"bases/{name}/{file}" for file in (*weights, "dict.txt", *extra)]
+        files = [*sorted(model["base"].get("files", ["model.pt"])), "dict.txt"]
+        if model["vocabulary"] == "sentencepiece":
+            files.append("spm.model")
+        return [f"bases/{name}/{file}" for file in dict.fromkeys(files)]
 
     def methods_where(self, **values: bool) -> list[str]:
         """Methods whose presets have these values, such as trained=True."""
@@ -678,27 +701,28 @@ class Configuration:
         """Millions of parameters of the model."""
         return ARCHITECTURES[self.model(model)["architecture"]]
 
-    def models_with(self, kind: str) -> list[str]:
-        """Models whose base is of a kind: archive, files or pretrained."""
-        return [name for name in self.sound("models") if kind in self.model(name)["base"]]
+    def models_with(self, kind: str, vocabulary: str = "") -> list[str]:
+        """Return the models whose base is of a kind (archive, files or pretrained), with this vocabulary or any."""
+        models = {name: self.model(name) for name in self.sound("models")}
+        return [name for name, model in models.items() if kind in model["base"] and vocabulary in model["vocabulary"]]
 
     def models_pretrained_with(self, key: str) -> list[str]:
         """Models that are pretrained here and say this of it: demo or inputs (their texts), noise or text (how)."""
         return [name for name in self.models_with("pretrained") if key in self.model(name)["base"]["pretrained"]]
 
     def family(self, model: str) -> str:
-        """bart or gpt2."""
+        """Return the key of the model's family, such as bart."""
         return self.model(model)["architecture"].split("_")[0]
 
     def vocabulary(self, model: str) -> str:
-        """Name of the folder that holds a task's subword text for the model; GPT-2's texts begin with a space."""
+        """Return the name of the folder that holds a task's subword text for the model."""
         if self.model(model)["vocabulary"] == "sentencepiece":
             return model
-        return GPT2_VOCABULARIES[self.family(model)]
+        return FAMILIES[self.family(model)].gpt2_vocabulary
 
     def vocabulary_files(self, vocabulary: str) -> dict[str, str]:
-        """Files that encode and decode text of a vocabulary, by the name of the option that takes them."""
-        if vocabulary in GPT2_VOCABULARIES.values():
+        """Return the files that encode and decode text of a vocabulary, by the name of the option that takes them."""
+        if vocabulary in GPT2_VOCABULARIES:
             return {"encoder-json": "resources/gpt2_bpe/encoder.json", "vocab-bpe": "resources/gpt2_bpe/vocab.bpe"}
         return {"spm": f"bases/{vocabulary}/spm.model"}
 
@@ -932,24 +956,27 @@ def _check_task(values: dict, file: str) -> None:
 
 def _check_model(values: dict, file: str) -> None:
     base, name = values["base"], Path(file).stem
-    if name in MODEL_GROUPS | {*GPT2_VOCABULARIES.values()} and name != values["architecture"]:
+    if name in MODEL_GROUPS | {*GPT2_VOCABULARIES} and name != values["architecture"]:
         raise UserError(f"{file}: {name} is the name of a group of models or of a vocabulary; choose another one")
     if len(base) != 1:
         raise UserError(f"{file}: base: give exactly one of archive, files and pretrained")
     if values["architecture"] not in ARCHITECTURES:
         suggestion = _suggestion(values["architecture"], ARCHITECTURES)
         raise UserError(f"{file}: architecture: the plugin has no {values['architecture']!r}{suggestion}")
-    if (values["vocabulary"] == "sentencepiece") != ("pretrained" in base):
-        raise UserError(
-            f"{file}: vocabulary: sentencepiece goes with a base that is pretrained here, gpt2 with the others"
-        )
+    family, sentencepiece = FAMILIES[values["architecture"].split("_")[0]], values["vocabulary"] == "sentencepiece"
+    if not sentencepiece and ("pretrained" in base or not family.gpt2_vocabulary):
+        what = "a base that is pretrained here" if "pretrained" in base else values["architecture"]
+        raise UserError(f"{file}: vocabulary: expected sentencepiece for {what}, got gpt2")
+    if "files" in base and sentencepiece != ("spm.model" in base["files"]):
+        raise UserError(f"{file}: base: files: spm.model and vocabulary: sentencepiece go together")
     _check_files({"archive": base["archive"]} if "archive" in base else {}, f"{file}: base")
     _check_files(base.get("files", {}), f"{file}: base: files")
     if pretrained := base.get("pretrained"):
         if ("noise" in pretrained) == ("text" in pretrained):
             raise UserError(f"{file}: base: pretrained: give either noise (denoising) or text (language modelling)")
-        family = values["architecture"].split("_")[0]
-        if "text" in pretrained and family == "bart":
+        if not family.pretraining:
+            raise UserError(f"{file}: base: {values['architecture']} cannot be pretrained here; give archive or files")
+        if "text" in pretrained and "text" not in family.pretraining:
             raise UserError(f"{file}: base: pretrained: text is for a language model; {values['architecture']} is none")
         task = _pretraining_task(values)
         if pretrained["train"].get("task", task) != task:
@@ -964,7 +991,7 @@ def _check_model(values: dict, file: str) -> None:
 def _pretraining_task(values: dict) -> str:
     """The task of fairseq that pretrains a model: on text alone, or on the pairs that its family reads."""
     text_alone = "text" in values["base"]["pretrained"]
-    return "language_modeling" if text_alone else TASKS[values["architecture"].split("_")[0]]
+    return "language_modeling" if text_alone else FAMILIES[values["architecture"].split("_")[0]].task
 
 
 def _check_method(values: dict, file: str) -> None:
