@@ -19,6 +19,7 @@ from .errors import UsageError, ending_with_a_sentence, printable
 from .files import checkpoint, export
 from .files.dictionary import read_dictionary
 from .files.metadata import TunedFile, describe_geometry, method_of
+from .interfaces.family import FAMILIES
 from .toolkit.task import MAX_SOURCE_TOKENS
 
 BLOCK = 1 << 16  # bytes that are read at a time
@@ -151,13 +152,21 @@ def base(args: argparse.Namespace) -> None:
             f"--arch {args.arch} has no frozen base; choose an architecture of a prefix, prompt, adapters or top "
             "layers, such as prefix_bart_large"
         )
-    model_args = {"arch": args.arch, **model_class.method.untouched}
+    given = {name: value for name in _recorded() if (value := getattr(args, name)) is not None}
+    if foreign := sorted(given.keys() - set(model_class.family.recorded)):
+        raise UsageError(f"--{foreign[0].replace('_', '-')} is not an option of --arch {args.arch}; leave it out")
+    model_args = {"arch": args.arch, **model_class.method.untouched, **given}
     cfg = checkpoint.configuration(model_args, {}, args.base_model)
     cfg.task.max_source_tokens = min(MAX_SOURCE_TOKENS, model_class.source_room(cfg.model))
     cfg.model.max_source_tokens = cfg.task.max_source_tokens
     task = TASK_REGISTRY[model_class.family.default_task](cfg.task, dictionary, dictionary)
     checkpoint.write_checkpoint(args.output, cfg, model_class.build_model(cfg.model, task).state_dict())
     _print(checkpoint.describe(args.output), args.json)
+
+
+def _recorded() -> list[str]:
+    """Return the options that some family records with what is trained."""
+    return sorted({name for family in FAMILIES for name in family.recorded})
 
 
 def inspect(args: argparse.Namespace) -> None:
@@ -219,6 +228,10 @@ def main(argv: list[str] | None = None) -> None:
     command.add_argument("output", help="the .pt file to write")
     command.add_argument("--arch", required=True, help="the base's architecture, such as prefix_bart_large")
     command.add_argument("--base-model", required=True, help="folder of the base, with its dict.txt")
+    for name in _recorded():
+        command.add_argument(
+            f"--{name.replace('_', '-')}", metavar="TAG", help="as in training, for families that have it"
+        )
     command.add_argument("--json", action="store_true", help="describe it for programs")
     command.set_defaults(run=base)
 

@@ -231,6 +231,13 @@ def architecture(wildcards):
     return f"{study.method(wildcards.method)['architecture']}_{study.model(wildcards.model)['architecture']}"
 
 
+def language_tags(wildcards):
+    """The flags for the languages of an untuned mBART's texts; nothing for other models."""
+    flags = study.flags("train", wildcards.task, wildcards.model, wildcards.method)
+    tags = [f"{flag} {value}" for flag, value in zip(flags, flags[1:]) if flag in ("--source-tag", "--target-tag")]
+    return f" -- {' '.join(tags)}" if tags else ""
+
+
 # What a job may take. On a cluster, jobs that are killed for memory or time are sent again (`retries` of its profile), and
 # the second attempt asks for twice as much, the third for three times. `gpu_jobs` counts the GPUs that a job takes of the
 # machine that it runs on: how many there are is in profiles/default, and is of no concern to a cluster.

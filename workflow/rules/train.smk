@@ -70,11 +70,12 @@ rule leave_untuned:
     params:
         base=lambda wildcards, input: folder_of(input.base),
         architecture=architecture,
+        tags=language_tags,
     message:
         "Taking {wildcards.model} as it is for {wildcards.task}"
     shell:
         "logged {log:q} python {input.script:q} --untuned --arch {params.architecture} --base-model {params.base:q}"
-        " --output {output.checkpoint:q} --run-json {output.record:q}"
+        " --output {output.checkpoint:q} --run-json {output.record:q}{params.tags}"
 
 
 rule check_runs:

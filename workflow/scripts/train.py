@@ -75,7 +75,7 @@ def make(
         return
     measured: dict[str, object] = {"peak_mb": 0}
     if args.untuned:
-        description = write_untuned(args.arch, base, args.output)
+        description = write_untuned(args.arch, base, flags, args.output)
     else:
         flags = fit_machine(flags)
         measured = train(args, flags, inputs, state, lock)
@@ -141,7 +141,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="What follows -- is given to fairseq-train as it is.",
+        epilog="What follows -- is given to fairseq-train as it is (with --untuned to python -m fairseq_prefix base).",
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="what fairseq-preprocess wrote")
     parser.add_argument("--arch", required=True, help="the plugin's architecture, such as prefix_bart_large")
@@ -323,12 +323,12 @@ class Progress:
             self._bar.total = min(total, self._max_update or total)
 
 
-def write_untuned(arch: str, base: Path, output: Path) -> dict:
-    """The base without any prefix, as a checkpoint that fairseq-generate reads; returns the plugin's description."""
+def write_untuned(arch: str, base: Path, flags: list[str], output: Path) -> dict:
+    """Write the base without any prefix as a checkpoint for fairseq-generate; return the plugin's description."""
     with atomic_path(output) as temporary:
         target = temporary.with_suffix(".pt")  # the command decides by the name
         try:
-            description = plugin("base", str(target), "--arch", arch, "--base-model", str(base))
+            description = plugin("base", str(target), "--arch", arch, "--base-model", str(base), *flags)
             os.replace(target, temporary)
         finally:
             target.unlink(missing_ok=True)
