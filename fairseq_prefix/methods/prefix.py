@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from ..attention.layers import PrefixAttention
 from ..errors import UsageError
-from ..interfaces.method import FrozenOptions, Method, option, register_method, several_sites
+from ..interfaces.method import FrozenOptions, option, register_method, several_sites
 from . import initialise
-from .tuned import OnVirtualTokens, fold_virtual_tokens, parse_sites
+from .tuned import OnVirtualTokens, VirtualTokensMethod, parse_sites
 from .virtual_tokens import ReadByAttention, VirtualTokens
 
 
@@ -238,36 +238,21 @@ class Prefixed(OnVirtualTokens):
         return super().state_dict(destination, prefix, keep_vars)
 
 
-class PrefixMethod(Method):
+class PrefixMethod(VirtualTokensMethod):
     """Files of a prefix."""
 
     name = noun = "prefix"
     options = PrefixOptions
     model = Prefixed
     untouched = {"prefix_length": 0, "prefix_reparam": "flat"}
+    geometry, tokens, folded_name = SiteGeometry, Prefix, "key_value"
 
     def describe_site(self, shape):
         site = SiteGeometry(**shape)
         return f"{site.length} x {site.layers} layers x {site.heads}*{site.head_dim}"
 
-    def fold(self, metadata, state):
-        geometry = {site: SiteGeometry(**shape) for site, shape in metadata["geometry"].items()}
-        return fold_virtual_tokens(
-            lambda: Prefix(geometry, metadata["reparam"], metadata["mid_dim"] or 1), "prefix.", state
-        )
-
-    def unfold(self, tensors):
-        return {f"prefix.sites.{site}.key_value": tensor for site, tensor in tensors.items()}
-
-    def model_args(self, metadata):
-        lengths = {site: shape["length"] for site, shape in metadata["geometry"].items()}
-        if not lengths:
-            return {"prefix_reparam": "flat", "prefix_length": 0}
-        return {
-            "prefix_reparam": "flat",
-            "prefix_sites": ",".join(lengths),
-            **{f"prefix_{site}_length": length for site, length in lengths.items()},
-        }
+    def lengths_args(self, lengths):
+        return {f"{site}_length": length for site, length in lengths.items()}
 
 
 PREFIX = register_method(PrefixMethod())

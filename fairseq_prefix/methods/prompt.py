@@ -14,8 +14,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from ..interfaces.method import FrozenOptions, Method, option, register_method
-from .tuned import OnVirtualTokens, fold_virtual_tokens, parse_sites
+from ..interfaces.method import FrozenOptions, option, register_method
+from .tuned import OnVirtualTokens, VirtualTokensMethod, parse_sites
 from .virtual_tokens import ReadByAttention, VirtualTokens
 
 
@@ -141,31 +141,20 @@ class Prompted(OnVirtualTokens):
         self.prompt = self.build_prompt(geometry, options.prompt_reparam, options.prompt_mid_dim)
 
 
-class PromptMethod(Method):
+class PromptMethod(VirtualTokensMethod):
     """Files of a prompt."""
 
     name = noun = "prompt"
     options = PromptOptions
     model = Prompted
     untouched = {"prompt_length": 0, "prompt_reparam": "flat"}
+    geometry, tokens, folded_name = PromptGeometry, Prompt, "embedding.weight"
 
     def describe_site(self, shape):
         return f"{shape['length']} x {shape['embed_dim']}"
 
-    def fold(self, metadata, state):
-        geometry = {site: PromptGeometry(**shape) for site, shape in metadata["geometry"].items()}
-        return fold_virtual_tokens(
-            lambda: Prompt(geometry, metadata["reparam"], metadata["mid_dim"] or 1), "prompt.", state
-        )
-
-    def unfold(self, tensors):
-        return {f"prompt.sites.{site}.embedding.weight": tensor for site, tensor in tensors.items()}
-
-    def model_args(self, metadata):
-        lengths = {site: shape["length"] for site, shape in metadata["geometry"].items()}
-        if not lengths:
-            return {"prompt_reparam": "flat", "prompt_length": 0}
-        return {"prompt_reparam": "flat", "prompt_sites": ",".join(lengths), "prompt_length": max(lengths.values())}
+    def lengths_args(self, lengths):
+        return {"length": max(lengths.values())}
 
 
 register_method(PromptMethod())

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from fairseq.modules import FairseqDropout
-from torch import Tensor
 
 from ..attention.layers import PrefixAttention
 from ..attention.linear import speed_up
@@ -219,17 +219,38 @@ def parse_sites(option: str, text: str | None, allowed: tuple[str, ...]) -> list
     return [site for site in allowed if site in sites]
 
 
-def fold_virtual_tokens(build: Callable[[], VirtualTokens], prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return a file's virtual tokens without their MLP, site -> P x W.
+class VirtualTokensMethod(Method):
+    """Files of virtual tokens; an export has one tensor per site, P x W.
 
-    Memory is allocated for what the file holds, not for what its metadata claims.
-
-    Args:
-        build: builds virtual tokens of the shape that the metadata gives.
-        prefix: what the names in `state` begin with.
+    Attributes:
+        geometry: the class of a site's shape.
+        tokens: the class of the virtual tokens.
+        folded_name: name of a site's parameter without an MLP.
     """
-    with torch.device("meta"):
-        compare_shapes(tensor_shapes(build().state_dict(prefix=prefix)), tensor_shapes(state))
-    tokens = build()
-    tokens.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in state.items()})
-    return {site: table.float() for site, table in tokens.folded().items()}
+
+    geometry: type
+    tokens: Callable[..., VirtualTokens]
+    folded_name: str
+
+    def fold(self, metadata, state):
+        """Return site -> P x W. Memory is allocated for what the file holds, not for what its metadata claims."""
+        geometry = {site: self.geometry(**shape) for site, shape in metadata["geometry"].items()}
+        build = partial(self.tokens, geometry, metadata["reparam"], metadata["mid_dim"] or 1)
+        prefix = f"{self.name}."
+        with torch.device("meta"):
+            compare_shapes(tensor_shapes(build().state_dict(prefix=prefix)), tensor_shapes(state))
+        tokens = build()
+        tokens.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in state.items()})
+        return {site: table.float() for site, table in tokens.folded().items()}
+
+    def unfold(self, tensors):
+        return {f"{self.name}.sites.{site}.{self.folded_name}": tensor for site, tensor in tensors.items()}
+
+    def model_args(self, metadata):
+        lengths = {site: shape["length"] for site, shape in metadata["geometry"].items()}
+        own = {"sites": ",".join(lengths), **self.lengths_args(lengths)} if lengths else {"length": 0}
+        return {f"{self.name}_{option}": value for option, value in {"reparam": "flat", **own}.items()}
+
+    def lengths_args(self, lengths: dict[str, int]) -> dict[str, int]:
+        """Return the options, without the method's name, that give each site its length."""
+        raise NotImplementedError
