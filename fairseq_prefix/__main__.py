@@ -1,4 +1,4 @@
-"""Commands for what was trained over a base: generate with it, export it, import it as a checkpoint, inspect a file."""
+"""Commands: generate text; export, import or inspect what was trained over a base; write the untouched base."""
 
 from __future__ import annotations
 

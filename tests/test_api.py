@@ -215,7 +215,7 @@ def test_zero_leaves_texts_uncut(worlds, kind, tmp_path):
 def test_prefixes_come_and_go_over_one_base(bart):
     model = bart.load("short")
     weights = model._model.decoder.embed_tokens.weight
-    with pytest.raises(UsageError, match="no prefix 'v1.1'; there are: short"):
+    with pytest.raises(UsageError, match="unknown prefix 'v1.1'; expected one of short"):
         model.generate(["the cat"], ["v1.1"])
     before = model.generate(TEXTS, "short", **FLAGS)
     model.add("v1.1", bart.prefixes["v1.1"])
@@ -454,7 +454,7 @@ NAN, INFINITY = float("nan"), float("inf")
         (["the cat"], ["short", "short"], {}, "there are 1 texts, but 2 tasks"),
         (["the cat"], 5, {}, "tasks is 5; expected a list"),
         (["the cat"], [["short"]], {}, "the task of text 1 is .'short'.; expected a name or None"),
-        (["the cat"], "other", {}, "no prefix 'other'; there are: short"),
+        (["the cat"], "other", {}, "unknown prefix 'other'; expected one of short"),
         (["the cat", " ", "a box"], "short", {}, "text 2 is empty"),
         (["the cat"], "short", {"min_len": 20, "max_len_b": 9}, "min_len is 20, but text 1 may get 9 tokens at most"),
         (["the cat"], "short", {"beam": 0}, "beam is 0; expected a whole number from 1 to"),

@@ -302,7 +302,7 @@ def test_prefixes_come_and_go_and_mistakes_are_one_sentence(tasks):
     bank = PrefixBank({name: tasks.bank[name] for name in ("one", "two")})
     with pytest.raises(UsageError, match="no prefixes selected: call .* select"):
         bank.key_value("decoder", 0)
-    with pytest.raises(UsageError, match="no prefix 'three'; there are: one, two"):
+    with pytest.raises(UsageError, match="unknown prefix 'three'; expected one of one, two"):
         bank.select(["one", "three"])
     with pytest.raises(UsageError, match="a prefix 'two' already; remove it first"):
         bank.add("two", tasks.bank["one"])

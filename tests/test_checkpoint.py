@@ -24,7 +24,7 @@ from fairseq_prefix.files.loading import EXPORT_KEY
 from fairseq_prefix.files.metadata import METADATA_KEY
 from fairseq_prefix.files.metadata import pack as pack_metadata
 from fairseq_prefix.files.metadata import unpack as unpack_metadata
-from fairseq_prefix.methods.prefix import PREFIX
+from fairseq_prefix.interfaces.method import METHODS
 
 
 @pytest.fixture(scope="module")
@@ -375,8 +375,9 @@ def test_export_and_import_keep_every_key_and_value(trained, base, tmp_path):
 
 
 def test_a_file_is_folded_once(trained, tmp_path, monkeypatch):
-    calls, fold = [], PREFIX.fold
-    monkeypatch.setattr(PREFIX, "fold", lambda *arguments: calls.append(1) or fold(*arguments))
+    calls, method = [], METHODS["prefix"]
+    fold = method.fold
+    monkeypatch.setattr(method, "fold", lambda *arguments: calls.append(1) or fold(*arguments))
     main(["export", str(trained[1]), str(tmp_path / "p.safetensors")])
     assert len(calls) == 1
     main(["inspect", str(tmp_path / "p.safetensors")])

@@ -207,7 +207,7 @@ def test_data_of_another_form_than_the_option_says_are_refused(data):
 
 
 def test_a_form_that_data_are_never_in_is_refused(data):
-    with pytest.raises(UsageError, match=r"train\.de-en\.de has not the form --dataset-impl fasta"):
+    with pytest.raises(UsageError, match=r"train\.de-en\.de is not in the format of --dataset-impl fasta"):
         load(ConditionalGenerationTask, data, dataset_impl="fasta")
 
 

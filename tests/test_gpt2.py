@@ -625,7 +625,7 @@ def test_the_source_is_read_in_one_pass_and_kept_once_for_all_beams(model):
         hook.remove()
     assert shapes[0] == (9, 2) and shapes[1] == (1, 10) and {shape[0] for shape in shapes[1:]} == {1}
     of_layer = kept[1].cache_of(attention)
-    assert of_layer.blocks["source"].key.shape[:3] == (2, 4, 9) and of_layer.blocks["prefix"].key.size(0) == 1
+    assert of_layer.blocks["read"].key.shape[:3] == (2, 4, 9) and of_layer.blocks["prefix"].key.size(0) == 1
     assert of_layer.hypotheses.tables[0].shape[:3] == (2, 4, 5 * ROOM), "what five hypotheses write is side by side"
 
 

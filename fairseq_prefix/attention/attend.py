@@ -5,8 +5,8 @@ rows of queries, and B rows of keys. In a model with grouped key heads (as Llama
 head h reads key head h // (H/G). Both functions tell from the shapes what is shared, and multiply all queries that read
 the same keys at once.
 
-Dimensions at line ends: B sentences, N rows of queries (a multiple of B), T queries per row, S keys, P prefix, H query
-heads, G key heads, d head width.
+Shape letters in comments: B sentences, N rows of queries (a multiple of B), T queries per row, S keys, P prefix, H
+query heads, G key heads, d head width.
 """
 
 from __future__ import annotations

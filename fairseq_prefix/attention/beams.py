@@ -5,7 +5,7 @@ write stay where they were written, in one table per sentence; a mask hides from
 nor an ancestor wrote. Reordering hypotheses changes the mask and copies no keys. (If a sentence has more than `MANY`
 hypotheses, or it is unknown which hypotheses belong together, each has a table of its own, and reordering copies it.)
 
-Dimensions at line ends: B sentences, W hypotheses of each, N = B*W, G key heads, t steps, d head width.
+Shape letters in comments: B sentences, W hypotheses of each, N = B*W, G key heads, t steps, d head width.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class LayerCache:
     """All keys and values that one attention layer keeps."""
 
     def __init__(self) -> None:
-        self.blocks: dict[str, KeyBlock] = {}  # those that no step changes: "prefix", "source", "start"
+        # Blocks that no step changes: the "prefix"; what was "read" before the search (an encoder's output, a source, a
+        # prompt); the "start", written before the beam branched.
+        self.blocks: dict[str, KeyBlock] = {}
         self.hypotheses = HypothesisCache()
 
     def branch(self, steps: int) -> None:
@@ -89,7 +91,7 @@ class Beams:
 
     @classmethod
     def begin(cls, incremental_state: dict, sentences: int | None, tokens: Tensor) -> Beams:
-        """Start a search of hypotheses (N x t)."""
+        """Start a search of hypotheses (N x t); `sentences` as for the class."""
         beams = incremental_state["beams"] = cls(sentences, len(tokens), tokens.device)
         return beams
 
@@ -113,7 +115,10 @@ class Beams:
         return KeyBlock(key, value, self._hidden)
 
     def reorder(self, order: Tensor) -> None:
-        """Continue with the hypotheses `order` (rows so far): beams branch or end, and finished sentences leave."""
+        """Continue with the hypotheses `order` (rows so far): beams branch or end, and finished sentences leave.
+
+        The hypotheses of a sentence are contiguous in `order`.
+        """
         if self._sentences_known and len(order) > len(self._ancestors):
             for cache in self._layers.values():
                 cache.branch(self.steps)

@@ -9,7 +9,7 @@ nor reordered; where the rows of a batch have different prefixes (`PrefixBank`),
 fairseq's own way to share keys among hypotheses, `set_beam_size`, is not used: it leaves the beam size behind on the
 module, where it corrupts later teacher-forced passes.
 
-Dimensions at line ends: B sentences, N rows of queries (hypotheses), T queries per row, S keys, P prefix, H heads, d
+Shape letters in comments: B sentences, N rows of queries (hypotheses), T queries per row, S keys, P prefix, H heads, d
 head width, D = H*d.
 """
 
@@ -31,17 +31,22 @@ from .recompute import Recomputed
 
 
 class KeyValueSource(Protocol):
-    """What attention attaches to: `Prefix`, `ReadPrompt`, `PrefixBank`; while a layer is recomputed, one of their
-    evaluations.
+    """What attention reads keys and values from: a `Prefix`, `ReadPrompt` or `PrefixBank`.
+
+    While a layer is recomputed, it is what their `current()` returned in the original pass.
     """
 
-    def begin(self, rows: int) -> None: ...
+    def begin(self, rows: int) -> None:
+        """Begin a pass over a batch of `rows` sentences (not called while a layer is recomputed)."""
 
-    def length(self, site: str) -> int: ...
+    def length(self, site: str) -> int:
+        """Return the number of virtual tokens, of the row that has most."""
 
-    def row_lengths(self, site: str) -> int | Tensor: ...
+    def row_lengths(self, site: str) -> int | Tensor:
+        """Return the number of virtual tokens of each row, B x 1, or one number for all."""
 
-    def key_value(self, site: str, layer: int) -> tuple[Tensor, Tensor] | None: ...
+    def key_value(self, site: str, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Return key and value, each 1 x H x P x d or B x H x P x d, or None."""
 
 
 class PrefixMixin(Mixin):
@@ -93,7 +98,7 @@ class PrefixMixin(Mixin):
         Args:
             padding: B x S, true at padding.
         """
-        beams.cache_of(self).blocks["source"] = KeyBlock(*self.cached_key_value(prefill), padding)
+        beams.cache_of(self).blocks["read"] = KeyBlock(*self.cached_key_value(prefill), padding)
 
     def cached_blocks(self, beams: Beams, dtype: torch.dtype) -> dict[str, KeyBlock]:
         """Return the blocks of keys that do not change from step to step. The first step adds the prefix."""
@@ -160,8 +165,8 @@ class PrefixAttention(PrefixMixin, MultiheadAttention):
         blocks = self.cached_blocks(beams, query.dtype)
         if not self.encoder_decoder_attention:
             return [*blocks.values(), beams.append(self, *self._project(source))]
-        if "source" not in blocks:
-            blocks["source"] = KeyBlock(*self._project(source), padding)
+        if "read" not in blocks:
+            blocks["read"] = KeyBlock(*self._project(source), padding)
         return list(blocks.values())
 
     @property
@@ -170,11 +175,11 @@ class PrefixAttention(PrefixMixin, MultiheadAttention):
         return dropout.p if self.training or dropout.apply_during_inference else 0.0
 
 
-class SourceAttention(PrefixAttention):
-    """Self-attention of a decoder-only model, whose texts are [source | target].
+class CausalPrefixAttention(PrefixAttention):
+    """Causal self-attention over [source | target] of a decoder-only model, or over [prompt | target].
 
-    In a search a query attends with one softmax to the prefix, to the source (a row per sentence, from a prefill) and
-    to the tokens of its hypothesis.
+    In a search a query attends with one softmax to the prefix, to what was read before (a row per sentence, from a
+    prefill) and to the tokens of its hypothesis.
     """
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, attn_mask: Tensor | None) -> Tensor:
@@ -240,17 +245,17 @@ class PrefixEncoderLayer(Recomputed, TransformerEncoderLayerBase):
         )
 
 
-class SourceSelfAttention:
-    """A decoder's layer with `SourceAttention`."""
+class CausalSelfAttention:
+    """A decoder's layer with `CausalPrefixAttention`."""
 
     def build_self_attention(self, embed_dim, cfg, add_bias_kv=False, add_zero_attn=False):
-        return SourceAttention(
+        return CausalPrefixAttention(
             embed_dim, cfg.decoder.attention_heads, dropout=cfg.attention_dropout, self_attention=True
         )
 
 
-class SourceDecoderLayer(SourceSelfAttention, Recomputed, Adaptable, TransformerDecoderLayerBase):
-    """fairseq's decoder layer without cross-attention, with `SourceAttention`; may have an adapter."""
+class CausalDecoderLayer(CausalSelfAttention, Recomputed, Adaptable, TransformerDecoderLayerBase):
+    """fairseq's decoder layer without cross-attention, with `CausalPrefixAttention`; may have an adapter."""
 
     def __init__(self, cfg):
         super().__init__(cfg, no_encoder_attn=True)
@@ -277,7 +282,7 @@ class PrefixDecoderLayer(Recomputed, TransformerDecoderLayerBase):
         )
 
 
-class PromptDecoderLayer(SourceSelfAttention, PrefixDecoderLayer):
+class PromptDecoderLayer(CausalSelfAttention, PrefixDecoderLayer):
     """`PrefixDecoderLayer` of a decoder whose input is [prompt | target].
 
     The prompt's keys and values depend on the source, by way of cross-attention, so a search keeps them per sentence.

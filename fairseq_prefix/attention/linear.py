@@ -1,7 +1,7 @@
 """Faster linear layers over frozen weights, on the CPU.
 
-torch multiplies fp32 matrices with MKL. For a few dozen or a few hundred rows (on many processors, for any number) MKL
-takes up to twice as long as oneDNN, the library that torch uses for bf16. `FrozenLinear` calls oneDNN. In training it
+torch multiplies fp32 matrices with MKL. For tens to hundreds of rows (on many processors, for any number) MKL takes up
+to twice as long as oneDNN, the library that torch uses for bf16. `FrozenLinear` calls oneDNN. In training it
 multiplies the weights as they are. In a search, where each step reads all weights for a few rows, it packs them at the
 first call, in the order in which oneDNN reads them: this costs a second copy of the weights.
 """
@@ -30,9 +30,10 @@ class _Product(torch.autograd.Function):
 
 
 class FrozenLinear(nn.Linear):
-    """`linear`, whose parameters it shares and which have no gradients: faster in fp32 on the CPU, the same elsewhere.
+    """A linear layer computed by oneDNN in fp32 on the CPU where its parameters need no gradient, by torch elsewhere.
 
-    `packing`: whether to multiply packed weights where no gradient is needed.
+    It shares the parameters of `linear`. The attribute `packing`, which `speed_up` sets, says whether to multiply
+    packed weights where no gradient is needed.
     """
 
     def __init__(self, linear: nn.Linear):

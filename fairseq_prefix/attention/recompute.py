@@ -38,7 +38,7 @@ class Recomputed(Mixin):
 
 
 def _compute_as_then(compute: Callable, modes: dict[nn.Module, bool], attachments: dict, *args, **kwargs):
-    """Compute in the modes and with the virtual tokens of the original pass: other passes may have followed it."""
+    """Recompute a layer with the modes and virtual tokens of its original pass: other passes may have followed it."""
     modes_now = {module: module.training for module in modes}
     attachments_now = {attention: attention.attachment for attention in attachments}
     _set(modes, attachments)

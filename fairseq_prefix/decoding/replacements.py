@@ -1,6 +1,6 @@
-"""Replacements for parts of fairseq's search that do not work.
+"""Working `--no-repeat-ngram-size` and `--diverse-beam-groups`; fairseq's are broken.
 
-Dimensions at line ends: B sentences, W hypotheses of each, N = B*W, V symbols, L tokens, T of them written, G groups.
+Shape letters in comments: B sentences, W hypotheses of each, N = B*W, V symbols, L tokens, T of them written, G groups.
 """
 
 from __future__ import annotations

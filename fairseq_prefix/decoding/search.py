@@ -1,6 +1,6 @@
 """Beam search: fairseq's hypotheses and scores, with less work for each.
 
-Dimensions at line ends: B sentences, W hypotheses of each in the search (1 until it branches), N = B*W, V symbols,
+Shape letters in comments: B sentences, W hypotheses of each in the search (1 until it branches), N = B*W, V symbols,
 L tokens, C candidates, t steps.
 """
 
@@ -54,12 +54,12 @@ _REFINEMENT = tuple(name for name in GenerationConfig.__dataclass_fields__ if na
 class Searcher(SequenceGenerator):
     """fairseq's generator with a faster beam search.
 
-    The search computes one hypothesis per sentence until the beam branches, chooses candidates before it adds up
-    scores, writes the scores of the vocabulary once a step, and records no attention. Once a step the host waits for
-    the device: it asks which hypotheses ended.
+    It computes one hypothesis per sentence until the beam branches, picks top candidates before adding cumulative
+    scores, reuses one buffer of scores, records no attention, and synchronises with the device once per step.
 
-    fairseq's own search still serves what it alone supports: models of other plugins, ensembles, constraints, searches
-    other than by beams, a second language model, other forced tokens than one per sentence, `--min-len 0`.
+    fairseq's own search serves what only it supports: other models, models without an encoder, ensembles, searches
+    other than by beams, `--match-source-len`, a second language model, other forced tokens than one per sentence,
+    `--min-len 0`, and beams of half the vocabulary.
     """
 
     def _generate(self, sample, prefix_tokens=None, constraints=None, bos_token=None):
@@ -91,12 +91,12 @@ class Searcher(SequenceGenerator):
                 tokens[:, 1], sums[:, 0] = prefix_tokens[:, 0], lprobs.gather(1, prefix_tokens)[:, 0]
                 continue
             before = sums[:, step - 1, None] if step else 0
-            values, symbols, rows = self._candidates(lprobs, before, step == limit, len(finished.searched))  # B x C
+            values, symbols, rows = self._candidates(lprobs, before, step == limit, len(finished.unfinished))  # B x C
             ended = symbols.eq(self.eos) & values.ne(-math.inf)
             divisor = (step + 1) ** self.len_penalty if self.normalize_scores else 1
             written = tokens[:, : step + 2], sums[:, : step + 1]
             remaining = finished.add(ended, values, rows, *written, divisor, step == limit)
-            if not finished.searched:
+            if not finished.unfinished:
                 return finished.best_first()
             if step == limit:
                 break
@@ -195,7 +195,7 @@ class FinishedHypotheses:
     """The finished hypotheses of a batch's sentences, in the form that fairseq returns."""
 
     def __init__(self, sentences: int, beam: int, eos: int):
-        self.searched = list(range(sentences))  # sentences that have too few
+        self.unfinished = list(range(sentences))  # sentences with fewer than `beam` finished hypotheses
         self._beam, self._eos = beam, eos
         self._hypotheses: list[list[dict]] = [[] for _ in range(sentences)]
 
@@ -218,15 +218,15 @@ class FinishedHypotheses:
         tokens[:, -1], sums[:, -1] = self._eos, values[place]
         steps = torch.diff(sums, dim=1, prepend=torch.zeros_like(sums[:, :1]))
         for (number, _), row in zip(places, zip(tokens, values[place] / divisor, steps, strict=True), strict=True):
-            of_sentence = self._hypotheses[self.searched[number]]
+            of_sentence = self._hypotheses[self.unfinished[number]]
             if len(of_sentence) < self._beam:
                 hypothesis = dict(zip(("tokens", "score", "positional_scores"), row, strict=True))
                 of_sentence.append({**hypothesis, "attention": torch.empty(0), "alignment": torch.empty(0)})
         enough = 1 if at_end else self._beam
-        remaining = [n for n, sentence in enumerate(self.searched) if len(self._hypotheses[sentence]) < enough]
-        if len(remaining) == len(self.searched):
+        remaining = [n for n, sentence in enumerate(self.unfinished) if len(self._hypotheses[sentence]) < enough]
+        if len(remaining) == len(self.unfinished):
             return slice(None)
-        self.searched = [self.searched[number] for number in remaining]
+        self.unfinished = [self.unfinished[number] for number in remaining]
         return torch.tensor(remaining, dtype=torch.long, device=tokens.device)
 
     def best_first(self) -> list[list[dict]]:

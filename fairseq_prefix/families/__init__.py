@@ -1,1 +1,1 @@
-"""The models that can be the base: one file per family."""
+"""Model families, one file each; what they share is in model.py, encoder_decoder.py and causal.py."""

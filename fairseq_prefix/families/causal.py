@@ -2,14 +2,14 @@
 
 A text is [source | `</s>` | target]. The prefix's keys and values precede it (`--prefix-position prefix`: all of the
 text sees them) or come between source and `</s>` (`infix`: only the target sees them). Positions behind the prefix are
-shifted by its length, as in the original code. A prompt's virtual tokens have positions 0 to P-1; they see nothing
-else, so they are read once and then are a prefix.
+shifted by its length, as in the original code. A prompt's virtual tokens have positions 0 to P-1 and see only each
+other, so the base reads them once; afterwards their keys and values act as a prefix.
 
 Rows of a batch are joined without padding between source and target, and only targets are projected to the vocabulary.
 fairseq's generator sees an encoder-decoder whose "encoder" is the decoder itself reading the source (`SourceReader`).
 
-Letters at line ends: B sentences, N hypotheses, S source tokens, T tokens, P virtual tokens, D width, L layers, H heads
-of width d, V symbols.
+Shape letters in comments: B sentences, N hypotheses, S source tokens, T tokens, P virtual tokens, D width, L layers, H
+heads of width d, V symbols.
 """
 
 from __future__ import annotations
@@ -37,13 +37,14 @@ class Causal(FamilyModel):
 
     @classmethod
     def build_model(cls, args, task):
-        """Build the model (fairseq's hook). For a task that has sources, the generator is offered an encoder.
+        """Build the model (fairseq's hook). If the task has sources, set `model.encoder` to a `SourceReader`.
 
         Raises:
-            UsageError: the task pads sources on the left, so the model could not join source and target.
+            UsageError: the task is neither the plugin's nor language modelling, so it may pad sources on the left.
         """
         if not (hasattr(task, "conventions") or isinstance(task, LanguageModelingTask)):
             raise UsageError(f"--arch {args.arch} reads source and target as one text; pass --task conditional_lm")
+        cls.append_symbols(task)
         embedding = cls.build_embedding(args, task.source_dictionary, args.decoder_embed_dim)
         model = cls(cls.decoder_class(args, task.target_dictionary, embedding))
         model.args = args
@@ -127,8 +128,8 @@ class CausalDecoder(SearchedDecoder):
     """A decoder without cross-attention, which reads whole texts, or one token at a time after a source.
 
     A family's decoder derives from it, calls `prepare` when it is built, and has: `layers`, each with a `self_attn` of
-    `attention.layers.SourceAttention`; `embed_tokens`, `output_projection`, `padding_idx`; and the methods that raise
-    NotImplementedError here.
+    `attention.layers.CausalPrefixAttention`; `embed_tokens`, `output_projection`, `padding_idx`; and the methods that
+    raise NotImplementedError here.
     """
 
     def place(self, embedded: Tensor, positions: Tensor) -> Tensor:

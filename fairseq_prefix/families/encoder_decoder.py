@@ -1,10 +1,10 @@
 """Encoder-decoder models: fairseq's encoder and decoder, with layers that take what a method trains.
 
-Positions of the text are never shifted. Virtual tokens of a prompt have no position of their own (a free embedding
-would absorb it), precede the embedded text and pass through the embeddings' norm with it.
+Positions of the text are never shifted. Virtual tokens of a prompt have no position of their own (a trained
+embedding would absorb it), precede the embedded text and pass through the embeddings' norm with it.
 
-Letters at line ends: B sentences, N hypotheses, S source tokens, T target tokens, P virtual tokens, D width, L layers,
-H heads, d width of a head.
+Shape letters in comments: B sentences, N hypotheses, S source tokens, T target tokens, P virtual tokens, D width, L
+layers, H heads, d width of a head.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class EncoderDecoder(FamilyModel):
         """Build the model (fairseq's hook).
 
         Raises:
-            UsageError: texts would be padded, or have positions, as `PromptDecoder` does not support.
+            UsageError: a prompt is combined with --left-pad-target or --no-token-positional-embeddings.
         """
         if cls.layers_for(args) == "prompt":
             if getattr(getattr(task, "cfg", None), "left_pad_target", False):

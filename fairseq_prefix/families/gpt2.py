@@ -12,7 +12,7 @@ from fairseq.models.transformer import TransformerConfig, TransformerDecoderBase
 from fairseq.models.transformer_lm import TransformerLanguageModel, base_lm_architecture
 from torch import Tensor
 
-from ..attention.layers import SourceDecoderLayer
+from ..attention.layers import CausalDecoderLayer
 from ..errors import UsageError
 from ..files.base import require_tied
 from ..files.dictionary import read_symbols
@@ -21,7 +21,7 @@ from .causal import Causal, CausalDecoder
 from .model import register_family, set_defaults
 
 EMBEDDING = "decoder.embed_tokens.weight"
-# `</s>` stands for GPT-2's `<|endoftext|>`, which the original code writes there as bos and eos.
+# `</s>` is GPT-2's `<|endoftext|>`; the original code uses it as bos and eos.
 FRAMING = Framing(after_source=(), start="</s>", joined=True)
 
 
@@ -33,7 +33,7 @@ class GPT2Decoder(CausalDecoder, TransformerDecoderBase):
         self.prepare(args, dictionary)
 
     def build_decoder_layer(self, cfg, no_encoder_attn=True):
-        return SourceDecoderLayer(cfg)
+        return CausalDecoderLayer(cfg)
 
     def place(self, embedded: Tensor, positions: Tensor) -> Tensor:
         rows = positions + self.padding_idx + 1  # fairseq's table of positions begins after the padding's row

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from fairseq.models import register_model, register_model_architecture
-from torch import nn
+from torch import Tensor, nn
 
 from ..attention.layers import PrefixAttention
 from ..attention.linear import speed_up
@@ -41,9 +41,14 @@ class FamilyModel(Mixin):
     @classmethod
     def build_model(cls, args, task):
         """Build the model, after appending the family's symbols to the task's dictionaries (fairseq's hook)."""
+        cls.append_symbols(task)
+        return super().build_model(args, task)
+
+    @classmethod
+    def append_symbols(cls, task) -> None:
+        """Append the family's symbols to the task's dictionaries, where they lack them."""
         for dictionary in (task.source_dictionary, task.target_dictionary):
             append_symbols(dictionary, cls.family)
-        return super().build_model(args, task)
 
     @classmethod
     def source_room(cls, args) -> int:
@@ -56,6 +61,18 @@ class FamilyModel(Mixin):
 
     def blocks(self) -> dict[str, nn.ModuleList]:
         """Return site -> the layers of that stack, bottom first."""
+        raise NotImplementedError
+
+    def word_room(self) -> int:
+        """Return how many words the base can read at once, to initialise a prefix from them."""
+        raise NotImplementedError
+
+    def read_words(self, text: list[int]) -> dict[str, Tensor]:
+        """Return the keys and values of words that the base reads, site -> L x 2 x H x T x d."""
+        raise NotImplementedError
+
+    def build_prompt(self, geometry: Mapping, reparam: str, mid_dim: int):
+        """Return a new prompt, attached to where the model reads it."""
         raise NotImplementedError
 
     def width(self, site: str) -> int:

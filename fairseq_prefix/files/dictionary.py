@@ -55,7 +55,7 @@ def append_symbols(dictionary: Dictionary, family: Family) -> None:
     dictionary.appended = family.appended  # no text may contain them (subwords.py)
 
 
-def fingerprint(symbols: list[str]) -> str:
+def dictionary_fingerprint(symbols: list[str]) -> str:
     """Return the hex SHA-256 of the symbols in order, without a trailing `<mask>`."""
     return hashlib.sha256("\n".join(without_mask(symbols)).encode()).hexdigest()
 

@@ -29,7 +29,7 @@ from ..errors import UsageError, first_line
 
 
 class _Discarded:
-    """Takes the place of an object of an old checkpoint that nobody needs."""
+    """An inert stand-in for unused objects in old checkpoints."""
 
 
 # The one class that fairseq's checkpoints hold besides tensors, and inert stand-ins for the meters of very old ones.
@@ -84,7 +84,7 @@ EXPORT_KEY = "fairseq_prefix"  # in the header of an export
 
 
 def _mistaken(path: str | os.PathLike) -> str | None:
-    """Return what a file is that is no checkpoint, and what to do, as the end of a sentence; None if it may be one."""
+    """Return why the file cannot be a checkpoint and what to do; None if it may be one."""
     if os.path.isdir(path):
         return "it is a folder, expected a checkpoint in it, such as checkpoint_best.pt"
     with open(path, "rb") as file:
@@ -187,8 +187,8 @@ _PROCESS = threading.RLock()  # what the two functions below change belongs to t
 def plain_types() -> Iterator[None]:
     """Let `torch.load` restore plain types besides tensors.
 
-    One thread at a time, and only types that are not trusted yet: torch forgets the types at the end, also those that
-    the application or an enclosing block has added.
+    Hold a process-wide lock, and add only types that are not trusted yet: at the end torch removes every listed type,
+    even the application's.
     """
     with _PROCESS:
         trusted = torch.serialization.get_safe_globals()

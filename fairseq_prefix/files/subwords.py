@@ -14,7 +14,7 @@ from ..errors import UsageError
 from . import vocabulary as vocabularies
 from .vocabulary import ByteBPE, SentencePiece, Vocabulary, VocabularyError, clean
 
-FRAMING = ("<s>", "<pad>", "</s>")  # added by a task; no text contains them
+RESERVED_SYMBOLS = ("<s>", "<pad>", "</s>")  # added by a task; no text contains them
 # value of `--bpe` -> the options that name its files
 FILES = {
     "gpt2": ("gpt2_encoder_json", "gpt2_vocab_bpe"),
@@ -41,7 +41,7 @@ class Subwords:
             VocabularyError: the text cannot be encoded.
         """
         pieces = self._vocabulary.encode(text) if self._vocabulary else clean(text).split()
-        special = {*FRAMING, *getattr(self._dictionary, "appended", ())}
+        special = {*RESERVED_SYMBOLS, *getattr(self._dictionary, "appended", ())}
         for piece in pieces:
             if piece not in self._dictionary or piece in special:
                 remedy = "use the base's vocabulary" if self._vocabulary else "name the base's vocabulary with --bpe"

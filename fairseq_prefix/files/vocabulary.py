@@ -1,9 +1,9 @@
-"""Text -> subword pieces as a base's dictionary has them, and back.
+"""Encode text as subword pieces, and decode pieces, without torch.
 
-Every way in cleans and encodes its texts here, and every way out decodes here: the workflow, the API, the `generate`
-command and fairseq's own commands give one text the same tokens. The workflow's scripts load this file alone
-(workflow/scripts/common.py), because importing the package imports torch, for seconds. So nothing but the standard
-library is imported at the top, and nothing of the package.
+The workflow, the API, the `generate` command and fairseq's own commands (through subwords.py) clean, encode and decode
+every text here, so that one text has the same tokens everywhere. The workflow's scripts load this file alone
+(workflow/scripts/common.py): importing the package imports torch, which takes seconds. So only the standard library is
+imported at the top, and nothing of the package.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 SENTENCEPIECE = ("spm.model", "sentence.bpe.model", "sentencepiece.bpe.model")  # ours, fairseq's and Hugging Face's
 BYTE_BPE = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))  # fairseq's names, and Hugging Face's
 NUMBER = re.compile("[0-9]{1,18}")
-# What a model may produce although no text encodes to it: it stands for no text.
+# Pieces that a model may produce and no text encodes to; decoding drops them.
 SILENT = re.compile("<s>|<pad>|</s>|<mask>|madeupword[0-9]+")
 BEGINNING = re.compile(r"[\s\ufeff]+")
 

@@ -1,7 +1,8 @@
-"""What a model family says of itself, and the registry of families.
+"""Define `Family` and its registry.
 
 A family is one file: its `Family`, the model class that all methods share, and one call of `register_family`
-(families/model.py). `families/bart.py` is the shortest example.
+(families/model.py). `families/mbart.py` is the simplest complete example; docs/architecture.md lists what a family must
+provide.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Framing:
 
 @dataclass(frozen=True)
 class Base:
-    """The weights of a base under fairseq's names, and what its files say besides.
+    """A base read from disk: weights under fairseq's names, symbols and recorded options.
 
     Attributes:
         path: the file or folder, for messages.
@@ -65,7 +66,7 @@ class Family:
         embedding: the weight that has one row per symbol.
         tied: other names of that weight.
         settings: options that change what a model computes but no shape of its weights.
-        config: values that a Hugging Face config.json must have; a missing key counts as the value itself.
+        config: what a Hugging Face config.json must have, `model_type` among it; a missing key counts as its value.
         convert: (family, folder, config.json, weights of a Hugging Face folder) -> base.
         recognises: whether these weights, under fairseq's names, belong to this family.
         sites: attention sites that a prefix feeds.

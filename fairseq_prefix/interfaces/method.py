@@ -1,7 +1,7 @@
-"""What a tuning method says of itself: its options and how its files look; and the registry of methods.
+"""Define `Method`, its options and its registry.
 
-A method is one file: its `Method`, its typed options and the model class that a family's models derive from.
-`methods/adapter.py` is the shortest example.
+A method is one file: its `Method`, its typed options and a model class that is mixed into every family's model.
+`methods/adapter.py` is the simplest complete example; docs/architecture.md lists what a method must provide.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class FrozenOptions(Options):
     """Options of every method over a frozen base."""
 
     base_dropout: Literal["on", "off"] = option(
-        "on", "whether the frozen base's own dropout stays on in training, as originally for this family"
+        "on", "keep the base's own dropout in training; the default follows the original code for this family"
     )
 
 
@@ -113,9 +113,9 @@ class Method:
         name: in metadata, in names of architectures and options.
         noun: in messages, after "the".
         options: its options.
-        model: what its models have in common; a family's model class comes after it among the bases.
+        model: a class that is mixed into every family's model class.
         untouched: options with which nothing is trained and the model is the base, bit for bit.
-        stored: whether its files hold only what was trained (the methods below are then there).
+        stored: whether its files hold only what was trained; if False, the methods below are never called.
     """
 
     name: str
@@ -151,7 +151,7 @@ METHODS: dict[str, Method] = {}
 
 
 def register_method(method: Method) -> Method:
-    """Register a method, for which every family that is registered afterwards gets a model."""
+    """Register a method; families registered later get a model class for it."""
     METHODS[method.name] = method
     return method
 

@@ -1,1 +1,1 @@
-"""What can be trained over a frozen base: one file per method."""
+"""Tuning methods, one file each; what they share is in tuned.py and virtual_tokens.py."""

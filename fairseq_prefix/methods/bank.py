@@ -11,7 +11,8 @@ requires a new selection. fairseq sorts the rows of a batch by length: `sample["
 Prefixes may differ in length, sites and parametrisation. In training, gradients reach the prefixes of the batch's rows.
 A bank serves one thread at a time.
 
-Letters at line ends: B rows of a batch (sentences), P virtual tokens of the longest prefix, H heads, d width of a head.
+Shape letters in comments: B rows of a batch (sentences), P virtual tokens of the longest prefix, H heads, d width of a
+head.
 """
 
 from __future__ import annotations
@@ -66,8 +67,10 @@ class Selection(NamedTuple):
 
 
 class PrefixBank(nn.Module):
-    """A stand-in for one `Prefix` from which attention layers read keys and values, a row per sentence.
+    """Replace a model's `Prefix`: each row of a batch has its own.
 
+    The path of a prefix to its row: `select` chooses, the pass begins (`begin`, called by the family's encoder or
+    decoder), every attention layer reads `key_value(site, layer)`, and `attend` puts the keys before those of the text.
     If all rows have the same prefix, one row serves all, as without a bank.
     """
 
@@ -96,7 +99,7 @@ class PrefixBank(nn.Module):
 
     def _number(self, name: str) -> int:
         if name not in self._names:
-            raise UsageError(f"there is no prefix {name!r}; there are: {', '.join(self._names) or 'none'}")
+            raise UsageError(f"unknown prefix {name!r}; expected one of {', '.join(self._names) or 'none'}")
         return self._names.index(name)
 
     def add(self, name: str, prefix: Prefix) -> None:
@@ -155,7 +158,7 @@ class PrefixBank(nn.Module):
         return super()._apply(fn, recurse)
 
     def begin(self, rows: int) -> None:
-        """Use the selection for the pass over a batch of `rows` sentences that begins.
+        """Mark the selection as used by a new pass over `rows` sentences.
 
         Raises:
             UsageError: there is no selection, it has another size, or an earlier pass has used it.
@@ -207,5 +210,5 @@ class PrefixBank(nn.Module):
 
     @property
     def folded_size(self) -> int:
-        """Numbers of all folded prefixes."""
+        """How many numbers all folded prefixes hold."""
         return sum(self[name].folded_size for name in self.names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from ..errors import UsageError
-from ..files import metadata as files
+from ..files import metadata
 from ..interfaces.method import Method, Options, register_method
 from ..mixin import Mixin
 from .tuned import refuse_unsupported
@@ -40,8 +40,8 @@ class Whole(Mixin):
         Raises:
             UsageError: the checkpoint does not hold a whole model of this architecture.
         """
-        if files.METADATA_KEY in state_dict:
-            noun = files.method_of(files.unpack(state_dict)).noun
+        if metadata.METADATA_KEY in state_dict:
+            noun = metadata.method_of(metadata.unpack(state_dict)).noun
             raise UsageError(f"the checkpoint holds a {noun}, but --arch {self.args.arch} expects a whole model")
         try:
             return super().load_state_dict(state_dict, strict, model_cfg, args)

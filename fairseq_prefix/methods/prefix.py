@@ -3,7 +3,7 @@
 For each attention site (encoder self-attention, decoder self-attention, cross-attention) a prefix has one key and one
 value vector per virtual token, layer and key head. A folded prefix is one tensor per site, P x (L*2*H*d).
 
-Letters at line ends: P prefix length, L layers, H key heads, d width of a head.
+Shape letters in comments: P prefix length, L layers, H key heads, d width of a head.
 """
 
 from __future__ import annotations
@@ -255,4 +255,4 @@ class PrefixMethod(VirtualTokensMethod):
         return {f"{site}_length": length for site, length in lengths.items()}
 
 
-PREFIX = register_method(PrefixMethod())
+register_method(PrefixMethod())

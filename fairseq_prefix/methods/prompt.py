@@ -2,7 +2,7 @@
 
 The embeddings come out of the same kind of MLP as a prefix, or are the parameters themselves.
 
-Letters at line ends: P virtual tokens, D width of the model, L layers, H key heads, d width of a head.
+Shape letters in comments: P virtual tokens, D width of the model, L layers, H key heads, d width of a head.
 """
 
 from __future__ import annotations

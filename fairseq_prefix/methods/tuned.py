@@ -1,7 +1,8 @@
 """What the models of all methods over a frozen base share.
 
 `Tuned` freezes its base when it is built and saves only what is trained. A method's model class derives from it (or
-from `OnVirtualTokens`, `OwnTensors`) and says what it adds and trains.
+from `OnVirtualTokens`, `OwnTensors`) and must define `add`, `declared_parameters` and `geometry`; it may define
+`check`, `layers_for`, `conventions_of` and `metadata`.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from fairseq.modules import FairseqDropout
 from ..attention.layers import PrefixAttention
 from ..attention.linear import speed_up
 from ..errors import UsageError
-from ..files import metadata as files
-from ..files.dictionary import fingerprint as dictionary_fingerprint
+from ..files import metadata
+from ..files.dictionary import dictionary_fingerprint
 from ..interfaces.family import Family
 from ..interfaces.method import Method, compare_shapes, tensor_shapes
 from ..mixin import Mixin
@@ -115,7 +116,7 @@ class Tuned(Mixin):
     def metadata(self) -> dict:
         """Return what a file of this model records: base, dictionary, geometry, conventions."""
         return {
-            "format": files.FORMAT,
+            "format": metadata.FORMAT,
             **({} if self.method.name == "prefix" else {"method": self.method.name}),
             "arch": self.args.arch,
             "base_fingerprint": self.base_fingerprint,
@@ -131,7 +132,7 @@ class Tuned(Mixin):
         for name, value in super().state_dict(keep_vars=keep_vars).items():
             if name in declared:
                 destination[prefix + name] = value
-        destination[prefix + files.METADATA_KEY] = files.pack(self.metadata())
+        destination[prefix + metadata.METADATA_KEY] = metadata.pack(self.metadata())
         return destination
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
@@ -147,14 +148,13 @@ class Tuned(Mixin):
         Raises:
             UsageError: it was trained for another one; the sentence names the difference.
         """
-        files.verify(files.unpack(state_dict), self, "the checkpoint")
-        own = {name: tensor for name, tensor in state_dict.items() if name != files.METADATA_KEY}
+        metadata.verify(metadata.unpack(state_dict), self, "the checkpoint")
+        own = {name: tensor for name, tensor in state_dict.items() if name != metadata.METADATA_KEY}
         parameters = {name: p for name, p in self.named_parameters() if name in self.declared_parameters}
         try:
             compare_shapes(tensor_shapes(parameters), tensor_shapes(own))
         except ValueError as error:
             raise UsageError(f"the {self.method.noun} in the checkpoint does not fit the model: {error}") from None
-        self.train(self.training)  # clears caches
         with torch.no_grad():
             for name, tensor in own.items():
                 parameters[name].copy_(tensor)

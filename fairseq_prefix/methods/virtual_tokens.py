@@ -4,7 +4,7 @@ While virtual tokens are trained they come out of a small network (Li & Liang 20
 network's output is kept: it is folded. A prefix (prefix.py) has one key and one value per virtual token, layer and head
 at each attention site; a prompt (prompt.py) has one embedding per virtual token.
 
-Letters at line ends: P virtual tokens, L layers, H key heads, d width of a head, W numbers of one virtual token.
+Shape letters in comments: P virtual tokens, L layers, H key heads, d width of a head, W numbers of one virtual token.
 """
 
 from __future__ import annotations

@@ -35,7 +35,10 @@ class PrefixCrossEntropyConfig(LabelSmoothedCrossEntropyCriterionConfig):
 
 @register_criterion("prefix_cross_entropy", dataclass=PrefixCrossEntropyConfig)
 class PrefixCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
-    """Mean negative log-likelihood of the target's tokens, including `</s>` and forced symbols such as BART's `<s>`."""
+    """Summed negative log-likelihood of the target's tokens, of which fairseq takes the mean.
+
+    The tokens include `</s>` and forced symbols such as BART's `<s>`.
+    """
 
     _logged = False
 

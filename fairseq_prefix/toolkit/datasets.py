@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class CompletePairDataset(LanguagePairDataset):
-    """Pairs, padded on the right, of which none is dropped.
+    """Right-padded pairs of source and target; batching drops none.
 
     fairseq leaves out the last batch of a pass unless its size is a multiple of `--required-batch-size-multiple` (8):
     a training would never see some examples, and a test set would lack up to a batch.
@@ -59,7 +59,7 @@ class CompletePairDataset(LanguagePairDataset):
         return [*batches, rest] if len(rest) else batches
 
     def filter_indices_by_size(self, indices, max_sizes):
-        """Return all indices. fairseq would leave examples that are too long out of training, with a warning.
+        """Return (all indices, []). fairseq would leave examples that are too long out of training, with a warning.
 
         Raises:
             UsageError: an example is too long.
@@ -98,7 +98,7 @@ class JoinedPairDataset(CompletePairDataset):
         return indices[np.argsort(self.sizes[indices], kind="stable")]
 
     def filter_indices_by_size(self, indices, max_sizes):
-        """Return all indices; see above.
+        """Return (all indices, []), as `CompletePairDataset.filter_indices_by_size`.
 
         Raises:
             UsageError: a pair is too long.
@@ -218,7 +218,7 @@ def _read(cfg: Any, dictionary: Dictionary, stem: str, targets_required: bool) -
         _read_side(f"{stem}.{side}", dictionary, cfg.dataset_impl) for side in (cfg.source_lang, cfg.target_lang)
     )
     if source is None:
-        raise UsageError(f"{stem}.{cfg.source_lang} has not the form --dataset-impl {cfg.dataset_impl}")
+        raise UsageError(f"{stem}.{cfg.source_lang} is not in the format of --dataset-impl {cfg.dataset_impl}")
     if target is None and targets_required:
         raise UsageError(f"{stem}.{cfg.target_lang}.idx: no such file; a training requires targets")
     if target is not None and len(source) != len(target):

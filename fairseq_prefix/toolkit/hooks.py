@@ -1,5 +1,7 @@
 """Every change of fairseq's behaviour, each with its reason, in one table: `changes()`.
 
+Besides, `install` has processes that load data ignore signals, and preemption.py wraps two methods of each trainer.
+
 fairseq's commands install them through `--user-dir` (the folder tasks). Importing the package installs none.
 """
 

@@ -1,11 +1,12 @@
 """On SIGTERM or SIGUSR1 save the training, and exit with 128 plus the signal's number.
 
 Batch systems send these signals before they end a job. The training saves `checkpoint_last.pt` as of the current
-update, without a validation: one more validation than in an undisturbed training could choose another best checkpoint.
-The same command resumes from there and ends with the same parameters.
+update and skips validation: an extra one could change which checkpoint is best. The same command resumes from there and
+ends with the same parameters.
 
 The signals are handled from `checkpoint_utils.load_checkpoint` on. Before, there is nothing to save, and signals have
-their usual effect. The functions with an argument of fairseq's wrap that function (hooks.py).
+their usual effect. `watch_training`, `end_after_saving` and `forward_signals` each wrap one function of fairseq;
+hooks.py installs them.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def forward_signals(call: Callable) -> Callable:
         later = getattr(getattr(cfg, "checkpoint", None), "write_checkpoints_asynchronously", False)
         if later and concerns_the_plugin(cfg):
             raise UsageError(
-                "--write-checkpoints-asynchronously is not supported: fairseq copies no checkpoint then, so that "
+                "--write-checkpoints-asynchronously is not supported: fairseq then skips copying, so "
                 "checkpoint_last.pt may be missing; leave it out"
             )
         if threading.current_thread() is threading.main_thread():
@@ -86,7 +87,7 @@ def forward_signals(call: Callable) -> Callable:
 
 
 class Preemption:
-    """The training of one trainer, whose process handles the signals."""
+    """Handle the signals for one trainer: finish the update, save, exit."""
 
     watching = False  # whether this process, or the one that it was forked from, has a `Preemption`
     signal_heeded = 0  # set in the last update

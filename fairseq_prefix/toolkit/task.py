@@ -9,7 +9,7 @@ search. The defaults are BART's and GPT-2's:
 
     text      source </s> target     (predicts target </s> from the first </s> on)
 
-GPT-2's `</s>` is `<|endoftext|>`, which the original code writes there as bos and eos. A batch keeps sources and
+GPT-2's `</s>` is `<|endoftext|>`, which the original code uses as bos and eos. A batch keeps sources and
 targets apart, so that fairseq counts and prints targets alone; the model joins them.
 
 Lengths in tokens do not count framing symbols. Both tasks encode and decode text as the workflow and the API do, in all
@@ -236,7 +236,7 @@ class PairTask(FairseqTask):
         return generator
 
     def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
-        """Generate hypotheses that begin with `before_target`, whose symbols count in `--prefix-size`."""
+        """Generate hypotheses, forcing `before_target` at their start; `--prefix-size` includes these symbols."""
         tokens = sample["net_input"]["src_tokens"]  # B x S
         if prefix_tokens is None and self.framing.before_target:
             prefix_tokens = tokens.new_tensor(self._ids(*self.framing.before_target)).repeat(len(tokens), 1)

@@ -4,7 +4,7 @@
 holds the text's tokens only, so beams, padding and gradient checkpointing need no special case. (A prefix inside
 `past_key_values` depends on the cache's changing classes, and gradient checkpointing runs without a cache.)
 
-Letters at line ends: B rows, H heads, G key heads, P prefix, T queries, S keys, d head width.
+Shape letters in comments: B rows, H heads, G key heads, P prefix, T queries, S keys, d head width.
 """
 
 from __future__ import annotations
