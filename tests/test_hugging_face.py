@@ -11,11 +11,10 @@ import torch
 from conftest import REPOSITORY
 from fairseq.sequence_generator import SequenceGenerator
 
-from fairseq_prefix import hugging_face
 from fairseq_prefix.__main__ import main
 from fairseq_prefix.errors import UsageError
 from fairseq_prefix.files.checkpoint import configuration, write_checkpoint
-from fairseq_prefix.hugging_face import add_prefix, load_prefix, mark_only_trainable, prefix_state_dict
+from fairseq_prefix.hugging_face import add_prefix, geometry, load_prefix, mark_only_trainable, prefix_state_dict
 from fairseq_prefix.methods.prefix import Prefix, SiteGeometry
 
 sys.modules.setdefault("torchaudio", None)  # transformers would load it, and not every torch has a matching one
@@ -29,7 +28,7 @@ only_tiny = pytest.mark.parametrize("hugging_face", ["prefix_gpt2_tiny"], indire
 def strong_prefix(model, length=LENGTH, **options):
     """A prefix with keys and values as large as the base's own."""
     torch.manual_seed(5)
-    prefix = Prefix(hugging_face.geometry(model, length), **{"reparam": "flat", **options})
+    prefix = Prefix(geometry(model, length), **{"reparam": "flat", **options})
     shape = prefix.geometry["decoder"]
     prefix.set_output({"decoder": torch.randn(length, shape.width)})
     return prefix
@@ -40,7 +39,7 @@ def gpt2(hugging_face):
     """(transformers' GPT-2 with a prefix, ours with the same one, the dictionary)."""
     theirs, ours, symbols = hugging_face
     theirs, model = copy.deepcopy(theirs), test_gpt2.strengthen(ours(prefix_length=LENGTH))
-    add_prefix(theirs, Prefix(hugging_face.geometry(theirs, LENGTH), "flat"))
+    add_prefix(theirs, Prefix(geometry(theirs, LENGTH), "flat"))
     theirs.prefix.set_output(model.prefix.folded())
     return theirs, model, symbols
 
@@ -211,7 +210,7 @@ def test_every_row_of_a_padded_batch_generates_as_it_does_alone(bare, beam, cach
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_only_the_prefix_is_trained(bare, checkpointing):
-    add_prefix(bare, Prefix(hugging_face.geometry(bare, LENGTH), mid_dim=16))
+    add_prefix(bare, Prefix(geometry(bare, LENGTH), mid_dim=16))
     if checkpointing:
         bare.gradient_checkpointing_enable()
         bare.train()
@@ -252,7 +251,7 @@ def test_gradient_checkpointing_changes_no_gradient(bare):
 
 @torch.no_grad()
 def test_the_prefix_follows_the_model_s_mode(bare):
-    add_prefix(bare, Prefix(hugging_face.geometry(bare, LENGTH), mid_dim=16, dropout=0.5))
+    add_prefix(bare, Prefix(geometry(bare, LENGTH), mid_dim=16, dropout=0.5))
     assert torch.equal(bare(tokens_of()).logits, bare(tokens_of()).logits)
     bare.prefix.train()
     assert not torch.equal(bare(tokens_of()).logits, bare(tokens_of()).logits)
@@ -289,8 +288,8 @@ def test_the_bare_model_runs_where_the_prefix_is_disabled(bare):
 @torch.no_grad()
 def test_the_prefix_s_part_of_the_state_is_enough(bare, tmp_path):
     first, second = copy.deepcopy(bare), copy.deepcopy(bare)
-    add_prefix(first, Prefix(hugging_face.geometry(bare, LENGTH), mid_dim=16))
-    add_prefix(second, Prefix(hugging_face.geometry(bare, LENGTH), mid_dim=16))
+    add_prefix(first, Prefix(geometry(bare, LENGTH), mid_dim=16))
+    add_prefix(second, Prefix(geometry(bare, LENGTH), mid_dim=16))
     tokens = tokens_of()
     assert not torch.equal(first(tokens).logits, second(tokens).logits)
     torch.save(prefix_state_dict(first), tmp_path / "prefix.pt")
@@ -374,7 +373,7 @@ def test_the_code_of_the_page_runs(tmp_path, monkeypatch, capsys):
     exec(train.replace('"gpt2"', repr(str(base))), names)
     assert f"{10 * 32 + 33 * 512 + 513 * 2 * 2 * 32:,} parameters are trained" in capsys.readouterr().out
     twin = transformers.AutoModelForCausalLM.from_pretrained(base)
-    add_prefix(twin, Prefix(hugging_face.geometry(twin, length=10), mid_dim=512))
+    add_prefix(twin, Prefix(geometry(twin, length=10), mid_dim=512))
     twin.load_state_dict(torch.load("prefix.pt"), strict=False)
     assert torch.equal(twin.prefix.folded()["decoder"], names["model"].prefix.folded()["decoder"])
 
