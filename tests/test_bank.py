@@ -362,7 +362,7 @@ def test_nothing_runs_before_prefixes_are_selected(tasks):
                 run()
     finally:
         tasks.model.use(tasks.bank)
-    for names, message in (([["one"]], "no prefix .'one'."), ([1], "no prefix 1"), ("one", "is one name")):
+    for names, message in (([["one"]], "unknown prefix .'one'."), ([1], "unknown prefix 1"), ("one", "is one name")):
         with pytest.raises(UsageError, match=message):
             bank.select(names)
 

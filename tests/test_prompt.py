@@ -133,7 +133,7 @@ def test_bart_reads_the_prompt_once_per_sentence_and_keeps_it_so(bases):
     assert cross == [(14, 6)], "the source's keys are computed once per sentence"
     assert encoded == [(14, 6)]
     of_layer = kept[1].cache_of(layer.self_attn)
-    assert of_layer.blocks["source"].key.shape[:3] == (6, 4, 3)
+    assert of_layer.blocks["read"].key.shape[:3] == (6, 4, 3)
     assert of_layer.hypotheses.tables[0].shape[:3] == (6, 4, 5 * ROOM), "what five hypotheses write is side by side"
 
 
