@@ -94,8 +94,8 @@ def attend_to_parts(q: Tensor, parts: Sequence[KeyBlock], dropout: float = 0.0) 
         part = _gather(q, key.size(0), key.size(1)) @ key.mT  # R x G x H/G*N/R x K
         if hidden is not None:
             hidden = hidden[:, None, None] if hidden.dim() == 3 else hidden[:, None, None, None]
-            by_head = part.unflatten(2, (q.size(1) // key.size(1), -1))  # R x G x H/G x N/R x K
-            part = by_head.masked_fill(hidden, float("-inf")).flatten(2, 3)
+            by_head = part.view(*key.shape[:2], q.size(1) // key.size(1), -1, key.size(2))  # R x G x H/G x N/R x K
+            by_head.masked_fill_(hidden, float("-inf"))
         scores.append(_scatter(part, q.shape))  # N x H x 1 x K
     weights = torch.cat(scores, dim=-1).float().softmax(dim=-1).to(q.dtype)
     if dropout:
