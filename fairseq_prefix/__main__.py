@@ -160,7 +160,8 @@ def base(args: argparse.Namespace) -> None:
     cfg.task.max_source_tokens = min(MAX_SOURCE_TOKENS, model_class.source_room(cfg.model))
     cfg.model.max_source_tokens = cfg.task.max_source_tokens
     task = TASK_REGISTRY[model_class.family.default_task](cfg.task, dictionary, dictionary)
-    checkpoint.write_checkpoint(args.output, cfg, model_class.build_model(cfg.model, task).state_dict())
+    model = task.build_model(cfg.model, from_checkpoint=True)  # untouched, there is nothing to train
+    checkpoint.write_checkpoint(args.output, cfg, model.state_dict())
     _print(checkpoint.describe(args.output), args.json)
 
 

@@ -38,7 +38,7 @@ from .files.dictionary import read_dictionary
 from .files.metadata import verify
 from .files.subwords import Subwords, read_vocabulary
 from .files.vocabulary import VocabularyError
-from .interfaces.family import Base, Framing, family_of
+from .interfaces.family import Base, Framing
 from .methods.bank import PrefixBank
 from .methods.prefix import Prefix, Prefixed, SiteGeometry
 from .toolkit.task import MAX_SOURCE_TOKENS, ConditionalGenerationConfig, PairTask
@@ -149,6 +149,7 @@ class Model:
         prefix.set_output(file.folded)
         prefix.requires_grad_(False).to(self._model.decoder.embed_tokens.weight.device).eval()
         use = self._use(prefix.length("decoder"), file.metadata["conventions"])
+        self._task.ids(*sorted(use.framing.symbols))  # raises for a symbol that the base lacks
         if use.room(1) < 2:
             raise UsageError(
                 f"{path}: {prefix.length('decoder')} virtual tokens and a source of {use.max_source_tokens} tokens "
@@ -289,9 +290,8 @@ class Model:
             raise UsageError(
                 f"{path} is of the architecture {metadata['arch']}, but the base is a {self._model.family.name}"
             )
-        verify(metadata, self._model, str(path), str(self._dictionary_path), adopted=True)
-        if metadata["conventions"].get("max_source_tokens", -1) < 0:
-            raise UsageError(f"{path} records no max_source_tokens; export it again from its checkpoint")
+        dictionary = f"{self._dictionary_path}; check that it is the complete one that the data was binarised with"
+        verify(metadata, self._model, str(path), dictionary, adopted=True)
 
 
 def _batches(sizes: list[int], limits: list[int], uses: list[_Use], size: int) -> Iterator[list[int]]:
@@ -312,9 +312,10 @@ def _options_of(path: str, base: Base) -> argparse.Namespace:
 
     The model gets one virtual token, which a bank replaces: without any, attention would be fairseq's own.
     """
-    family, shapes = family_of(base.state), sizes(base)
+    family, shapes = base.family, sizes(base)
     assert family is not None  # sizes() has recognised it
-    settings = {name: value for name, value in base.settings.items() if name in family.settings and value is not None}
+    known = (*family.settings, *family.recorded)
+    settings = {name: value for name, value in base.settings.items() if name in known and value is not None}
     for arch, model_class in ARCH_MODEL_REGISTRY.items():
         if issubclass(model_class, Prefixed) and model_class.family is family:
             usual = argparse.Namespace()

@@ -776,7 +776,7 @@ def _(case, folder):
 def _(case, folder):
     from binarise import known_words
 
-    from fairseq_prefix.files.checkpoint import read_dictionary
+    from fairseq_prefix.files.dictionary import read_dictionary
 
     path = written(folder, "dict.txt", case)
     with contextlib.suppress(UserError):

@@ -1,16 +1,25 @@
 """mBART against transformers' MBart on random weights, and the families' seam: language tags, files, tasks."""
 
+import json
 import sys
+from argparse import Namespace
 
 import pytest
 import tiny
 import torch
+from fairseq import hub_utils
 from fairseq.data import Dictionary
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
+from fairseq_prefix import api
+from fairseq_prefix.__main__ import main
 from fairseq_prefix.errors import UsageError
-from fairseq_prefix.families import mbart
+from fairseq_prefix.families import bart, mbart
 from fairseq_prefix.files.base import read_base
-from fairseq_prefix.files.checkpoint import read_tuned
+from fairseq_prefix.files.checkpoint import configuration, read_tuned, write_checkpoint
+from fairseq_prefix.files.loading import EXPORT_KEY
+from fairseq_prefix.files.subwords import Subwords
 from fairseq_prefix.toolkit.task import ConditionalGenerationConfig, ConditionalGenerationTask
 
 WORDS = 40
@@ -186,8 +195,6 @@ def test_beam_texts_equal_transformers(hugging_face, method, beam):
         bad_words_ids=[[1], bad[-1]],
         length_penalty=1.0,
     )
-    from argparse import Namespace
-
     generator = task.build_generator([model], Namespace(beam=beam, max_len_a=0, max_len_b=12, lenpen=1.0))
     sample = {"net_input": {"src_tokens": tokens, "src_lengths": lengths}}
     if method == "prefix":
@@ -243,7 +250,7 @@ def test_both_forms_of_a_base_have_one_fingerprint(hugging_face, archive):
 def test_families_of_one_form_are_told_apart(hugging_face, archive, tmp_path):
     for path in (hugging_face[1], archive):
         base = read_base(str(path))
-        assert mbart.FAMILY.recognises(base.state) and base.symbols[PIECES:] == list(mbart.SYMBOLS)
+        assert base.family is mbart.FAMILY and base.symbols[PIECES:] == list(mbart.SYMBOLS)
     bart = tiny.save_base(tmp_path / "bart")
     with pytest.raises(UsageError, match="is not a fairseq mBART checkpoint"):
         read_base(str(bart), mbart.FAMILY)
@@ -275,9 +282,6 @@ def test_words_that_a_prefix_begins_with_are_framed(hugging_face):
 
 
 def test_an_export_comes_back_with_its_tags(hugging_face, tmp_path):
-    from fairseq_prefix.__main__ import main
-    from fairseq_prefix.files.checkpoint import configuration, write_checkpoint
-
     _, folder = hugging_face
     tags = {"source_tag": "de_DE", "target_tag": "ro_RO"}
     model = build("prefix", base_model=str(folder), prefix_length=2, **tags)
@@ -289,3 +293,92 @@ def test_an_export_comes_back_with_its_tags(hugging_face, tmp_path):
     main(["import", exported, imported, "--base-model", str(folder)])
     file = read_tuned(imported)
     assert (file.model_args["source_tag"], file.model_args["target_tag"]) == ("de_DE", "ro_RO")
+
+
+# Other bases of the same form, and the API ----------------------------------------------------------------------------
+
+
+def test_a_bart_with_norms_before_its_layers_stays_a_bart(tmp_path):
+    options = dict(encoder_normalize_before=True, decoder_normalize_before=True)
+    folder = tiny.save_base(tmp_path / "bart", **options)
+    state = torch.load(folder / "model.pt", weights_only=True)
+    torch.save({**state, "args": tiny.make_args("full_bart_tiny", **options)}, folder / "model.pt")
+    assert read_base(str(folder)).family is bart.FAMILY
+    with pytest.raises(UsageError, match="is not a fairseq mBART checkpoint"):
+        read_base(str(folder), mbart.FAMILY)
+
+
+def test_names_that_are_no_text_are_refused(tmp_path):
+    torch.save({"model": {"decoder.embed_tokens.weight": torch.zeros(2, 2), 3: torch.zeros(1)}}, tmp_path / "model.pt")
+    with pytest.raises(UsageError, match="3 in it is not a tensor"):
+        read_base(str(tmp_path / "model.pt"))
+
+
+def test_the_hub_forces_no_symbol(monkeypatch):
+    """BART's own hub interface would begin every output with `<s>`, which mBART has never seen there."""
+    found = {"args": Namespace(bpe=None, tokenizer=None), "task": make_task(), "models": []}
+    monkeypatch.setattr(hub_utils, "from_pretrained", lambda *_, **__: found)
+    monkeypatch.setattr(hub_utils.GeneratorHubInterface, "__init__", lambda *_: None)
+    assert type(mbart.MBART.from_pretrained("folder")) is hub_utils.GeneratorHubInterface
+
+
+@pytest.fixture
+def load(hugging_face, monkeypatch):
+    """`api.load` over words of the dictionary in place of subwords."""
+    monkeypatch.setattr(api, "read_vocabulary", lambda _, dictionary, __: Subwords(None, dictionary))
+    return api.load
+
+
+def export(folder, tmp_path, **tags):
+    model = build("prefix", base_model=str(folder), prefix_length=2, **tags)
+    path, exported = str(tmp_path / "c.pt"), str(tmp_path / f"{'-'.join(tags.values())}.safetensors")
+    args = tiny.make_args("prefix_mbart_tiny", **SIZE, **HEADS, **tags, prefix_length=2, base_model=str(folder))
+    write_checkpoint(path, configuration(vars(args), {"max_source_tokens": 50}, str(folder)), model.state_dict())
+    main(["export", path, exported])
+    return exported
+
+
+def test_each_prefix_of_the_api_has_its_languages(hugging_face, load, tmp_path):
+    model = load(hugging_face[1])
+    for name, tags in {"ro": ("en_XX", "ro_RO"), "fr": ("de_DE", "fr_XX")}.items():
+        model.add(name, export(hugging_face[1], tmp_path, source_tag=tags[0], target_tag=tags[1]))
+    texts, tasks = ["w1 w2 w3", "w4 w5", "w1 w2 w3", "w4 w5"], ["ro", "fr", "fr", None]
+    together = model.generate(texts, tasks, beam=2, min_len=7, max_len_b=8)
+    alone = [
+        model.generate([text], task, beam=2, min_len=7, max_len_b=8)[0] for text, task in zip(texts, tasks, strict=True)
+    ]
+    assert together == alone and len(set(together)) > 1
+
+
+def test_a_prefix_without_sound_languages_is_not_added(hugging_face, load, tmp_path):
+    model, path = load(hugging_face[1]), export(hugging_face[1], tmp_path, source_tag="en_XX", target_tag="ro_RO")
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()[EXPORT_KEY])
+    conventions = header["prefix"]["conventions"]
+    conventions["target_tag"] = "xx_XX"
+    save_file(load_file(path), tmp_path / "bad.safetensors", {EXPORT_KEY: json.dumps(header)})
+    with pytest.raises(UsageError, match=r"has no '\[xx_XX\]'"):
+        model.add("bad", tmp_path / "bad.safetensors")
+    del conventions["target_tag"]
+    save_file(load_file(path), tmp_path / "none.safetensors", {EXPORT_KEY: json.dumps(header)})
+    with pytest.raises(UsageError, match="does not record target_tag"):
+        model.add("none", tmp_path / "none.safetensors")
+    assert model.tasks == []
+
+
+def test_a_fine_tuned_base_alone_keeps_its_languages(hugging_face, load, archive, tmp_path):
+    state = torch.load(archive / "model.pt", weights_only=True)
+    words().save(str(tmp_path / "dict.txt"))
+    found = {}
+    for tag in ("ro_RO", "fr_XX"):
+        args = tiny.make_args("full_mbart_tiny", **SIZE, **HEADS, target_tag=tag)
+        torch.save({**state, "args": args}, tmp_path / "model.pt")
+        found[tag] = load(tmp_path).generate(["w1 w2 w3"], None, beam=2, min_len=7, max_len_b=8)
+    assert found["ro_RO"] != found["fr_XX"]
+
+
+def test_every_method_requires_the_task_that_frames(hugging_face):
+    stock = Namespace(source_dictionary=words(), target_dictionary=words())
+    for method in ("prefix", "full"):
+        with pytest.raises(UsageError, match=f"--arch {method}_mbart_tiny requires --task conditional_generation"):
+            tiny.build(f"{method}_mbart_tiny", stock, base_model=str(hugging_face[1]), **SIZE, **HEADS)

@@ -104,7 +104,7 @@ FAMILY = Family(
         "eos_token_id": 2,
     },
     convert=convert,
-    recognises=lambda state: EMBEDDING in state,
+    recognises=lambda state, _: EMBEDDING in state,
     sites=("encoder", "decoder", "cross"),
     prompt_sites=("encoder", "decoder"),
     default_task="conditional_generation",

@@ -44,7 +44,7 @@ class Causal(FamilyModel):
         """
         if not (hasattr(task, "conventions") or isinstance(task, LanguageModelingTask)):
             raise UsageError(f"--arch {args.arch} reads source and target as one text; pass --task conditional_lm")
-        cls.append_symbols(task)
+        cls.prepare_task(args, task)
         embedding = cls.build_embedding(args, task.source_dictionary, args.decoder_embed_dim)
         model = cls(cls.decoder_class(args, task.target_dictionary, embedding))
         model.args = args

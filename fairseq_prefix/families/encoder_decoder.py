@@ -65,7 +65,7 @@ class EncoderDecoder(FamilyModel):
 
     @classmethod
     def source_room(cls, args) -> int:
-        framing = cls.family.framing(vars(args))
+        framing = cls.family.framing(cls.recorded(args))
         return args.max_source_positions - len(framing.before_source) - len(framing.after_source)
 
     def attentions(self):

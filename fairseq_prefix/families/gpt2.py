@@ -158,7 +158,7 @@ FAMILY = Family(
         "tie_word_embeddings": True,
     },
     convert=convert,
-    recognises=lambda state: EMBEDDING in state and not any(name.startswith("encoder.") for name in state),
+    recognises=lambda state, _: EMBEDDING in state and "encoder.embed_tokens.weight" not in state,
     sites=("decoder",),
     prompt_sites=("decoder",),
     default_task="conditional_lm",

@@ -30,6 +30,11 @@ class MBART(EncoderDecoder, BARTModel):
     """fairseq's BART with mBART's settings, over a base."""
 
     @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """Return fairseq's general hub interface: BART's own would force `<s>`."""
+        return super(BARTModel, cls).from_pretrained(*args, **kwargs)
+
+    @classmethod
     def add_args(cls, parser):
         """Add the options of the model and of its method, and the two languages."""
         super().add_args(parser)
@@ -42,6 +47,11 @@ def framing(options) -> Framing:
     """Return the symbols around texts of the languages that `source_tag` and `target_tag` name."""
     source, target = (f"[{options.get(f'{side}_tag', 'en_XX')}]" for side in ("source", "target"))
     return Framing(after_source=("</s>", source), start=target, others=SYMBOLS)
+
+
+def recognises(state, settings) -> bool:
+    """Return whether these are the weights of an mBART. A BART of that form records that embeddings are not scaled."""
+    return bart.FAMILY.recognises(state, settings) and NORM in state and settings.get("no_scale_embedding") is not True
 
 
 def convert(family: Family, folder: Path, config: dict, raw: dict[str, Tensor]) -> Base:
@@ -78,7 +88,7 @@ FAMILY = Family(
     settings=bart.FAMILY.settings,
     config={**bart.FAMILY.config, "model_type": "mbart", "scale_embedding": True, "normalize_before": True},
     convert=convert,
-    recognises=lambda state: bart.FAMILY.recognises(state) and NORM in state,
+    recognises=recognises,
     sites=bart.FAMILY.sites,
     prompt_sites=bart.FAMILY.prompt_sites,
     default_task=bart.FAMILY.default_task,

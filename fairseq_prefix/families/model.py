@@ -16,7 +16,6 @@ from ..files.base import fingerprint, load_into, read_base
 from ..files.dictionary import append_symbols
 from ..interfaces.family import FAMILIES, Family, Framing
 from ..interfaces.method import METHODS, Method
-from ..methods import adapter, full, prefix, prompt, top  # noqa: F401  (registration)
 from ..mixin import Mixin
 
 
@@ -40,15 +39,26 @@ class FamilyModel(Mixin):
 
     @classmethod
     def build_model(cls, args, task):
-        """Build the model, after appending the family's symbols to the task's dictionaries (fairseq's hook)."""
-        cls.append_symbols(task)
+        """Build the model for a task whose dictionaries get the family's symbols (fairseq's hook)."""
+        cls.prepare_task(args, task)
         return super().build_model(args, task)
 
     @classmethod
-    def append_symbols(cls, task) -> None:
-        """Append the family's symbols to the task's dictionaries, where they lack them."""
+    def prepare_task(cls, args, task) -> None:
+        """Append the family's symbols to the task's dictionaries, where they lack them.
+
+        Raises:
+            UsageError: the task does not frame texts as the family requires.
+        """
+        if cls.family.recorded and not hasattr(task, "conventions"):
+            raise UsageError(f"--arch {args.arch} requires --task {cls.family.default_task}")
         for dictionary in (task.source_dictionary, task.target_dictionary):
             append_symbols(dictionary, cls.family)
+
+    @classmethod
+    def recorded(cls, args) -> dict[str, object]:
+        """Return the family's options that a tuned file records."""
+        return {name: getattr(args, name) for name in cls.family.recorded if hasattr(args, name)}
 
     @classmethod
     def source_room(cls, args) -> int:
@@ -82,22 +92,15 @@ class FamilyModel(Mixin):
     @property
     def framing(self) -> Framing:
         """The symbols around source and target that this model's options ask for."""
-        return self.family.framing(vars(self.args))
+        return self.family.framing(self.recorded(self.args))
 
     @classmethod
     def conventions_of(cls, args, task) -> dict:
-        """Return the input conventions that trained parameters depend on; loading verifies them.
-
-        Raises:
-            UsageError: the task does not frame texts as the family requires.
-        """
-        family = cls.family
+        """Return the input conventions that trained parameters depend on; loading verifies them."""
         if not hasattr(task, "conventions"):
-            if family.recorded:
-                raise UsageError(f"--arch {args.arch} requires --task {family.default_task}")
             return {"bos": False}
-        bos = "<s>" in family.framing(vars(args)).before_source
-        return {**task.conventions(), "bos": bos, **{name: getattr(args, name) for name in family.recorded}}
+        recorded = cls.recorded(args)
+        return {**task.conventions(), "bos": "<s>" in cls.family.framing(recorded).before_source, **recorded}
 
     def set_beam_size(self, beam):
         """Do nothing: fairseq leaves the beam size on the attention, where it corrupts later teacher-forced passes."""

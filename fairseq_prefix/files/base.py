@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,15 @@ def read_base(path: str, family: Family | None = None) -> Base:
         raise UsageError(
             f"{base} holds only a {method_of(unpack(weights)).noun}; pass the base that it was trained over"
         )
+    settings = recorded_options(state)
     if family is None:
-        family = family_of(weights)
+        family = family_of(weights, settings)
         if family is None:
             raise UsageError(f"{base} is not a fairseq checkpoint of a {known_families()}")
-    elif not (isinstance(weights, dict) and family.recognises(weights)):
+    elif not (isinstance(weights, dict) and family.recognises(weights, settings)):
         raise UsageError(f"{base} is not a fairseq {family.name} checkpoint (it has no {family.embedding})")
     check_weights(base, weights)
-    return Base(base, dict(weights), read_symbols(base.parent, family), recorded_options(state))
+    return Base(base, dict(weights), read_symbols(base.parent, family), settings, family=family)
 
 
 def _read_hugging_face(folder: Path, family: Family | None) -> Base:
@@ -74,7 +76,7 @@ def _read_hugging_face(folder: Path, family: Family | None) -> Base:
         if config.get(key, value) != value:
             raise UsageError(f"{folder}/config.json: {key} is {config[key]!r}, but only {value!r} is supported")
     with _as_family(folder, family):
-        return family.convert(family, folder, config, raw)
+        return replace(family.convert(family, folder, config, raw), family=family)
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
@@ -153,7 +155,7 @@ def sizes(base: Base) -> dict[str, int]:
     Raises:
         UsageError: weights are missing, or claim more than the file holds.
     """
-    family = family_of(base.state)
+    family = base.family
     if family is None:
         raise UsageError(f"{base.path} is not a {known_families()}")
     found: dict[str, int] = {}

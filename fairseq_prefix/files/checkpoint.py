@@ -109,7 +109,7 @@ def describe(path: str) -> dict:
         if family_of(state) and metadata.METADATA_KEY not in state:
             return {**_describe_whole(path, loaded), **updates, "bytes": size}
     file = read_tuned(path)
-    name = "top layers" if file.method.name == "top" else file.method.name
+    name = file.method.label
     return {
         "kind": f"exported {name}" if exported else f"{name} checkpoint",
         **{key: value for key, value in file.metadata.items() if key not in ("format", "tensors")},

@@ -125,20 +125,10 @@ def verify(theirs: dict, model, where: str, dictionary: str = "that of the data"
     """
     method, noun = model.method, model.method.noun
     if (other := method_of(theirs)) is not method:
-        raise UsageError(f"{where} holds a {other.noun}, but --arch {model.args.arch} expects a {noun}")
-    if adopted:
-        geometry = {site: model.site_geometry(site, s["length"]).metadata() for site, s in theirs["geometry"].items()}
-    else:
-        geometry, ours = model.geometry, model.metadata()
-    if theirs["geometry"] != geometry:
-        raise UsageError(
-            f"the {noun} in {where} has the geometry {describe_geometry(theirs['geometry'], method)}, "
-            f"the model {describe_geometry(geometry, method)}"
-        )
-    for key in () if adopted else ("reparam", "mid_dim"):
-        if theirs.get(key) != ours.get(key):
-            option = f"--{method.name}-" + key.replace("_", "-")
-            raise UsageError(f"the {noun} in {where} has {option} {theirs[key]}, the model {ours[key]}")
+        expected = f"only a {noun} can be added" if adopted else f"--arch {model.args.arch} expects a {noun}"
+        raise UsageError(f"{where} holds a {other.noun}, but {expected}")
+    if not adopted:
+        _verify_geometry(theirs, model.metadata(), method, where)
     if theirs["dictionary_fingerprint"] != model.dictionary_fingerprint:
         raise UsageError(f"the {noun} in {where} was trained with another dictionary than {dictionary}")
     if theirs["base_fingerprint"] != model.base_fingerprint:
@@ -148,14 +138,33 @@ def verify(theirs: dict, model, where: str, dictionary: str = "that of the data"
         )
     if theirs["geometry"]:  # an untouched base depends on no convention
         _verify_conventions(theirs["conventions"], model.conventions, f"the {noun} in {where}", adopted)
+    if adopted:
+        shapes = {site: shape for site, shape in theirs["geometry"].items() if site in model.family.sites}
+        ours = {site: model.site_geometry(site, shape.get("length")).metadata() for site, shape in shapes.items()}
+        _verify_geometry({"geometry": theirs["geometry"]}, {"geometry": ours}, method, where)
+
+
+def _verify_geometry(theirs: dict, ours: dict, method: Method, where: str) -> None:
+    if theirs["geometry"] != ours["geometry"]:
+        raise UsageError(
+            f"the {method.noun} in {where} has the geometry {describe_geometry(theirs['geometry'], method)}, "
+            f"the model {describe_geometry(ours['geometry'], method)}"
+        )
+    for key in ("reparam", "mid_dim"):
+        if theirs.get(key) != ours.get(key):
+            option = f"--{method.name}-" + key.replace("_", "-")
+            raise UsageError(f"the {method.noun} in {where} has {option} {theirs[key]}, the model {ours[key]}")
 
 
 def _verify_conventions(theirs: dict, ours: dict, what: str, adopted: bool) -> None:
-    if theirs["bos"] != ours["bos"] or theirs.get("separator") != ours.get("separator"):
+    separator = theirs.get("separator", None if adopted else ours.get("separator"))  # the first files lack it
+    if theirs["bos"] != ours["bos"] or separator != ours.get("separator"):
         with_bos = "with" if theirs["bos"] else "without"
         task = "conditional_generation" if theirs["bos"] else "translation"
         raise UsageError(f"{what} was trained {with_bos} <s> around the text and requires --task {task}")
     if adopted:
+        for key in sorted(ours.keys() - theirs.keys()):
+            raise UsageError(f"{what} does not record {key}; export it again from its checkpoint")
         return
     for key in sorted((theirs.keys() | ours.keys()) - {"bos", "separator", "max_source_tokens"}):
         if theirs.get(key) != ours.get(key):

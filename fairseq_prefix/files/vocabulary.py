@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
-SENTENCEPIECE = ("spm.model", "sentence.bpe.model", "sentencepiece.bpe.model")  # ours, fairseq's and Hugging Face's
+SENTENCEPIECE = ("sentence.bpe.model", "sentencepiece.bpe.model")  # mBART's: fairseq's name, and Hugging Face's
 BYTE_BPE = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))  # fairseq's names, and Hugging Face's
 NUMBER = re.compile("[0-9]{1,18}")
 # Pieces that a model may produce and no text encodes to; decoding drops them.
@@ -192,13 +192,15 @@ def read_vocabulary(place: Path, symbols: Sequence[str], leading_space: bool) ->
     """
     if place.is_file():
         return SentencePiece(place)
-    for name in SENTENCEPIECE:
-        if (place / name).exists():
-            return SentencePiece(place / name)
+    if (place / "spm.model").exists():
+        return SentencePiece(place / "spm.model")
     for names in BYTE_BPE:
         tokens, merges = (place / name for name in names)
         if tokens.exists() and merges.exists():
             return ByteBPE(tokens, merges, leading_space, symbols)
+    for name in SENTENCEPIECE:
+        if (place / name).exists():
+            return SentencePiece(place / name)
     raise VocabularyError(
         f"{place} holds no vocabulary (spm.model, or encoder.json with vocab.bpe, or vocab.json with merges.txt); "
         "say in which folder it is"

@@ -46,6 +46,7 @@ class Base:
         symbols: the symbols of its dict.txt, or None where it has none.
         settings: recorded values of the options in `Family.settings`.
         rows: symbol -> row of the embedding, where rows are not in the dictionary's order.
+        family: the family that recognises it; `read_base` sets it.
     """
 
     path: Path
@@ -53,6 +54,7 @@ class Base:
     symbols: list[str] | None
     settings: dict[str, object]
     rows: dict[str, int] | None = None
+    family: Family | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Family:
         settings: options that change what a model computes but no shape of its weights.
         config: what a Hugging Face config.json must have, `model_type` among it; a missing key counts as its value.
         convert: (family, folder, config.json, weights of a Hugging Face folder) -> base.
-        recognises: whether these weights, under fairseq's names, belong to this family.
+        recognises: (weights under fairseq's names, recorded options) -> whether they belong to this family.
         sites: attention sites that a prefix feeds.
         prompt_sites: stacks that take a prompt.
         default_task: the task of a checkpoint that is written without training.
@@ -87,7 +89,7 @@ class Family:
     settings: tuple[str, ...]
     config: Mapping[str, object]
     convert: Callable[[Family, Path, dict, dict[str, Tensor]], Base]
-    recognises: Callable[[dict[str, Tensor]], bool]
+    recognises: Callable[[Mapping[str, Tensor], Mapping[str, object]], bool]
     sites: tuple[str, ...]
     prompt_sites: tuple[str, ...]
     default_task: str
@@ -102,12 +104,12 @@ SITES = ("encoder", "decoder", "cross")  # attention sites, of all families
 FAMILIES: list[Family] = []  # families/model.py fills it
 
 
-def family_of(state: object) -> Family | None:
-    """Return the family of a whole model's weights, or None if no registered family recognises them."""
+def family_of(state: object, settings: Mapping[str, object] | None = None) -> Family | None:
+    """Return the family that recognises a whole model's weights and recorded options, or None."""
     if not isinstance(state, dict):
         return None
     # A later family may be a special case of an earlier one, as mBART is of BART.
-    return next((family for family in reversed(FAMILIES) if family.recognises(state)), None)
+    return next((family for family in reversed(FAMILIES) if family.recognises(state, settings or {})), None)
 
 
 def known_families() -> str:

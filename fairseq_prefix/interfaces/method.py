@@ -112,6 +112,7 @@ class Method:
     Attributes:
         name: in metadata, in names of architectures and options.
         noun: in messages, after "the".
+        label: in descriptions of files; by default the name.
         options: its options.
         model: a class that is mixed into every family's model class.
         untouched: options with which nothing is trained and the model is the base, bit for bit.
@@ -124,6 +125,10 @@ class Method:
     model: type
     untouched: Mapping[str, Any]
     stored = True
+
+    @property
+    def label(self) -> str:
+        return self.name
 
     def describe_site(self, shape: dict[str, int]) -> str:
         """Return one site of a geometry for people, such as "200 x 12 layers x 16*64"."""

@@ -231,8 +231,10 @@ class Prefixed(OnVirtualTokens):
         """Return what is trained, as every tuned model does.
 
         Raises:
-            UsageError: the model uses a bank, whose prefixes are files of their own.
+            UsageError: the model uses a bank, whose prefixes are files of their own, or its prefix is disabled.
         """
+        if self.prefix is NO_PREFIX:
+            raise UsageError("the prefix is disabled; save it outside `with model.prefix_disabled()`")
         if not isinstance(self.prefix, Prefix):
             raise UsageError("a bank is not saved as a whole; save each prefix of it after model.use(bank[name])")
         return super().state_dict(destination, prefix, keep_vars)

@@ -75,6 +75,7 @@ class TopMethod(Method):
 
     name = "top"
     noun = "set of top layers"
+    label = "top layers"
     options = TopOptions
     model = TopTuned
     untouched = {"top_layers": 0, "top_embedding": "frozen"}

@@ -138,11 +138,11 @@ class VirtualTokens(FullPrecision):
 
     def evaluated(self) -> dict[str, Tensor]:
         """Return what `forward()` returns, from the cache where it is current."""
-        state = self._state()
-        if self._evaluated is None or state != self._evaluated_for:
-            self._evaluated = self()
+        state, evaluated = self._state(), self._evaluated
+        if evaluated is None or state != self._evaluated_for:
+            self._evaluated = evaluated = self()
             self._evaluated_for = state
-        return self._evaluated
+        return evaluated
 
     @torch.no_grad()
     def folded(self) -> dict[str, Tensor]:

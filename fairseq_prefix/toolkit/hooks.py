@@ -157,7 +157,7 @@ def _name_the_missing_file(load_models: Callable) -> Callable:
 
 def _is_own(task) -> bool:
     """Return whether a task is the plugin's."""
-    return any(one.__module__.startswith("fairseq_prefix.") for one in type(task).__mro__)
+    return any(one.__module__.startswith(__name__.partition(".")[0] + ".") for one in type(task).__mro__)
 
 
 def _copy_atomically(copy: Callable) -> Any:

@@ -119,7 +119,7 @@ class PairTask(FairseqTask):
         limit = self.cfg.max_source_tokens  # None until a model is built
         return MAX_SOURCE_TOKENS if limit is None else limit
 
-    def _ids(self, *symbols: str) -> list[int]:
+    def ids(self, *symbols: str) -> list[int]:
         """Return the ids of framing symbols.
 
         Raises:
@@ -136,7 +136,7 @@ class PairTask(FairseqTask):
     def _special_ids(self) -> set[int]:
         """The ids of symbols that no text contains, besides `</s>`."""
         symbols = self.source_dictionary
-        return {symbols.bos(), symbols.pad(), *self._ids(*self.framing.symbols)}
+        return {symbols.bos(), symbols.pad(), *self.ids(*self.framing.symbols)}
 
     def build_model(self, cfg, from_checkpoint=False):
         """Build a model, and take over its framing, and its checkpoint's `--max-source-tokens` unless that is given.
@@ -164,7 +164,7 @@ class PairTask(FairseqTask):
         if self._max_positions is not None and framing != self.framing:
             raise UsageError("the checkpoints frame texts by different symbols; search with one of them at a time")
         self.framing = framing
-        self._ids(*sorted(framing.symbols))
+        self.ids(*sorted(framing.symbols))
         return model
 
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs) -> None:
@@ -181,16 +181,16 @@ class PairTask(FairseqTask):
     def _frame(self, source, target, max_target: int) -> tuple:
         """Return source and target cut and framed; `target` may be None."""
         eos, framing = self.source_dictionary.eos(), self.framing
-        before, after = self._ids(*framing.before_source), self._ids(*framing.after_source)
+        before, after = self.ids(*framing.before_source), self.ids(*framing.after_source)
         source = framed(source, eos, before, after, self.max_source_tokens)
         if target is not None:
-            target = framed(target, eos, self._ids(*framing.before_target), [eos], max_target)
+            target = framed(target, eos, self.ids(*framing.before_target), [eos], max_target)
         return source, target
 
     def _dataset(self, source, source_sizes, target=None, target_sizes=None, **options) -> CompletePairDataset:
         kind = JoinedPairDataset if self.framing.joined else CompletePairDataset
         sides = (source, source_sizes, self.source_dictionary, target, target_sizes, self.target_dictionary)
-        return kind(*sides, eos=self._ids(self.framing.start)[0], **options)
+        return kind(*sides, eos=self.ids(self.framing.start)[0], **options)
 
     def build_bpe(self, args):
         """Return the encoder and decoder of text that `--bpe` names: for fairseq-interactive and fairseq-generate."""
@@ -200,7 +200,7 @@ class PairTask(FairseqTask):
         """Return the dataset of token tensors that end with `</s>`: for fairseq-interactive and the API."""
         if constraints is not None:
             raise UsageError(f"--constraints is not supported by --task {self.name}")
-        before, after = self._ids(*self.framing.before_source), self._ids(*self.framing.after_source)
+        before, after = self.ids(*self.framing.before_source), self.ids(*self.framing.after_source)
         sources = [torch.cat([t.new_tensor(before), self._bare(t), t.new_tensor(after)]) for t in src_tokens]
         return self._dataset(sources, [len(source) for source in sources])
 
@@ -239,8 +239,8 @@ class PairTask(FairseqTask):
         """Generate hypotheses, forcing `before_target` at their start; `--prefix-size` includes these symbols."""
         tokens = sample["net_input"]["src_tokens"]  # B x S
         if prefix_tokens is None and self.framing.before_target:
-            prefix_tokens = tokens.new_tensor(self._ids(*self.framing.before_target)).repeat(len(tokens), 1)
-        options = {} if self.framing.start == "</s>" else {"bos_token": self._ids(self.framing.start)[0]}
+            prefix_tokens = tokens.new_tensor(self.ids(*self.framing.before_target)).repeat(len(tokens), 1)
+        options = {} if self.framing.start == "</s>" else {"bos_token": self.ids(self.framing.start)[0]}
         with torch.no_grad():
             return generator.generate(models, sample, prefix_tokens=prefix_tokens, constraints=constraints, **options)
 
