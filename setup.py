@@ -12,7 +12,7 @@ VERSION = re.search(r'^__version__ = "(.+)"$', INIT.read_text(encoding="utf-8"),
 setup(
     name="fairseq-prefix",
     version=VERSION,
-    description="Prefix-tuning of pretrained BART and GPT-2 in fairseq, with a workflow from raw data to score",
+    description="Prefix-tuning of pretrained BART, mBART and GPT-2 in fairseq, with a workflow from raw data to score",
     long_description="Prefix-tuning (Li and Liang, 2021) as a fairseq plugin, and a Snakemake workflow around it.",
     license="MIT",
     license_files=["LICENSE"],
