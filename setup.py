@@ -43,6 +43,7 @@ setup(
         ],
         "cluster": ["snakemake-executor-plugin-cluster-generic>=1.0.9,<2", "snakemake-executor-plugin-slurm>=2.8,<3"],
         "parquet": ["pyarrow>=14.0.1"],
+        "transformers": ["transformers>=4.53,<6"],  # a prefix on its models (hugging_face.py)
         "tensorboard": ["tensorboard>=2.14"],  # trainings of the workflow then write to it
         # METEOR, CIDEr and the Treebank tokeniser, which also need Java; the irregular forms of ROUGE-1.5.5
         "scores": ["pycocoevalcap>=1.2,<2", "py-rouge>=1.1,<2"],
@@ -55,7 +56,7 @@ setup(
             "pytest-xdist>=3.5",
             "ruff>=0.9",
             "snakefmt>=1,<3",
-            "transformers>=4.50,<6",
+            "transformers>=4.53,<6",
         ],
     },
     classifiers=[

@@ -223,7 +223,7 @@ def test_prefixes_come_and_go_over_one_base(bart):
     assert model.generate(TEXTS, "short", **FLAGS) == before != model.generate(TEXTS, "v1.1", **FLAGS)
     model.remove("short")
     assert model.tasks == ["v1.1"] and model._model.decoder.embed_tokens.weight is weights
-    with pytest.raises(UsageError, match="no prefix 'short'"):
+    with pytest.raises(UsageError, match="unknown prefix 'short'"):
         model.generate(["the cat"], "short")
     assert model.generate([], []) == []
 
@@ -378,7 +378,7 @@ def test_files_that_do_not_fit_are_refused_in_one_sentence(bart, gpt2, tmp_path)
             "p.safetensors was trained over another base .fingerprint .* a prefix works only with its own base"
         ),
         gpt2.prefixes["short"]: "short.safetensors is of the architecture prefix_gpt2_tiny, but the base is a BART",
-        tmp_path / "prompt.pt": "prompt.pt holds a prompt; only prefixes can be added",
+        tmp_path / "prompt.pt": "prompt.pt holds a prompt, but only a prefix can be added",
         tmp_path / "none.safetensors": "none.safetensors: no such file",
         tmp_path / "damaged.safetensors": "is damaged",
         tmp_path / "pickle.pt": "holds objects other than tensors, which are never loaded",
@@ -408,7 +408,7 @@ def test_an_incomplete_dictionary_is_blamed_itself(bart, hugging_face, tmp_path)
 @pytest.mark.parametrize(
     ("lost", "message"),
     [
-        ("max_source_tokens", "records no max_source_tokens"),
+        ("max_source_tokens", "does not record max_source_tokens"),
         ("bos", "none of this plugin's|is damaged"),
         ("separator", "requires --task translation"),
     ],
@@ -527,7 +527,7 @@ def test_a_base_or_vocabulary_that_cannot_be_used_is_refused_in_one_sentence(bar
     for base, given, message in (
         (empty, {}, "holds neither model.pt nor config.json"),
         (lone, {}, "dict.txt: no such file; expected the base's dictionary beside the base"),
-        (strange, {}, "model_type is 't5'; it has to be bart or gpt2"),
+        (strange, {}, "model_type is 't5'; expected bart or gpt2 or mbart"),
         (tmp_path / "nowhere", {}, "no such file or folder"),
         (bart.base, {"vocabulary": tmp_path / "spm.model"}, "spm.model: not a sentencepiece model"),
         (bart.base, {"dtype": "fp16"}, "choose 'fp32' or 'bf16', or on a GPU 'fp16'"),

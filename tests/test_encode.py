@@ -162,4 +162,4 @@ def test_scripts_around_training_do_not_import_torch(script, byte_bpe):
 
 @pytest.mark.parametrize("script", ["prepare", "describe", "encode", "encode_documents", "noise", "hypotheses"])
 def test_the_cleaner_and_encoder_is_an_input_of_every_stage_that_uses_it(script):
-    assert REPOSITORY / "fairseq_prefix" / "vocabulary.py" in imported(REPOSITORY, f"{script}.py")
+    assert REPOSITORY / "fairseq_prefix" / "files" / "vocabulary.py" in imported(REPOSITORY, f"{script}.py")

@@ -68,7 +68,7 @@ def test_what_is_no_checkpoint_is_named(kinds, kind, message):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("prefix.pt", "prefix.pt holds a prefix alone; pass the base that it was trained over"),
+        ("prefix.pt", "prefix.pt holds only a prefix; pass the base that it was trained over"),
         ("prefix.safetensors", EXPORT),
         ("weights", "of a Hugging Face base, pass the folder"),
         ("dictionary", "it is a text file"),

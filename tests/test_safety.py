@@ -396,7 +396,7 @@ def test_a_tensor_that_is_a_number_is_one_sentence(tmp_path, name):
     state = torch.load(folder / "model.pt", weights_only=True)
     state["model"][name] = torch.tensor(1)
     torch.save(state, folder / "model.pt")
-    with pytest.raises(UsageError, match="model.pt: the weights are not a (BART|GPT-2)'s") as error:
+    with pytest.raises(UsageError, match="model.pt: the weights are not those of a (BART|GPT-2)") as error:
         tiny.build(f"prefix_{family}_tiny", base_model=str(folder), prefix_length=1)
     one_sentence(error)
 
@@ -468,14 +468,23 @@ def metadata(change):
     ("change", "message"),
     [
         (metadata({"geometry": {"encoder": {"length": 10**9, "layers": 10**9, "heads": 9, "head_dim": 9}}}), "fit its"),
-        (metadata({"geometry": {"../x": {"length": 1}}}), "its metadata is none of this plugin's"),
-        (metadata({"base_fingerprint": "\x1b]0;owned\x07"}), "its metadata is none of this plugin's"),
+        (metadata({"geometry": {"../x": {"length": 1}}}), "not the metadata of this plugin"),
+        (metadata({"base_fingerprint": "\x1b]0;owned\x07"}), "not the metadata of this plugin"),
         (metadata({"geometry": {}, "conventions": []}), "is damaged"),
-        (lambda parts: parts["model_args"].update(arch="fconv"), "name no architecture of a prefix, but 'fconv'"),
-        (lambda parts: parts["model_args"].update(arch="--user-dir=/x"), "name no architecture of a prefix"),
+        (
+            lambda parts: parts["model_args"].update(arch="fconv"),
+            "expected the options of a prefix's architecture, got 'fconv'",
+        ),
+        (
+            lambda parts: parts["model_args"].update(arch="--user-dir=/x"),
+            "expected the options of a prefix's architecture",
+        ),
         (lambda parts: parts["model_args"].update(encoder_xformers_att_config=CODE), "is code"),
-        (lambda parts: parts["task"].update(_name="--user-dir=/x"), "name no task that is known here"),
-        (lambda parts: parts["task"].update(max_source_tokens="$(mkdir executed)"), "are not all numbers"),
+        (lambda parts: parts["task"].update(_name="--user-dir=/x"), "expected the options of a known task"),
+        (
+            lambda parts: parts["task"].update(max_source_tokens="$(mkdir executed)"),
+            "expected numbers among the task's options",
+        ),
     ],
 )
 def test_what_an_export_says_of_itself_is_not_believed(exported, change, message):
@@ -876,7 +885,7 @@ def test_options_whose_names_are_no_text_are_refused_in_a_sentence(checkpoint, t
     state = torch.load(checkpoint, weights_only=True)
     state["cfg"]["model"] = {**vars(state["cfg"]["model"]), 7: 1}
     torch.save(state, tmp_path / "c.pt")
-    with pytest.raises(UsageError, match="c.pt: its options name no architecture of a prefix"):
+    with pytest.raises(UsageError, match="c.pt: expected the options of a prefix's architecture"):
         write_export(read_tuned(str(tmp_path / "c.pt")), str(tmp_path / "p.safetensors"))
 
 

@@ -335,7 +335,7 @@ def test_an_edit_of_code_that_changes_data_is_noticed_before_a_table_is_made(wor
     before = digests_below(workflow / "runs")
     if script == "vocabulary.py":
         edit(
-            scripts.parents[1] / "fairseq_prefix" / script,
+            scripts.parents[1] / "fairseq_prefix" / "files" / script,
             ".splitlines())).rstrip()",
             ".splitlines())).rstrip().upper()",
         )
