@@ -40,7 +40,7 @@ from .files.subwords import Subwords, read_vocabulary
 from .files.vocabulary import VocabularyError
 from .interfaces.family import Base, Framing
 from .methods.bank import PrefixBank
-from .methods.prefix import Prefix, Prefixed, SiteGeometry
+from .methods.prefix import Prefix, Prefixed
 from .toolkit.task import MAX_SOURCE_TOKENS, ConditionalGenerationConfig, PairTask
 
 LARGEST_LENPEN = 10  # scores in fp32 cannot be divided by a length to a higher power
@@ -144,9 +144,7 @@ class Model:
         _check_path("path", path)
         file = read_tuned(str(path))
         self._verify(path, file.metadata)
-        geometry = {site: SiteGeometry(**shape) for site, shape in file.metadata["geometry"].items()}
-        prefix = Prefix(geometry, "flat")
-        prefix.set_output(file.folded)
+        prefix = Prefix.from_file(file)
         prefix.requires_grad_(False).to(self._model.decoder.embed_tokens.weight.device).eval()
         use = self._use(prefix.length("decoder"), file.metadata["conventions"])
         self._task.ids(*sorted(use.framing.symbols))  # raises for a symbol that the base lacks

@@ -107,9 +107,7 @@ def load_prefix(model: Any, path: str) -> None:
     file = read_tuned(path)
     if file.method.name != "prefix" or file.metadata["conventions"].get("prefix_position") != "prefix":
         raise UsageError(f"{path}: expected a prefix before the source of a decoder-only model")
-    prefix = Prefix({site: SiteGeometry(**shape) for site, shape in file.metadata["geometry"].items()}, "flat")
-    prefix.set_output(file.folded)
-    add_prefix(model, prefix)
+    add_prefix(model, Prefix.from_file(file))
 
 
 def _pass_prefix(model: Any, base: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:

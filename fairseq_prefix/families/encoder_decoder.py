@@ -56,6 +56,11 @@ class EncoderDecoder(FamilyModel):
         return super().build_model(args, task)
 
     @classmethod
+    def layers_for(cls, args) -> str:
+        """Return which layers the model is built of (a key of `ENCODERS`); a method may choose others than stock."""
+        return "stock"
+
+    @classmethod
     def build_encoder(cls, cfg, src_dict, embed_tokens):
         return ENCODERS[cls.layers_for(cfg)](cfg, src_dict, embed_tokens)
 

@@ -30,10 +30,6 @@ class Whole(Mixin):
         model.base_fingerprint = getattr(args, "base_fingerprint", None)
         return model
 
-    @classmethod
-    def layers_for(cls, args) -> str:
-        return "stock"
-
     def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
         """Load a checkpoint as fairseq does.
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..attention.layers import PrefixAttention
 from ..errors import UsageError
+from ..files.metadata import TunedFile
 from ..interfaces.method import FrozenOptions, option, register_method, several_sites
 from . import initialise
 from .tuned import OnVirtualTokens, VirtualTokensMethod, parse_sites
@@ -88,6 +89,13 @@ class Prefix(ReadByAttention, VirtualTokens):
     ):
         super().__init__(geometry, reparam, mid_dim, FlatPrefix)
         self.dropout = nn.Dropout(dropout)
+
+    @classmethod
+    def from_file(cls, file: TunedFile) -> Prefix:
+        """Return the folded prefix of a checkpoint or an export."""
+        prefix = cls({site: SiteGeometry(**shape) for site, shape in file.metadata["geometry"].items()}, "flat")
+        prefix.set_output(file.folded)
+        return prefix
 
     def forward(self) -> dict[str, Tensor]:
         """Return site -> keys and values, L x 2 x H x P x d."""

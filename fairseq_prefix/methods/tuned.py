@@ -83,11 +83,6 @@ class Tuned(Mixin):
     def check(cls, options: Any, args: argparse.Namespace) -> None:
         """Raise a `UsageError` for an option of the method that is out of range."""
 
-    @classmethod
-    def layers_for(cls, args: argparse.Namespace) -> str:
-        """Return which layers an encoder-decoder is built of: "stock", "adaptable", "prefix" or "prompt"."""
-        return "stock"
-
     def add(self, options: Any, args: argparse.Namespace, task) -> None:
         """Add what is trained to the frozen base."""
         raise NotImplementedError

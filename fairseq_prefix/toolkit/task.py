@@ -32,6 +32,7 @@ from omegaconf import II, OmegaConf, open_dict
 from ..decoding.replacements import DiverseBeams, NGramBlock
 from ..decoding.search import Searcher, check_options
 from ..errors import UsageError
+from ..families import bart, gpt2
 from ..files.subwords import build_bpe
 from ..interfaces.family import Framing
 from .datasets import CompletePairDataset, JoinedPairDataset, framed, read_dictionaries, read_split
@@ -250,7 +251,7 @@ class ConditionalGenerationTask(PairTask):
     """The task of encoder-decoders; see the module's docstring."""
 
     name = "conditional_generation"
-    framing = Framing(("<s>",), ("</s>",), "</s>", ("<s>",))
+    framing = bart.FRAMING
 
     def conventions(self) -> dict:
         """Return the input conventions that the trained parameters depend on."""
@@ -287,7 +288,7 @@ class ConditionalLMTask(PairTask):
     """The task of decoder-only models; see the module's docstring."""
 
     name = "conditional_lm"
-    framing = Framing((), (), "</s>", joined=True)
+    framing = gpt2.FRAMING
     leading_space = True
 
     def conventions(self) -> dict:
